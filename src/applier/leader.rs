@@ -1,0 +1,125 @@
+//! The transaction leader as pollers see it: in this process, or over gRPC.
+
+use crate::coordinator::{CopyState, Release, Report, TabletMap};
+use crate::source::Resume;
+use crate::wal::{Column, Epoch, OpId, ReplicaTabletId, SourceTabletId, TableSchema};
+use async_trait::async_trait;
+
+/// What a poller learns when it opens its stream.
+#[derive(Clone, PartialEq, Debug)]
+pub struct StreamOpened {
+    /// The log's number of the stream.
+    pub stream: SourceTabletId,
+    /// The puller epoch, above every one given out for this stream before.
+    pub puller: Epoch,
+    /// The owner's epoch, which every call to a tablet carries.
+    pub owner: Epoch,
+    /// The log's id, which tablets are bound to.
+    pub log_id: String,
+    /// The key → tablet map.
+    pub map: TabletMap,
+    /// How the log decides; [`Release::Atomic`] needs the tablets' conflicts.
+    pub release: Release,
+    /// Whether the stream's slot stands already.
+    pub slot_stands: bool,
+    /// Tables of this stream whose copy is not done.
+    pub copies: Vec<(String, CopyState)>,
+    /// Where to resume.
+    pub resume: Resume,
+    /// What the log says was stored at each tablet: a tablet that holds less has lost acknowledged writes (C14).
+    pub stored: Vec<(ReplicaTabletId, OpId)>,
+}
+
+/// A report is durable in the log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Reported {
+    /// The stream's checkpoint.
+    pub checkpoint: OpId,
+    /// What may be acknowledged to the source.
+    pub acknowledge: OpId,
+}
+
+/// Why a call on the leader did not do what was asked.
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
+pub enum LeaderError {
+    /// Determinate: the report does not follow the checkpoint that is held. Open the stream again.
+    #[error("the log holds {held}, the report follows {follows}")]
+    OutOfOrder {
+        /// The checkpoint held.
+        held: OpId,
+        /// What the report follows.
+        follows: OpId,
+    },
+    /// Determinate: another puller has this stream, or another owner the log.
+    #[error("fenced: {0}")]
+    Fenced(String),
+    /// The report says what cannot be true: the stream stops by name until somebody mends it.
+    #[error("{0}")]
+    Stop(String),
+    /// The leader cannot be reached, or does not know yet; open the stream again.
+    #[error("the transaction leader is unavailable: {0}")]
+    Unavailable(String),
+}
+
+/// The owner of the transaction records.
+#[async_trait]
+pub trait TransactionLeader: Send + Sync {
+    /// A puller takes a stream. The answer comes once its epoch is durable in the log.
+    async fn open_stream(&self, name: &str, puller: &str) -> Result<StreamOpened, LeaderError>;
+
+    /// Reports facts; answers once they are durable in the log with their checkpoint. Reports of one stream are handed
+    /// in in order, and several may be on their way.
+    async fn report(&self, report: Report) -> Result<Reported, LeaderError>;
+
+    /// The catalog: see [`crate::source::Catalog`].
+    async fn table(&self, stream: SourceTabletId, name: &str, columns: Vec<Column>)
+    -> Result<TableSchema, LeaderError>;
+
+    /// The stream's slot stands.
+    async fn slot(&self, stream: SourceTabletId, puller: Epoch, start: OpId, identity: &str)
+    -> Result<(), LeaderError>;
+
+    /// How far the copy of a table is. A new attempt's number is the caller's, above every one before.
+    async fn copy(
+        &self,
+        stream: SourceTabletId,
+        puller: Epoch,
+        table: &str,
+        state: CopyState,
+    ) -> Result<(), LeaderError>;
+
+    /// The stream runs, or why it does not: what `status` and `explain` show.
+    async fn stream_state(&self, stream: SourceTabletId, puller: Epoch, state: StreamState) -> Result<(), LeaderError>;
+}
+
+/// What a stream's puller is doing.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum StreamState {
+    /// Set by the leader before a puller comes; waited for by readiness.
+    #[default]
+    NotPolled,
+    /// Set by the poller while the initial copy runs.
+    Copying {
+        /// Rows so far.
+        rows: u64,
+        /// Rows in all, where known.
+        total: Option<u64>,
+    },
+    /// Set by the poller while records come.
+    Running,
+    /// Set by the poller while it tries to connect again.
+    Waiting {
+        /// Why.
+        cause: String,
+    },
+    /// Set by the poller while a tablet does not take its writes.
+    BackPressure {
+        /// The tablet's name.
+        tablet: String,
+    },
+    /// Set by the poller when somebody must mend it; it stays so until then.
+    Stopped {
+        /// Why.
+        cause: String,
+    },
+}

@@ -1,0 +1,227 @@
+//! What stands in the transaction log: facts and decisions, ids, counts, tablets and times, never rows.
+//!
+//! State is a pure fold over the items of the entries in order ([`super::State`]). An item's meaning must not depend on
+//! anything but the fold's state: not on a clock, not on the process that folds it.
+
+use super::fact::Report;
+use crate::wal::codec::{self, CodecError};
+use crate::wal::{
+    Column, Epoch, HybridTime, LogPosition, OpId, ReplicaTabletId, SourceTabletId, TableId, TransactionId,
+};
+use serde::{Deserialize, Serialize};
+
+/// The version byte of entries and snapshots. Raise it when an older build could misread what is written.
+pub const FORMAT_VERSION: u8 = 1;
+
+/// How a transaction ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Outcome {
+    /// It becomes visible at this hybrid time.
+    Commit(HybridTime),
+    /// It leaves nothing.
+    Abort,
+}
+
+/// The hash ranges of keys, one a replica tablet: tablet `i` of `n` holds the keys whose 64-bit hash falls in the `i`th
+/// of `n` equal parts, or an explicit key range where the configuration gives one.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct TabletMap {
+    /// Counts up with every change; 0 is the empty map.
+    pub version: u64,
+    /// The tablets in order, with their names.
+    pub tablets: Vec<MappedTablet>,
+}
+
+/// One tablet of the map.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct MappedTablet {
+    /// The log's number.
+    pub id: ReplicaTabletId,
+    /// Its name in the configuration.
+    pub name: String,
+    /// The first key it holds, where the map is cut by key ranges instead of hashes; `None` throughout means hashes.
+    pub from_key: Option<Vec<u8>>,
+}
+
+/// How transactions of this log are decided. Fixed by the log's first entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub enum Release {
+    /// The source has a common clock: decided when the gate opens, at the source's commit time.
+    #[default]
+    CommonClock,
+    /// No common clock: the largest consistent cut is decided, again and again.
+    Ordered,
+    /// No common clock: decided when the gate opens; two writes of one key are never reordered.
+    Atomic,
+}
+
+/// A start fence: no stream shows anything before it has passed its part (postgresql.md).
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Fence {
+    /// For each stream: the flush position read after the last slot stood.
+    pub positions: Vec<(SourceTabletId, OpId)>,
+    /// For each stream: the ids of transactions that were prepared there when the fence was taken.
+    pub prepared: Vec<(SourceTabletId, String)>,
+}
+
+/// One thing that the log says.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Item {
+    /// A new owner took the log. First item of its first entry.
+    Opened {
+        /// Its epoch.
+        epoch: Epoch,
+        /// Who, for people.
+        owner: String,
+    },
+    /// The first item of a log: how it decides.
+    Created {
+        /// How.
+        release: Release,
+    },
+    /// The key → tablet map from here on.
+    Map(TabletMap),
+    /// A stream joined.
+    StreamJoined {
+        /// Its number.
+        stream: SourceTabletId,
+        /// Its name in the configuration.
+        name: String,
+        /// Its safe time counts from here; never below safe time.
+        at: HybridTime,
+    },
+    /// A stream left for good (`source drop`, a split's parent).
+    StreamLeft {
+        /// Its number.
+        stream: SourceTabletId,
+    },
+    /// A puller opened a stream; lower epochs are refused from here on.
+    PullerOpened {
+        /// The stream.
+        stream: SourceTabletId,
+        /// Its epoch.
+        epoch: Epoch,
+    },
+    /// A table, or a new version of its columns.
+    Table {
+        /// Its number.
+        table: TableId,
+        /// `schema.table`.
+        name: String,
+        /// The version of the columns.
+        version: u32,
+        /// The columns.
+        columns: Vec<Column>,
+    },
+    /// The stream's slot stands: it carries every transaction that commits above this position.
+    Slot {
+        /// The stream.
+        stream: SourceTabletId,
+        /// Where it starts.
+        start: OpId,
+        /// What tells this server from another that took its place (PostgreSQL's system identifier), for `check`.
+        identity: String,
+    },
+    /// The initial copy of a table from a stream's server.
+    Copy {
+        /// The stream.
+        stream: SourceTabletId,
+        /// `schema.table`.
+        table: String,
+        /// How far it is.
+        state: CopyState,
+    },
+    /// A start fence was taken.
+    Fence(Fence),
+    /// These ids of the fence's list resolved without showing in the stream (gone from `pg_prepared_xacts`, and the
+    /// stream passed the position given with them).
+    FenceResolved {
+        /// The stream.
+        stream: SourceTabletId,
+        /// The ids.
+        ids: Vec<String>,
+        /// A flush position read after they were gone.
+        position: OpId,
+    },
+    /// Positions of all servers, read after everything in the log at or below `begun_after` had happened.
+    Round {
+        /// The log position that was durable when the reading began.
+        begun_after: LogPosition,
+        /// The flush position of each stream's server.
+        positions: Vec<(SourceTabletId, OpId)>,
+    },
+    /// A poller's report.
+    Report(Report),
+    /// The decision on a transaction. The first for a transaction wins; one for a transaction that the fold does not
+    /// hold open counts for nothing.
+    Decision {
+        /// Which.
+        transaction: TransactionId,
+        /// How it ends.
+        outcome: Outcome,
+    },
+    /// A replica tablet has durably applied every decision at or below this position.
+    Applied {
+        /// Which.
+        tablet: ReplicaTabletId,
+        /// Up to where.
+        through: LogPosition,
+    },
+    /// Reads at this time are complete for whoever has applied the log up to this entry.
+    SafeTime {
+        /// The time; it only rises.
+        time: HybridTime,
+    },
+}
+
+/// How far the initial copy of one table is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum CopyState {
+    /// Asked for; set by whoever adds the table, waited for by the copier.
+    Pending,
+    /// Running as this attempt: rows of earlier attempts do not count.
+    Running {
+        /// Counts up; also the hybrid time at which the rows stand.
+        attempt: u32,
+        /// Transactions whose commit lies at or below this position are in the copy.
+        snapshot: OpId,
+    },
+    /// Every row is durable.
+    Done {
+        /// The attempt that finished.
+        attempt: u32,
+        /// Transactions whose commit lies at or below this position are in the copy.
+        snapshot: OpId,
+        /// How many rows it brought.
+        rows: u64,
+    },
+}
+
+/// One append to the log.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Entry {
+    /// The owner's epoch.
+    pub epoch: Epoch,
+    /// The position that it must get. In a total-order log the fold counts it only there.
+    pub position: LogPosition,
+    /// What it says, in order.
+    pub items: Vec<Item>,
+}
+
+impl Entry {
+    /// The entry's bytes for the log.
+    ///
+    /// # Errors
+    /// See [`codec::encode`].
+    pub fn encode(&self) -> Result<Vec<u8>, CodecError> {
+        codec::encode(FORMAT_VERSION, self)
+    }
+
+    /// Reads an entry back.
+    ///
+    /// # Errors
+    /// See [`codec::decode`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
+        codec::decode(FORMAT_VERSION, bytes)
+    }
+}

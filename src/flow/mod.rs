@@ -1,0 +1,1 @@
+//! A poller's bookkeeping. Pure.

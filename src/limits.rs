@@ -1,0 +1,21 @@
+//! Every bound, with its unit and its reason.
+
+/// Bytes of one gRPC message, either way. tonic's default of 4 MiB is below one batch with a row of a few megabytes.
+pub const GRPC_MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// Bytes of records that a poller asks for at once: large enough that a batch costs little, small enough that the
+/// prefetched one and the one in work stay within a stream's share of the memory budget.
+pub const BATCH_BYTES: usize = 1 << 20;
+/// Bytes of a PostgreSQL transaction that are held in memory before it is staged in chunks: below this a transaction is
+/// stored with its position at once; above, memory would grow with the transaction.
+pub const CHUNK_BYTES: usize = 1 << 20;
+/// Milliseconds that a source may wait before it answers that nothing came. Bounds how late a stop is noticed.
+pub const LONG_POLL_MS: u64 = 500;
+/// Bytes of log entries after which a snapshot is due, unless the last snapshot was larger: then that many. Writing
+/// snapshots costs at most as much as writing the log.
+pub const SNAPSHOT_AFTER_BYTES: usize = 8 << 20;
+/// Bytes of one log entry before the next one is begun. etcd refuses requests above 1.5 MiB.
+pub const ENTRY_BYTES: usize = 1 << 20;
+/// Bytes of a page of rows.
+pub const PAGE_BYTES: usize = 1 << 20;
+
+const _: () = assert!(BATCH_BYTES * 4 < GRPC_MESSAGE_BYTES_MAX, "a batch must fit in a message with room to spare");

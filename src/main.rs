@@ -1,0 +1,2 @@
+//! untorn
+fn main() {}

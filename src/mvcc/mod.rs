@@ -1,0 +1,1 @@
+//! Visibility and resolution rules. Pure.

@@ -1,0 +1,155 @@
+//! Sources: where streams come from.
+//!
+//! A [`Source`] opens streams and answers questions about the servers behind them. A [`Stream`] yields what its source
+//! tablet sent, in order; it keeps its connection alive by itself while nobody calls it (an applier that stalls must
+//! not look like a dead client), for which `open` hands back a future that the applier spawns.
+
+use crate::wal::{Column, HybridTime, OpId, SourceBatch, SourceTransactionId, StagedChunk, TableSchema};
+use async_trait::async_trait;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+/// Where a stream is to be resumed.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Resume {
+    /// Strictly after this position.
+    pub after: OpId,
+    /// Branches that are open there: the source must be able to name them again when they end.
+    pub open_branches: Vec<OpenBranch>,
+    /// For each table of this stream that was copied: transactions whose commit lies at or below this position are in
+    /// the copy, and their writes to that table are dropped.
+    pub copied: Vec<(String, OpId)>,
+}
+
+/// A branch that was reported and has not ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct OpenBranch {
+    /// The transaction as the stream named it.
+    pub transaction: SourceTransactionId,
+    /// Where it opened.
+    pub opened: OpId,
+    /// How many of its Write records were taken so far.
+    pub records: u64,
+    /// Whether its Applying record was taken.
+    pub applying: bool,
+}
+
+/// What a stream hands over.
+#[derive(Clone, PartialEq, Debug)]
+pub enum StreamEvent {
+    /// A run of records with positions.
+    Batch(SourceBatch),
+    /// A chunk of a transaction that has not ended.
+    Chunk(StagedChunk),
+}
+
+/// Why a stream cannot go on.
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
+pub enum SourceError {
+    /// It may work again after a while: a server that is down, a slot in use, a password that is being changed. The text
+    /// says what, where and how to mend it.
+    #[error("{0}")]
+    Retry(String),
+    /// It will not work until somebody mends it: damage, a checkpoint that is gone, a missing publication. The stream
+    /// stops by name; the text says what, where and how to mend it.
+    #[error("{0}")]
+    Stop(String),
+}
+
+/// The catalog of tables, which the log keeps. A stream asks it before it yields the first write under a new shape.
+#[async_trait]
+pub trait Catalog: Send + Sync {
+    /// The number and version of a table with these columns, given by the log if it does not have them yet.
+    async fn table(&self, name: &str, columns: Vec<Column>) -> Result<TableSchema, SourceError>;
+}
+
+/// A future that the applier spawns for a stream's connection; it ends when the stream is dropped.
+pub type Keeper = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// An open stream.
+#[async_trait]
+pub trait Stream: Send {
+    /// What comes next. Waits for it; cancel-safe.
+    async fn next(&mut self) -> Result<StreamEvent, SourceError>;
+
+    /// Everything at or below this position is durable at the replica and in the log: the source may forget it.
+    fn acknowledge(&mut self, upto: OpId);
+
+    /// What was really told to the source so far; at or below the last `acknowledge`.
+    fn acknowledged(&self) -> OpId;
+}
+
+/// Rows of an initial copy of one table.
+#[derive(Clone, PartialEq, Debug)]
+pub enum CopyEvent {
+    /// A table begins.
+    Table {
+        /// Its shape.
+        schema: TableSchema,
+        /// How many rows it has, about, where known.
+        estimate: Option<u64>,
+    },
+    /// Rows of the table.
+    Rows(Vec<(crate::wal::Key, crate::wal::Row)>),
+    /// The table is complete.
+    End,
+}
+
+/// A running initial copy of a stream's tables from one snapshot.
+#[async_trait]
+pub trait CopyReader: Send {
+    /// What comes next; `None` after the last table.
+    async fn next(&mut self) -> Result<Option<CopyEvent>, SourceError>;
+}
+
+/// A slot that was created, and what it takes to copy what came before it.
+pub struct NewSlot {
+    /// The stream carries every transaction that commits above this position; all others are in the copy.
+    pub start: OpId,
+    /// What tells this server from another that took its place.
+    pub identity: String,
+    /// The copy, from the slot's own snapshot.
+    pub copy: Box<dyn CopyReader>,
+}
+
+/// What is prepared on a server.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Prepared {
+    /// The gid.
+    pub gid: String,
+    /// When it was prepared.
+    pub since: HybridTime,
+}
+
+/// Where streams come from: one for each `[[source.tablets]]`.
+#[async_trait]
+pub trait Source: Send + Sync {
+    /// The source tablet's name in the configuration.
+    fn name(&self) -> &str;
+
+    /// Makes sure that the stream can be read from its start, and prepares the initial copy; sources without a copy
+    /// answer `None`. Drops and creates again a slot whose copy was cut off.
+    async fn create_slot(&self, catalog: Arc<dyn Catalog>) -> Result<Option<NewSlot>, SourceError>;
+
+    /// Opens the stream. The second part is spawned by the caller.
+    async fn open(&self, resume: Resume, catalog: Arc<dyn Catalog>) -> Result<(Box<dyn Stream>, Keeper), SourceError>;
+
+    /// A position that the server has flushed by now, for discovery rounds and fences. `None` for sources with a common
+    /// clock, which need neither.
+    async fn flushed(&self) -> Result<Option<OpId>, SourceError>;
+
+    /// What is prepared on the server right now, in this stream's database.
+    async fn prepared(&self) -> Result<Vec<Prepared>, SourceError>;
+
+    /// Which of these transactions the source no longer knows as running, and a position of this stream that was
+    /// reached when it said so: once the stream has passed it, their Commit record can no longer come (C8).
+    async fn not_running(
+        &self,
+        transactions: Vec<SourceTransactionId>,
+    ) -> Result<(Vec<SourceTransactionId>, OpId), SourceError>;
+
+    /// Makes a stream move that stays short of `wanted` although the server has flushed it (an empty transactional
+    /// message, for PostgreSQL).
+    async fn nudge(&self) -> Result<(), SourceError>;
+}

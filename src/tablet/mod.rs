@@ -1,0 +1,348 @@
+//! Replica tablets: the contract, its engines, and how it is served.
+//!
+//! A tablet stores writes of undecided transactions as **provisional records**, keyed by branch, and turns them into
+//! **versions** when it hears the decision. Nothing on a provisional record or version says "committed": the tablet
+//! hears decisions in log order, and a read names the log position it is to see ([`ReadPoint`]), so a tablet that has
+//! not heard the log up to there waits. Therefore a read point fixed before the first tablet is read shows every
+//! tablet exactly the transactions decided at or below it (C3).
+//!
+//! Two orders meet here. Writes of one stream come in the stream's order, each batch naming the position that it
+//! follows (C5). Decisions come in log order, each batch naming the log position that it follows.
+
+use crate::wal::{
+    BranchId, Epoch, HybridTime, Key, LogPosition, OpId, ReplicaTabletId, Row, SourceTabletId, TableId, TableSchema,
+    TransactionId, Write,
+};
+use async_trait::async_trait;
+
+/// What a tablet holds of one stream.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StreamMark {
+    /// The stream.
+    pub stream: SourceTabletId,
+    /// The highest position stored durably; records at or below it are dropped.
+    pub stored: OpId,
+    /// The highest puller epoch seen; batches of a lower one are refused.
+    pub puller: Epoch,
+}
+
+/// What a tablet answers to a new owner.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Announced {
+    /// Its marks, one a stream that ever wrote to it, by stream.
+    pub marks: Vec<StreamMark>,
+    /// It has heard the log up to here; reads up to here do not wait.
+    pub heard: LogPosition,
+    /// It has applied the log up to here *durably*.
+    pub applied: LogPosition,
+}
+
+/// One branch's writes within a batch.
+#[derive(Clone, PartialEq, Debug)]
+pub struct BranchWrites {
+    /// The branch.
+    pub branch: BranchId,
+    /// The writes in stream order, each above the batch's `follows`.
+    pub writes: Vec<Write>,
+    /// Chunks that take their place here, before `writes`: what was staged for this branch ahead of its end.
+    pub adopt: Option<Adopt>,
+}
+
+/// Chunks that become part of a branch.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Adopt {
+    /// The connection that brought them.
+    pub connection: u64,
+    /// The transaction's number within it.
+    pub xid: u32,
+    /// Sub-transactions whose chunks do not count.
+    pub rolled_back: Vec<u32>,
+    /// The number of the last chunk that was staged at this tablet: a tablet that holds another refuses.
+    pub last_chunk: u64,
+}
+
+/// A run of one stream's writes for one tablet.
+#[derive(Clone, PartialEq, Debug)]
+pub struct ProvisionalBatch {
+    /// The stream.
+    pub stream: SourceTabletId,
+    /// The owner's epoch.
+    pub owner: Epoch,
+    /// The puller's epoch.
+    pub puller: Epoch,
+    /// The stored position that this batch follows at this tablet.
+    pub follows: OpId,
+    /// The position that it moves to: at or above every write's.
+    pub upto: OpId,
+    /// Shapes of tables that this tablet may not know yet.
+    pub schemas: Vec<TableSchema>,
+    /// The writes.
+    pub branches: Vec<BranchWrites>,
+    /// Whether to answer which earlier undecided branches wrote the same keys (`release = "atomic"`).
+    pub report_conflicts: bool,
+}
+
+/// A branch and the earlier undecided branches of its stream that wrote one of its keys.
+pub type Conflict = (BranchId, Vec<BranchId>);
+
+/// A batch is durable.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Stored {
+    /// The position now held for the stream.
+    pub mark: OpId,
+    /// The conflicts asked for.
+    pub conflicts: Vec<Conflict>,
+}
+
+/// A chunk of a transaction that has not ended, for one tablet. Not durable when answered: the batch that adopts it
+/// makes it so.
+#[derive(Clone, PartialEq, Debug)]
+pub struct ChunkBatch {
+    /// The stream.
+    pub stream: SourceTabletId,
+    /// The owner's epoch.
+    pub owner: Epoch,
+    /// The puller's epoch.
+    pub puller: Epoch,
+    /// The connection that brought it. A number not seen before makes the tablet throw away what it staged for other
+    /// connections of this stream and nobody adopted.
+    pub connection: u64,
+    /// The transaction's number within it.
+    pub xid: u32,
+    /// The sub-transaction that wrote it.
+    pub sub_xid: u32,
+    /// This chunk's number at this tablet for this transaction: 1, 2, 3, …. Another than the next is refused.
+    pub number: u64,
+    /// Shapes of tables that this tablet may not know yet.
+    pub schemas: Vec<TableSchema>,
+    /// The writes; their positions are only their order.
+    pub writes: Vec<Write>,
+}
+
+/// Rows of an initial copy for one tablet: they become versions at once, at a hybrid time that is the attempt's number,
+/// below every commit, and stay unseen because nothing is shown before the start fence is passed.
+#[derive(Clone, PartialEq, Debug)]
+pub struct CopyBatch {
+    /// The stream whose server the rows come from.
+    pub stream: SourceTabletId,
+    /// The owner's epoch.
+    pub owner: Epoch,
+    /// The puller's epoch.
+    pub puller: Epoch,
+    /// The attempt, from 1: also the hybrid time of the rows.
+    pub attempt: u32,
+    /// First batch of the attempt at this tablet: rows of the table that earlier attempts brought from this stream no
+    /// longer count.
+    pub first: bool,
+    /// Last one: answer only when all of the attempt's rows are durable.
+    pub last: bool,
+    /// The table's shape.
+    pub schema: TableSchema,
+    /// The rows.
+    pub rows: Vec<(Key, Row)>,
+}
+
+/// What a decision asks of one tablet.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Work {
+    /// Turn these branches' provisional records into versions.
+    Commit {
+        /// The transaction.
+        transaction: TransactionId,
+        /// Its commit hybrid time.
+        time: HybridTime,
+        /// Its branches that wrote to this tablet, in the order in which they are to be applied; within one
+        /// transaction a write beats another stream's delete of the same key.
+        branches: Vec<BranchId>,
+        /// Every replica tablet that it wrote to: the Commit record of this tablet's own WAL names them.
+        tablets: Vec<ReplicaTabletId>,
+    },
+    /// Throw these branches' provisional records away: aborted, or rolled back.
+    Discard {
+        /// Which.
+        branches: Vec<BranchId>,
+    },
+}
+
+/// One piece of work and the log position of the decision that asks for it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Decided {
+    /// Where the decision stands in the log.
+    pub position: LogPosition,
+    /// What to do.
+    pub work: Work,
+}
+
+/// A run of decisions for one tablet, in log order.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ApplyBatch {
+    /// The owner's epoch.
+    pub owner: Epoch,
+    /// The log position that this batch follows at this tablet: what it has heard before.
+    pub follows: LogPosition,
+    /// Every decision at or below this one that concerns this tablet is in this batch or an earlier one.
+    pub through: LogPosition,
+    /// The newest safe time at or below `through`, for the tablet's own WAL and for collection.
+    pub safe_time: HybridTime,
+    /// The work, positions rising.
+    pub work: Vec<Decided>,
+}
+
+/// How far a tablet is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Applied {
+    /// It has heard the log up to here: reads see it.
+    pub heard: LogPosition,
+    /// It has applied the log up to here durably: a crash does not take it back.
+    pub applied: LogPosition,
+}
+
+/// What a reader sees: exactly the transactions decided at or below `position` whose hybrid time is at or below `time`.
+/// Fixed before the first tablet is read. `latest` is (a durable log position, [`HybridTime::MAX`]); `safe` is the safe
+/// time and the position of the entry that established it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ReadPoint {
+    /// The log position.
+    pub position: LogPosition,
+    /// The hybrid time.
+    pub time: HybridTime,
+}
+
+/// Which rows to read.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ReadRequest {
+    /// The table.
+    pub table: TableId,
+    /// The read point.
+    pub at: ReadPoint,
+    /// Only this key.
+    pub key: Option<Key>,
+    /// Only keys above this one: the last key of the page before.
+    pub after: Option<Key>,
+    /// Every version at or below the read point, newest first in each key, deletes included, instead of the newest.
+    pub history: bool,
+    /// About how many bytes to answer at most; at least one row if there is one.
+    pub max_bytes: usize,
+}
+
+/// A version as a reader sees it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VersionedRow {
+    /// The key.
+    pub key: Key,
+    /// The row; `None` is a delete, which only a history shows.
+    pub row: Option<Row>,
+    /// The commit's hybrid time.
+    pub time: HybridTime,
+    /// The decision's log position; 0 for rows of an initial copy.
+    pub position: LogPosition,
+    /// The stream it came from.
+    pub stream: SourceTabletId,
+}
+
+/// A page of rows in key order.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ReadPage {
+    /// The rows.
+    pub rows: Vec<VersionedRow>,
+    /// Set when there may be more: ask again with `after` set to this.
+    pub more_after: Option<Key>,
+}
+
+/// What a tablet holds, for status and metrics.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct TabletStats {
+    /// Branches with provisional records.
+    pub provisional_branches: u64,
+    /// Provisional records (writes).
+    pub provisional_records: u64,
+    /// Their bytes.
+    pub provisional_bytes: u64,
+    /// Bytes on disk, all in all.
+    pub disk_bytes: u64,
+}
+
+/// How a call on a tablet ended when it did not do what was asked.
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
+pub enum TabletError {
+    /// Determinate: the batch does not follow what is held; nothing was stored. Send what follows this position.
+    #[error("the tablet holds {held}, the batch follows {follows}")]
+    OutOfOrder {
+        /// The position held.
+        held: OpId,
+        /// The position that the batch follows.
+        follows: OpId,
+    },
+    /// Determinate: the apply batch does not follow what was heard; nothing was done. Send what follows this position.
+    #[error("the tablet has heard the log up to {heard}, the batch follows {follows}")]
+    HeardOther {
+        /// What it has heard.
+        heard: LogPosition,
+        /// What the batch follows.
+        follows: LogPosition,
+    },
+    /// Determinate: a higher epoch (of an owner, or of this stream's puller) was seen; nothing was done.
+    #[error("fenced: epoch {held} was seen")]
+    Fenced {
+        /// The higher epoch.
+        held: Epoch,
+    },
+    /// Determinate: the chunk or the adoption does not match what is staged; the connection must start over.
+    #[error("staged chunks do not match: {0}")]
+    ChunksLost(String),
+    /// Determinate: the tablet can never do this (bound to another log, a malformed batch, an unknown table, …).
+    #[error("the tablet refuses: {0}")]
+    Refused(String),
+    /// Determinate: the read point lies below what the tablet still keeps apart.
+    #[error("the read point {asked} lies below {kept}, the oldest that is kept")]
+    TooOld {
+        /// What was asked for.
+        asked: String,
+        /// The oldest that can be asked for.
+        kept: String,
+    },
+    /// It may have happened and it may not; ask again with the same batch, which the marks make harmless.
+    #[error("the tablet did not answer: {0}")]
+    Indeterminate(String),
+    /// An I/O error or a failed barrier: final for the process that holds the tablet (C11).
+    #[error("the tablet's storage failed: {0}")]
+    Poisoned(String),
+}
+
+/// The leader of one replica tablet. Calls may come from many tasks at once; batches of one stream come one after
+/// another, and so do apply batches.
+#[async_trait]
+pub trait TabletLeader: Send + Sync {
+    /// A new owner announces its epoch, *before* it reads what the tablet holds (C7). Binds a new tablet to the log; a
+    /// tablet that is bound to another refuses.
+    async fn announce(&self, log_id: &str, tablet: ReplicaTabletId, owner: Epoch) -> Result<Announced, TabletError>;
+
+    /// A new puller of a stream announces its epoch and learns the mark held for its stream.
+    async fn announce_puller(
+        &self,
+        stream: SourceTabletId,
+        owner: Epoch,
+        puller: Epoch,
+    ) -> Result<StreamMark, TabletError>;
+
+    /// Stores provisional records; answers once they are durable, with the mark in the same atomic batch.
+    async fn write_provisional(&self, batch: ProvisionalBatch) -> Result<Stored, TabletError>;
+
+    /// Stages a chunk.
+    async fn stage_chunk(&self, chunk: ChunkBatch) -> Result<(), TabletError>;
+
+    /// Stores rows of an initial copy.
+    async fn copy_rows(&self, batch: CopyBatch) -> Result<(), TabletError>;
+
+    /// Applies decisions. Idempotent by transaction: a branch that is gone was applied.
+    async fn apply(&self, batch: ApplyBatch) -> Result<Applied, TabletError>;
+
+    /// Reads a page of rows, waiting until the tablet has heard the log up to the read point.
+    async fn read(&self, request: ReadRequest) -> Result<ReadPage, TabletError>;
+
+    /// Makes everything applied so far durable and says how far that is.
+    async fn sync(&self) -> Result<Applied, TabletError>;
+
+    /// What the tablet holds.
+    async fn stats(&self) -> Result<TabletStats, TabletError>;
+}
