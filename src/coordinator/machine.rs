@@ -1,9 +1,9 @@
 //! The machine: inputs in, entries and outputs out. See the room's opening for the protocol.
 
+use super::decided::{Applied, ReadPoint};
 use super::entry::{CopyState, Entry, Fence, Release, TabletMap};
 use super::fact::Report;
 use super::output::{Output, Promise, Refused, StreamOpening};
-use crate::tablet::{Applied, ReadPoint};
 use crate::wal::codec::CodecError;
 use crate::wal::{Column, Epoch, HybridTime, LogPosition, OpId, ReplicaTabletId, SourceTabletId, TableSchema};
 

@@ -1,7 +1,7 @@
 //! What the coordinator asks of the world, and what it answers.
 
+use super::decided::Decided;
 use super::entry::CopyState;
-use crate::tablet::Decided;
 use crate::wal::{Epoch, LogPosition, OpId, ReplicaTabletId, SourceTabletId, SourceTransactionId, TransactionId};
 
 /// Something to do. An output is yielded only once everything that it rests on is durable, so it may run at once.
