@@ -9,6 +9,8 @@
 //! Two orders meet here. Writes of one stream come in the stream's order, each batch naming the position that it
 //! follows (C5). Decisions come in log order, each batch naming the log position that it follows.
 
+pub mod change_log;
+
 pub use crate::coordinator::{Applied, Decided, ReadPoint, Work};
 use crate::wal::{
     BranchId, Epoch, HybridTime, Key, LogPosition, OpId, ReplicaTabletId, Row, SourceTabletId, TableId, TableSchema,
