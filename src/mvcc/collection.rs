@@ -24,10 +24,8 @@ pub fn collectable(
         chain.iter().find(|s| everyone_sees(s) && fate(s) != Fate::Superseded).map(|s| s.time);
     let Some(settled) = settled else { return Vec::new() };
     // Every version of the transaction at that time, seen by everyone and dead: then the key is gone for everyone.
-    let gone = chain
-        .iter()
-        .filter(|s| s.time == settled)
-        .all(|s| everyone_sees(s) && (s.deleted || fate(s) != Fate::Counts));
+    let gone =
+        chain.iter().filter(|s| s.time == settled).all(|s| everyone_sees(s) && (s.deleted || fate(s) != Fate::Counts));
     let kept = if gone { chain.iter().position(|s| s.time <= settled) } else { None };
     let first = kept.or_else(|| chain.iter().position(|s| s.time < settled)).unwrap_or(chain.len());
     // A dead version may only go together with everything below it.
@@ -179,7 +177,8 @@ mod tests {
             deleted: false,
         };
         let truncation = Truncation { time: HybridTime::from_u64(30), position: LogPosition(30) };
-        let world = World { chain: vec![stamp(20, 2), stamp(10, 1)], truncations: vec![(SourceTabletId(2), truncation)] };
+        let world =
+            World { chain: vec![stamp(20, 2), stamp(10, 1)], truncations: vec![(SourceTabletId(2), truncation)] };
         assert_eq!(world.picked(point(29, 29)), Some(0));
         assert_eq!(world.picked(point(30, 30)), None);
         let events = history(TABLE, &world.chain, point(30, 30), &world.known());

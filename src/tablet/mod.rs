@@ -10,11 +10,19 @@
 //! follows (C5). Decisions come in log order, each batch naming the log position that it follows.
 
 pub mod change_log;
+#[cfg(test)]
+pub mod conformance;
+pub mod embedded;
+pub mod engine;
+pub mod format;
+pub mod keys;
+pub mod memory;
+pub mod store;
 
 pub use crate::coordinator::{Applied, Decided, ReadPoint, Work};
 use crate::wal::{
     BranchId, Epoch, HybridTime, Key, LogPosition, OpId, ReplicaTabletId, Row, SourceTabletId, TableId, TableSchema,
-    TransactionId, Write,
+    Write,
 };
 use async_trait::async_trait;
 
