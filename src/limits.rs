@@ -13,6 +13,13 @@ pub const GRPC_KEEPALIVE_MS: u64 = 5_000;
 /// Milliseconds until a call on a tablet or on the transaction leader counts as not answered: far above a slow
 /// durability barrier, short enough that a hung server shows.
 pub const CALL_MS: u64 = 30_000;
+/// Milliseconds that a server which shuts down waits for calls in work: above a durability barrier, below what an
+/// orchestrator allows a process to end (10 s and more).
+pub const DRAIN_MS: u64 = 5_000;
+/// Milliseconds between polls of a CDC service that answers empty pages without waiting: it must not be asked in a loop.
+pub const EMPTY_POLL_PAUSE_MS: u64 = 10;
+/// Bytes of a source's transaction id: ids go into log entries.
+pub const SOURCE_TRANSACTION_ID_BYTES_MAX: usize = 1_024;
 /// Bytes of one CDC record. Routed on, it must fit in a message with its batch's schemas; what is larger stops the
 /// stream by name.
 pub const CDC_RECORD_BYTES_MAX: usize = 32 << 20;

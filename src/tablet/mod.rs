@@ -9,8 +9,10 @@
 //! Two orders meet here. Writes of one stream come in the stream's order, each batch naming the position that it
 //! follows (C5). Decisions come in log order, each batch naming the log position that it follows.
 
+pub mod cdc_service;
 pub mod change_log;
 pub mod grpc;
+pub mod server;
 
 pub use crate::coordinator::{Applied, Decided, ReadPoint, Work};
 use crate::wal::{
