@@ -47,5 +47,40 @@ pub const ENTRY_BYTES: usize = 1 << 20;
 /// Bytes of a page of rows.
 pub const PAGE_BYTES: usize = 1 << 20;
 
+/// Branches of a stream whose Applying record was taken and is recognised when it comes again. A source repeats what it
+/// sent a moment ago, not what it sent long ago.
+pub const APPLIED_BRANCHES_REMEMBERED: usize = 1 << 14;
+/// Reports of one stream that are on their way to the log at once: enough that tablets store while the log appends.
+pub const REPORTS_IN_FLIGHT: usize = 4;
+/// Inputs that wait for the transaction leader. Each stream has few on their way, so this bounds a burst, not work.
+pub const LEADER_INPUTS: usize = 256;
+/// Decisions that wait for one replica tablet, or that it has applied and not made durable, before pulling pauses. A
+/// decision takes about 200 bytes here.
+pub const DECISIONS_WAITING: usize = 1 << 18;
+/// Decisions in one batch for a replica tablet: bounds how long one call keeps a tablet from others.
+pub const APPLY_BATCH_DECISIONS: usize = 4096;
+/// Milliseconds without new decisions after which a tablet is asked to make durable what it applied, so that
+/// transactions are forgotten although nothing follows them.
+pub const SYNC_AFTER_MS: u64 = 50;
+/// Milliseconds that a busy tablet may go on without making durable what it applied.
+pub const SYNC_AT_LEAST_EVERY_MS: u64 = 1_000;
+/// Milliseconds of the first wait after a failure, and of the longest: a restarted server is met quickly, a dead one is
+/// not pestered.
+pub const RETRY_FIRST_MS: u64 = 50;
+/// See [`RETRY_FIRST_MS`].
+pub const RETRY_LAST_MS: u64 = 5_000;
+/// Milliseconds after which a stopped stream is tried again, so that a mended cause lets it go on by itself.
+pub const STOPPED_RETRY_MS: u64 = 30_000;
+/// Milliseconds that a source has to answer a probe before it counts as silent.
+pub const PROBE_DEADLINE_MS: u64 = 5_000;
+/// Milliseconds after which a batch that no tablet has stored shows as back-pressure.
+pub const STALL_SHOWS_AFTER_MS: u64 = 1_000;
+/// Milliseconds between the leader's ticks. No decision waits for one.
+pub const TICK_MS: u64 = 100;
+/// Milliseconds of silence after which a stream reports what was acknowledged, so that forgetting goes on.
+pub const REPORT_IDLE_MS: u64 = 1_000;
+/// Milliseconds that a drain may take before the process ends without it. What was not drained is resumed later.
+pub const APPLIER_DRAIN_MS: u64 = 20_000;
+
 const _: () = assert!(CDC_RECORD_BYTES_MAX * 2 <= GRPC_MESSAGE_BYTES_MAX, "a record must fit in a batch's message");
 const _: () = assert!(BATCH_BYTES * 4 < GRPC_MESSAGE_BYTES_MAX, "a batch must fit in a message with room to spare");
