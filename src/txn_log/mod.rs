@@ -104,7 +104,8 @@ pub trait TransactionLog: Send {
     /// Stores a snapshot durably, in place of the one before. Its position must be held or trimmed.
     ///
     /// # Errors
-    /// Every kind but `Conflict`.
+    /// [`LogError::Conflict`] when its position is beyond the last entry or below the snapshot that is held, whose
+    /// entries may be trimmed; else as `append`.
     async fn write_snapshot(&mut self, epoch: Epoch, snapshot: Snapshot) -> Result<(), LogError>;
 
     /// The newest snapshot, if there is one.
