@@ -18,6 +18,7 @@ mod read_back;
 mod sled;
 mod sqlite;
 mod unreliable;
+mod witness;
 
 pub use engine::{EngineConfig, engine};
 pub use memory::MemoryLog;
