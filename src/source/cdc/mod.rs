@@ -8,6 +8,8 @@
 mod decode;
 mod fault;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 use super::{Catalog, Keeper, NewSlot, Prepared, Resume, Source, SourceError, Stream};
 use crate::limits::{CALL_MS, CHECK_TRANSACTIONS_MAX, GRPC_MESSAGE_BYTES_MAX};
