@@ -6,7 +6,9 @@
 
 pub mod cdc;
 
-use crate::wal::{Column, HybridTime, OpId, SourceBatch, SourceTransactionId, StagedChunk, TableSchema};
+use crate::wal::{
+    Column, HybridTime, OpId, SourceBatch, SourceTabletId, SourceTransactionId, StagedChunk, TableSchema,
+};
 use async_trait::async_trait;
 use std::future::Future;
 use std::pin::Pin;
@@ -15,6 +17,11 @@ use std::sync::Arc;
 /// Where a stream is to be resumed.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Resume {
+    /// The log's number of the stream, which the ids of its branches carry.
+    pub stream: SourceTabletId,
+    /// [`NewSlot::identity`] as it was when the slot was created; empty when it is not known. Another server behind the
+    /// same address is refused.
+    pub identity: String,
     /// Strictly after this position.
     pub after: OpId,
     /// Branches that are open there: the source must be able to name them again when they end.
@@ -29,6 +36,8 @@ pub struct Resume {
 pub struct OpenBranch {
     /// The transaction as the stream named it.
     pub transaction: SourceTransactionId,
+    /// What the source ends it by, where that is not the transaction's id: see [`crate::wal::Record::Applying`].
+    pub label: Option<String>,
     /// Where it opened.
     pub opened: OpId,
     /// How many of its Write records were taken so far.

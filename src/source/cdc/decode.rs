@@ -131,6 +131,7 @@ impl Decoder {
                 transaction: transaction("applying.transaction", applying.transaction)?,
                 records: applying.records,
                 prepared_at: None,
+                label: None,
             },
             PbRecord::Commit(commit) => self.commit(commit)?,
             PbRecord::Aborted(aborted) => {
