@@ -6,6 +6,8 @@ mod convert;
 mod error;
 mod order;
 mod service;
+#[cfg(test)]
+mod tests;
 
 pub use client::GrpcLeader;
 pub use service::transaction_service;
