@@ -1,6 +1,8 @@
 //! A service that misbehaves in each way must stop its stream by name; one that does not must be taken as it is.
 
-use super::{CdcSource, CdcTablet};
+use super::decode::Decoder;
+use super::fault::Faults;
+use super::{CdcSource, CdcTablet, StreamNames};
 use crate::limits::{CDC_RECORD_BYTES_MAX, SOURCE_TRANSACTION_ID_BYTES_MAX};
 use crate::proto::cdc as pb;
 use crate::proto::cdc::cdc_record::Record as PbRecord;
@@ -13,6 +15,11 @@ use crate::wal::{
 };
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::FutureExt;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::Index;
+use prost::Message;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -86,10 +93,17 @@ async fn listen() -> (TcpListener, String) {
     (listener, url)
 }
 
-fn source_at(url: &str) -> CdcSource {
+fn source_tablet(url: &str) -> CdcTablet {
+    CdcTablet { name: "shard-a".to_owned(), url: url.to_owned(), tablet: "t1".to_owned() }
+}
+
+fn stream_names() -> Arc<StreamNames> {
     let streams = [("t1", "shard-a"), ("t2", "shard-b")].map(|(tablet, name)| (tablet.to_owned(), name.to_owned()));
-    let tablet = CdcTablet { name: "shard-a".to_owned(), url: url.to_owned(), tablet: "t1".to_owned() };
-    CdcSource::new(tablet, "replica-1", Arc::new(streams.into())).unwrap()
+    Arc::new(streams.into())
+}
+
+fn source_at(url: &str) -> CdcSource {
+    CdcSource::new(source_tablet(url), "replica-1", stream_names()).unwrap()
 }
 
 /// A source whose service gives these answers.
@@ -422,4 +436,25 @@ async fn transactions_that_do_not_run_are_asked_for() {
     assert!(stop_text(source.not_running(asked.clone()).await.unwrap_err()).contains("was not asked for"));
     assert!(stop_text(source.not_running(asked.clone()).await.unwrap_err()).contains("`as_of` is missing"));
     assert!(matches!(source.not_running(asked).await, Err(SourceError::Retry(_))));
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_do_harm(noise in vec(any::<u8>(), 0..64), flip: Index, with: u8) {
+        let put = write(8, &[b"42"], Operation::Put(row()));
+        let whole = page(vec![created(6), at(7, PbRecord::Schema(schema(3))), put, commit(9, 4096, &["t1", "t2"])]);
+        let mut damaged = whole.encode_to_vec();
+        let place = flip.index(damaged.len());
+        damaged[place] = with;
+        let faults = Faults { tablet: source_tablet("http://127.0.0.1:1") };
+        for bytes in [noise, damaged] {
+            if let Ok(response) = Page::decode(bytes.as_slice()) {
+                let mut decoder = Decoder::new(stream_names(), Arc::new(Numbering::default()));
+                match decoder.decode(&faults, AFTER, response).now_or_never().unwrap() {
+                    Ok(batch) => prop_assert!(batch.upto >= AFTER),
+                    Err(error) => prop_assert!(matches!(error, SourceError::Stop(_))),
+                }
+            }
+        }
+    }
 }
