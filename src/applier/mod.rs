@@ -2,3 +2,4 @@
 //! spawns.
 
 pub mod leader;
+pub mod leader_grpc;
