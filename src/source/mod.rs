@@ -125,6 +125,8 @@ pub struct NewSlot {
 /// What is prepared on a server.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Prepared {
+    /// The transaction, as the stream names it.
+    pub transaction: SourceTransactionId,
     /// The gid.
     pub gid: String,
     /// When it was prepared.
