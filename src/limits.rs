@@ -47,6 +47,19 @@ pub const ENTRY_BYTES: usize = 1 << 20;
 /// Bytes of a page of rows.
 pub const PAGE_BYTES: usize = 1 << 20;
 
+/// Discovery rounds kept while a stream lags. Each costs 24 bytes a stream; thinning them only makes a transaction wait for
+/// a somewhat later one.
+pub const ROUNDS_KEPT: usize = 256;
+
+/// Milliseconds between two nudges of a stream that stays short of what its server has flushed. A ping is answered in
+/// 0.1 ms, so whoever is still short by then needs the nudge.
+pub const NUDGE_AFTER_MS: u64 = 100;
+/// Milliseconds that a transaction is open before its source is asked whether it still knows it, and between two such
+/// questions. Age only makes us ask (C8).
+pub const ORPHAN_CHECK_AFTER_MS: u64 = 10_000;
+/// Transactions asked about at once: what fits in a small message.
+pub const ORPHAN_CHECK_MAX: usize = 1000;
+
 /// Branches of a stream whose Applying record was taken and is recognised when it comes again. A source repeats what it
 /// sent a moment ago, not what it sent long ago.
 pub const APPLIED_BRANCHES_REMEMBERED: usize = 1 << 14;

@@ -344,8 +344,7 @@ impl Assembler {
                 None => routed.iter_mut().for_each(|writes| writes.push(write.clone())),
             }
         }
-        let numbers =
-            self.chunks.entry((chunk.connection, chunk.xid)).or_insert_with(|| vec![0; self.tablets.len()]);
+        let numbers = self.chunks.entry((chunk.connection, chunk.xid)).or_insert_with(|| vec![0; self.tablets.len()]);
         let mut batches = Vec::new();
         for ((tablet, number), writes) in self.tablets.iter().zip(numbers).zip(routed) {
             if writes.is_empty() {
@@ -408,14 +407,14 @@ impl Assembler {
     fn record(&mut self, at: OpId, record: Record) -> Result<(), String> {
         match record {
             Record::Write { transaction, write } => self.write(transaction, write)?,
-            Record::Applying { transaction, records, prepared_at, label: _ } => {
+            Record::Applying { transaction, records, prepared_at, label } => {
                 let known = self.open.remove(&transaction);
                 let again = || self.applied.opened(&transaction).filter(|_| prepared_at.is_none());
                 let mut branch = known.or_else(|| again().map(OpenBranch::at)).unwrap_or_else(|| OpenBranch::at(at));
                 if prepared_at.is_none() {
                     self.applied.remember(transaction.clone(), branch.opened);
                 }
-                let applying = ApplyingFact { at, records, prepared_at: prepared_at.unwrap_or_default() };
+                let applying = ApplyingFact { at, records, prepared_at: prepared_at.unwrap_or_default(), label };
                 self.gathered.facts.push(branch.fact(transaction, Some(applying)));
             }
             Record::Created { transaction } => self.gathered.facts.push(Fact::Created { transaction, at }),
@@ -442,7 +441,8 @@ impl Assembler {
                 self.gathered.schemas.push(schema);
             }
             Record::Split { children } => {
-                let children = children.iter().map(|child| self.number(child, "was split into")).collect::<Result<_, _>>()?;
+                let children =
+                    children.iter().map(|child| self.number(child, "was split into")).collect::<Result<_, _>>()?;
                 self.gathered.facts.push(Fact::Split { children, at });
             }
         }

@@ -129,6 +129,8 @@ pub struct Prepared {
     pub transaction: SourceTransactionId,
     /// The gid.
     pub gid: String,
+    /// The transaction that it names, as the stream would.
+    pub transaction: SourceTransactionId,
     /// When it was prepared.
     pub since: HybridTime,
 }

@@ -17,7 +17,7 @@ pub mod server;
 pub use crate::coordinator::{Applied, Decided, ReadPoint, Work};
 use crate::wal::{
     BranchId, Epoch, HybridTime, Key, LogPosition, OpId, ReplicaTabletId, Row, SourceTabletId, TableId, TableSchema,
-    TransactionId, Write,
+    Write,
 };
 use async_trait::async_trait;
 
