@@ -44,6 +44,21 @@ pub const LONG_POLL_MS: u64 = 500;
 pub const SNAPSHOT_AFTER_BYTES: usize = 8 << 20;
 /// Bytes of one log entry before the next one is begun. etcd refuses requests above 1.5 MiB.
 pub const ENTRY_BYTES: usize = 1 << 20;
+/// Milliseconds that opening a log waits for its owner to go away: a process that was killed a moment ago still holds
+/// its locks until the kernel has torn it down. Anyone who lives longer than this is another owner.
+pub const LOG_OWNER_WAIT_MS: u64 = 3_000;
+/// Bytes of one value in sled. sled puts a page above 128 KiB into a file of its own, which it never syncs; a page holds
+/// up to about 20 values.
+pub const SLED_VALUE_BYTES: usize = 4_000;
+/// Bytes of sled's page cache. The log is read once, at the start; more would only be held twice.
+pub const SLED_CACHE_BYTES: u64 = 8 << 20;
+/// Bytes written to sled between two barriers at most: less than one of its segments (512 KiB), so that no segment is
+/// reused before what moved out of it is durable.
+pub const SLED_UNSYNCED_BYTES: usize = 256 << 10;
+/// Bytes of a snapshot in one row of SQLite, which refuses rows above 1 GB and copies each in memory.
+pub const SQLITE_ROW_BYTES: usize = 1 << 20;
+/// Bytes that SQLite's write-ahead file keeps after a checkpoint.
+pub const SQLITE_WAL_BYTES: i64 = 4 << 20;
 /// Bytes of a page of rows.
 pub const PAGE_BYTES: usize = 1 << 20;
 

@@ -1,1 +1,3 @@
-fn main() {}
+//! The integration tests, in one binary: linking is what costs time.
+
+mod power_cut;
