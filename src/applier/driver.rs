@@ -41,7 +41,7 @@ pub(super) enum Input {
     Slot { stream: SourceTabletId, puller: Epoch, start: OpId, identity: String, reply: Reply<()> },
     Copy { stream: SourceTabletId, puller: Epoch, table: String, state: CopyState, reply: Reply<()> },
     State { stream: SourceTabletId, puller: Epoch, state: StreamState, reply: Reply<()> },
-    Fence(Fence),
+    Fence(Option<Fence>),
     FenceResolved { stream: SourceTabletId, transactions: Vec<SourceTransactionId>, position: OpId },
     Round { begun_after: LogPosition, positions: Option<Vec<(SourceTabletId, OpId)>> },
     Applied { tablet: ReplicaTabletId, applied: Applied },
@@ -242,13 +242,13 @@ impl Driver {
                 reply.send(Err(refused.into())).ok();
             }
             Ok(Promise { after, value }) => {
-                let answer = Box::new(move || {
+                let answer = move || {
                     reply.send(Ok(answer(value))).ok();
-                });
+                };
                 if after <= self.coordinator.durable() {
                     answer();
                 } else {
-                    self.waiting.entry(after).or_default().push(answer);
+                    self.waiting.entry(after).or_default().push(Box::new(answer));
                 }
             }
         }
@@ -284,7 +284,7 @@ impl Driver {
                 self.promise(promised, reply, |opening| given.opened(opening));
             }
             Input::Table { name, columns, reply } => {
-                let promise = self.coordinator.handle_table(&name, columns);
+                let promise = self.coordinator.handle_table(now, &name, columns);
                 self.tables_changed = true;
                 if promise.after <= self.coordinator.durable() {
                     self.show();
@@ -292,11 +292,11 @@ impl Driver {
                 self.promise(Ok(promise), reply, |schema| schema);
             }
             Input::Slot { stream, puller, start, identity, reply } => {
-                let promised = self.coordinator.handle_slot(stream, puller, start, &identity);
+                let promised = self.coordinator.handle_slot(now, stream, puller, start, &identity);
                 self.promise(promised, reply, |()| ());
             }
             Input::Copy { stream, puller, table, state, reply } => {
-                let promised = self.coordinator.handle_copy(stream, puller, &table, state);
+                let promised = self.coordinator.handle_copy(now, stream, puller, &table, state);
                 self.promise(promised, reply, |()| ());
             }
             Input::State { stream, puller: _, state, reply } => {
@@ -312,7 +312,7 @@ impl Driver {
             }
             Input::Fence(fence) => self.coordinator.handle_fence(now, fence),
             Input::FenceResolved { stream, transactions, position } => {
-                self.coordinator.handle_fence_resolved(stream, transactions, position);
+                self.coordinator.handle_fence_resolved(now, stream, transactions, position);
             }
             Input::Round { begun_after, positions } => self.coordinator.handle_round(now, begun_after, positions),
             Input::Look(look) => look(&self.coordinator, now),
@@ -338,7 +338,7 @@ impl Given {
         };
         let open_branches = opening.open_branches.into_iter().map(|branch| OpenBranch {
             transaction: branch.transaction,
-            label: None,
+            label: branch.label,
             opened: branch.opened,
             records: branch.records,
             applying: branch.applying,
@@ -354,7 +354,7 @@ impl Given {
             slot_stands: opening.slot.is_some(),
             resume: Resume {
                 stream: opening.stream,
-                identity: String::new(),
+                identity: opening.identity,
                 after: opening.checkpoint,
                 open_branches: open_branches.collect(),
                 copied: opening.copies.iter().filter_map(done).collect(),

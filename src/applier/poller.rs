@@ -70,10 +70,11 @@ impl Poller {
         loop {
             let mut opened = None;
             let mut draining = self.draining.clone();
+            let side = Arc::clone(&self.side);
             let session = tokio::select! {
                 session = self.session(&mut opened, &mut backoff) => session,
                 // What is still being opened or copied is not waited for; what is being pulled drains by itself.
-                () = drained_before_pulling(&mut draining, &self.side) => return Ok(()),
+                () = drained_before_pulling(&mut draining, &side) => return Ok(()),
             };
             let (state, wait) = match session {
                 Ok(SessionEnd::Drained) => return Ok(()),
@@ -110,7 +111,7 @@ impl Poller {
     }
 
     async fn session(
-        &mut self,
+        &self,
         opened_as: &mut Option<(SourceTabletId, Epoch)>,
         backoff: &mut Backoff,
     ) -> Result<SessionEnd, Trouble> {

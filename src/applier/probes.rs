@@ -73,15 +73,12 @@ async fn take_round(streams: Streams, inputs: Inputs, begun_after: LogPosition) 
     inputs.send(Input::Round { begun_after, positions: positions.ok() }).await;
 }
 
-/// Tried until it succeeds: nothing is shown before.
 async fn take_fence(streams: Streams, inputs: Inputs) {
-    loop {
-        match fence(&streams).await {
-            Ok(fence) => return inputs.send(Input::Fence(fence)).await,
-            Err(cause) => warn!(%cause, "the start fence could not be taken; it is tried again"),
-        }
-        tokio::time::sleep(Duration::from_millis(PROBE_DEADLINE_MS)).await;
+    let fence = fence(&streams).await;
+    if let Err(cause) = &fence {
+        warn!(%cause, "the start fence could not be taken; it is tried again");
     }
+    inputs.send(Input::Fence(fence.ok())).await;
 }
 
 /// What is prepared on *every* server is read between two readings of every server's position.
@@ -109,13 +106,15 @@ async fn check_prepared(
         // Read after they were gone: what they left lies below.
         Ok::<_, String>((gone, ask(side.source.flushed()).await?))
     };
-    match asked.await {
-        Ok((transactions, Some(position))) if !transactions.is_empty() => {
-            inputs.send(Input::FenceResolved { stream, transactions, position }).await;
+    let (transactions, position) = match asked.await {
+        Ok((gone, position)) => (gone, position.unwrap_or(OpId::ZERO)),
+        Err(cause) => {
+            warn!(stream = %side.name, %cause, "the prepared transactions could not be read; they are asked for again");
+            (Vec::new(), OpId::ZERO)
         }
-        Ok(_) => {}
-        Err(cause) => warn!(stream = %side.name, %cause, "the prepared transactions could not be read"),
-    }
+    };
+    // None gone is an answer too: the machine asks again.
+    inputs.send(Input::FenceResolved { stream, transactions, position }).await;
 }
 
 async fn check_running(streams: Streams, stream: SourceTabletId, transactions: Vec<SourceTransactionId>) {

@@ -125,8 +125,6 @@ pub struct NewSlot {
 /// What is prepared on a server.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Prepared {
-    /// The transaction, as the stream names it.
-    pub transaction: SourceTransactionId,
     /// The gid.
     pub gid: String,
     /// The transaction that it names, as the stream would.
