@@ -20,6 +20,9 @@ pub const DRAIN_MS: u64 = 5_000;
 pub const EMPTY_POLL_PAUSE_MS: u64 = 10;
 /// Bytes of a source's transaction id: ids go into log entries.
 pub const SOURCE_TRANSACTION_ID_BYTES_MAX: usize = 1_024;
+/// Milliseconds that a report which overtook another on the network waits for it at the transaction leader; after that
+/// the other is taken for lost, and its stream opens again.
+pub const REPORT_ORDER_MS: u64 = 2_000;
 /// Bytes of one CDC record. Routed on, it must fit in a message with its batch's schemas; what is larger stops the
 /// stream by name.
 pub const CDC_RECORD_BYTES_MAX: usize = 32 << 20;

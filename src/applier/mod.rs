@@ -6,6 +6,7 @@ mod driver;
 mod ended;
 mod executor;
 pub mod leader;
+pub mod leader_grpc;
 mod leader_local;
 mod log_thread;
 mod poller;
