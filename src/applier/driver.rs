@@ -6,7 +6,7 @@ use super::log_thread::{LogCommand, LogEvent};
 use super::probes::Probes;
 use super::tablets::ApplyQueue;
 use crate::coordinator::{
-    Applied, CopyState, Coordinator, Decided, Fence, Output, Promise, ReadPoint, Refused, Release, Report,
+    Applied, Coordinator, CopyState, Decided, Fence, Output, Promise, ReadPoint, Refused, Release, Report,
     StreamOpening, TabletMap,
 };
 use crate::limits::{SNAPSHOT_AFTER_BYTES, TICK_MS};
@@ -35,17 +35,59 @@ pub struct Inputs(pub(super) mpsc::Sender<Input>);
 
 /// What the leader is told or asked.
 pub(super) enum Input {
-    OpenStream { name: String, puller: String, reply: Reply<StreamOpened> },
-    Report { report: Report, reply: Reply<Reported> },
-    Table { name: String, columns: Vec<Column>, reply: Reply<TableSchema> },
-    Slot { stream: SourceTabletId, puller: Epoch, start: OpId, identity: String, reply: Reply<()> },
-    Copy { stream: SourceTabletId, puller: Epoch, table: String, state: CopyState, reply: Reply<()> },
-    State { stream: SourceTabletId, puller: Epoch, state: StreamState, reply: Reply<()> },
+    OpenStream {
+        name: String,
+        puller: String,
+        reply: Reply<StreamOpened>,
+    },
+    Report {
+        report: Report,
+        reply: Reply<Reported>,
+    },
+    Table {
+        name: String,
+        columns: Vec<Column>,
+        reply: Reply<TableSchema>,
+    },
+    Slot {
+        stream: SourceTabletId,
+        puller: Epoch,
+        start: OpId,
+        identity: String,
+        reply: Reply<()>,
+    },
+    Copy {
+        stream: SourceTabletId,
+        puller: Epoch,
+        table: String,
+        state: CopyState,
+        reply: Reply<()>,
+    },
+    State {
+        stream: SourceTabletId,
+        puller: Epoch,
+        state: StreamState,
+        reply: Reply<()>,
+    },
     Fence(Option<Fence>),
-    FenceResolved { stream: SourceTabletId, transactions: Vec<SourceTransactionId>, position: OpId },
-    Round { begun_after: LogPosition, positions: Option<Vec<(SourceTabletId, OpId)>> },
-    Applied { tablet: ReplicaTabletId, applied: Applied },
+    FenceResolved {
+        stream: SourceTabletId,
+        transactions: Vec<SourceTransactionId>,
+        position: OpId,
+    },
+    Round {
+        begun_after: LogPosition,
+        positions: Option<Vec<(SourceTabletId, OpId)>>,
+    },
+    Applied {
+        tablet: ReplicaTabletId,
+        applied: Applied,
+    },
     Look(Look),
+    /// Answered once everything said before is durable and its outputs are handed over.
+    Settle {
+        reply: oneshot::Sender<()>,
+    },
     /// Append what there is to say, then end.
     Stop,
 }
@@ -57,7 +99,7 @@ pub struct Shown {
     pub latest: Option<ReadPoint>,
     /// The `safe` read point, once there is one.
     pub safe: Option<ReadPoint>,
-    /// Every table's newest shape.
+    /// Every version of every table's shape.
     pub tables: Arc<Vec<TableSchema>>,
     /// The key → tablet map.
     pub map: Arc<TabletMap>,
@@ -86,7 +128,6 @@ pub(super) struct Driver {
     pub(super) owner: Epoch,
     pub(super) log_id: String,
     pub(super) release: Release,
-    pub(super) streams: Vec<(String, SourceTabletId)>,
     /// Answers that wait for the log to be durable up to a position.
     pub(super) waiting: BTreeMap<LogPosition, Vec<Box<dyn FnOnce() + Send>>>,
     /// The position and bytes of the append that is on its way.
@@ -95,6 +136,7 @@ pub(super) struct Driver {
     pub(super) bytes: usize,
     pub(super) snapshot_bytes: usize,
     pub(super) snapshot_in_flight: bool,
+    pub(super) settling: Vec<oneshot::Sender<()>>,
     pub(super) tables_changed: bool,
     pub(super) decided: LogPosition,
 }
@@ -111,6 +153,11 @@ impl Driver {
         loop {
             if let Err(ended) = self.advance().await {
                 return ended;
+            }
+            if self.in_flight.is_none() {
+                self.settling.drain(..).for_each(|reply| {
+                    reply.send(()).ok();
+                });
             }
             if stopping && self.in_flight.is_none() && !self.snapshot_in_flight {
                 return Ended::Drained;
@@ -159,7 +206,7 @@ impl Driver {
         Ok(())
     }
 
-    async fn command(&self, command: LogCommand) -> Result<(), Ended> {
+    async fn command(&mut self, command: LogCommand) -> Result<(), Ended> {
         // The thread ends only after it said why.
         self.log.send(command).await.map_err(|_| Ended::Failed("the log's thread has ended".into()))
     }
@@ -217,7 +264,7 @@ impl Driver {
     /// Shows readers how far they may read now.
     fn show(&mut self) {
         let (latest, safe) = (self.coordinator.latest(), self.coordinator.safe());
-        let tables = std::mem::take(&mut self.tables_changed).then(|| Arc::new(self.coordinator.tables()));
+        let tables = std::mem::take(&mut self.tables_changed).then(|| Arc::new(self.coordinator.table_versions()));
         let map = self.coordinator.map();
         self.shown.send_modify(|shown| {
             (shown.latest, shown.safe) = (latest, safe);
@@ -278,7 +325,7 @@ impl Driver {
                     owner: self.owner,
                     log_id: self.log_id.clone(),
                     map: self.coordinator.map().clone(),
-                    streams: self.streams.clone(),
+                    streams: self.coordinator.streams().into_iter().map(|view| (view.name, view.stream)).collect(),
                     release: self.release,
                 };
                 self.promise(promised, reply, |opening| given.opened(opening));
@@ -299,7 +346,13 @@ impl Driver {
                 let promised = self.coordinator.handle_copy(now, stream, puller, &table, state);
                 self.promise(promised, reply, |()| ());
             }
-            Input::State { stream, puller: _, state, reply } => {
+            Input::State { stream, puller, state, reply } => {
+                let held = self.coordinator.state().stream(stream).map(|record| record.puller);
+                if held != Some(puller) {
+                    let cause = format!("another puller has stream {stream}");
+                    reply.send(Err(LeaderError::Fenced(cause))).ok();
+                    return;
+                }
                 let cause = match &state {
                     StreamState::Stopped { cause } => Some(cause.clone()),
                     _ => None,
@@ -315,6 +368,7 @@ impl Driver {
                 self.coordinator.handle_fence_resolved(now, stream, transactions, position);
             }
             Input::Round { begun_after, positions } => self.coordinator.handle_round(now, begun_after, positions),
+            Input::Settle { reply } => self.settling.push(reply),
             Input::Look(look) => look(&self.coordinator, now),
             Input::Stop => {}
         }

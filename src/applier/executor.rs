@@ -5,7 +5,9 @@ use super::ended::{Ended, Trouble};
 use super::tablets::{ApplyQueue, Tablet};
 use crate::coordinator::Decided;
 use crate::flow::Backoff;
-use crate::limits::{APPLY_BATCH_DECISIONS, RETRY_FIRST_MS, RETRY_LAST_MS, STOPPED_RETRY_MS, SYNC_AFTER_MS, SYNC_AT_LEAST_EVERY_MS};
+use crate::limits::{
+    APPLY_BATCH_DECISIONS, RETRY_FIRST_MS, RETRY_LAST_MS, STOPPED_RETRY_MS, SYNC_AFTER_MS, SYNC_AT_LEAST_EVERY_MS,
+};
 use crate::tablet::{Applied, ApplyBatch, TabletError};
 use crate::wal::{Epoch, LogPosition};
 use std::collections::VecDeque;

@@ -55,12 +55,7 @@ pub(super) async fn run(
 
 /// Appends until the outcome is known. An entry whose append was not answered is appended again at the same position:
 /// whichever of the two lands stands there once, and nothing else may (C6).
-async fn append(
-    log: &mut dyn TransactionLog,
-    epoch: Epoch,
-    position: LogPosition,
-    entry: Bytes,
-) -> Result<(), Ended> {
+async fn append(log: &mut dyn TransactionLog, epoch: Epoch, position: LogPosition, entry: Bytes) -> Result<(), Ended> {
     let mut backoff = patience(epoch);
     loop {
         let error = match log.append(position, epoch, entry.clone()).await {

@@ -81,9 +81,7 @@ impl Poller {
                 Ok(SessionEnd::Again) => continue,
                 Err(Trouble::Ended(ended)) => return Err(ended),
                 Err(Trouble::Retry(cause)) => (StreamState::Waiting { cause }, backoff.next_wait()),
-                Err(Trouble::Stop(cause)) => {
-                    (StreamState::Stopped { cause }, Duration::from_millis(STOPPED_RETRY_MS))
-                }
+                Err(Trouble::Stop(cause)) => (StreamState::Stopped { cause }, Duration::from_millis(STOPPED_RETRY_MS)),
             };
             self.say(&mut said, &state);
             if let Some((stream, puller)) = opened {
@@ -92,7 +90,7 @@ impl Poller {
             }
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
-                _ = self.draining.wait_for(|draining| *draining) => return Ok(()),
+                () = asked_to_drain(&mut self.draining) => return Ok(()),
             }
         }
     }
@@ -142,14 +140,20 @@ impl Poller {
     }
 }
 
-/// Ends when draining is asked for while no records are on their way.
+/// Ends when draining is asked for while no records are on their way. What is being pulled drains by itself, and this
+/// must not end before it.
 async fn drained_before_pulling(draining: &mut watch::Receiver<bool>, side: &StreamSide) {
-    loop {
-        if draining.wait_for(|draining| *draining).await.is_err() || !side.is_pulled() {
-            return;
-        }
-        // The pull ends by itself; this only must not end before it.
-        std::future::pending::<()>().await;
+    asked_to_drain(draining).await;
+    if side.is_pulled() {
+        std::future::pending().await
+    }
+}
+
+/// Ends when draining is asked for.
+pub(super) async fn asked_to_drain(draining: &mut watch::Receiver<bool>) {
+    if draining.wait_for(|draining| *draining).await.is_err() {
+        // The applier is gone, and this task with it.
+        std::future::pending().await
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::ended::{Trouble, now};
 use super::leader::{LeaderError, Reported, StreamOpened, StreamState};
-use super::poller::{Poller, SessionEnd};
+use super::poller::{Poller, SessionEnd, asked_to_drain};
 use super::tablets::Tablet;
 use crate::flow::{Assembled, Assembler, Window};
 use crate::limits::{BATCH_BYTES, REPORT_IDLE_MS, REPORTS_IN_FLIGHT, STALL_SHOWS_AFTER_MS, TICK_MS};
@@ -71,7 +71,8 @@ impl Pull<'_> {
             for transactions in side.take_not_running(self.assembler.passed()) {
                 self.assembler.push_not_running(transactions);
             }
-            if stalled_at.is_none() && window.may_store()
+            if stalled_at.is_none()
+                && window.may_store()
                 && let Some(run) = self.assembler.take()
             {
                 window.received(run.report.upto);
@@ -85,9 +86,8 @@ impl Pull<'_> {
             }
             let freed = budget.freed();
             let full = queues.iter().any(|queue| queue.is_full());
-            let may_pull = !drain && !is_staging && !full
-                && self.assembler.bytes() < BATCH_BYTES
-                && budget.may_pull(*index);
+            let may_pull =
+                !drain && !is_staging && !full && self.assembler.bytes() < BATCH_BYTES && budget.may_pull(*index);
             tokio::select! {
                 biased;
                 Some(stored) = &mut storing => {
@@ -133,7 +133,7 @@ impl Pull<'_> {
                 () = freed, if !may_pull => {}
                 () = sleep(Duration::from_millis(TICK_MS)), if full => {}
                 () = side.woken() => {}
-                _ = draining.wait_for(|draining| *draining), if !drain => {}
+                () = asked_to_drain(&mut draining), if !drain => {}
                 cause = stopped(&mut pullers, self.opened) => return Err(Trouble::Stop(cause)),
                 () = sleep_until(stalled_at.unwrap_or_else(Instant::now)), if stalled_at.is_some() && !stall_shown => {
                     stall_shown = true;

@@ -3,8 +3,8 @@
 use crate::coordinator::{Coordinator, Entry, Settings};
 use crate::limits::ENTRY_BYTES;
 use crate::txn_log::{LogError, Opened, TransactionLog};
-use crate::wal::codec::CodecError;
 use crate::wal::LogPosition;
+use crate::wal::codec::CodecError;
 
 /// A log that was taken over.
 pub(super) struct Recovered {

@@ -5,15 +5,26 @@ use crate::coordinator::{Decided, TabletMap};
 use crate::limits::DECISIONS_WAITING;
 use crate::tablet::{TabletError, TabletLeader};
 use crate::wal::{HybridTime, LogPosition, ReplicaTabletId};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Notify;
 
-/// The replica tablets by name, and where they live.
+/// A replica tablet of the configuration.
+#[derive(Clone)]
+pub struct NamedTablet {
+    /// Its name.
+    pub name: String,
+    /// The first key that it holds, where the map is cut by key ranges.
+    pub from_key: Option<Vec<u8>>,
+    /// Where its leader is reached.
+    pub leader: Arc<dyn TabletLeader>,
+}
+
+/// The replica tablets of the configuration, and where they live.
 #[derive(Clone)]
 pub struct Tablets {
-    by_name: Arc<BTreeMap<String, Arc<dyn TabletLeader>>>,
+    named: Arc<[NamedTablet]>,
     here: bool,
 }
 
@@ -27,10 +38,15 @@ pub(super) struct Tablet {
 }
 
 impl Tablets {
-    /// Tablets by name. `here` says whether they live in this process, which must end when one's storage fails.
+    /// Tablets in the map's order. `here` says whether they live in this process, which must end when one's storage fails.
     #[must_use]
-    pub fn new(tablets: impl IntoIterator<Item = (String, Arc<dyn TabletLeader>)>, here: bool) -> Self {
-        Self { by_name: Arc::new(tablets.into_iter().collect()), here }
+    pub fn new(tablets: impl IntoIterator<Item = NamedTablet>, here: bool) -> Self {
+        Self { named: tablets.into_iter().collect(), here }
+    }
+
+    /// The map that the configuration asks for: names, and first keys where it is cut by ranges.
+    pub(super) fn cut(&self) -> Vec<(String, Option<Vec<u8>>)> {
+        self.named.iter().map(|tablet| (tablet.name.clone(), tablet.from_key.clone())).collect()
     }
 
     /// The tablets of a map, in its order.
@@ -39,14 +55,15 @@ impl Tablets {
     /// The map names a tablet that the configuration does not.
     pub(super) fn of(&self, map: &TabletMap) -> Result<Vec<Tablet>, String> {
         let tablets = map.tablets.iter().map(|mapped| {
-            let leader = self.by_name.get(&mapped.name).cloned().ok_or_else(|| {
+            let named = self.named.iter().find(|named| named.name == mapped.name).ok_or_else(|| {
                 format!(
                     "the log's map names replica tablet {:?}, which is not in the configuration; add it to \
                      [[replica.tablets]]",
                     mapped.name
                 )
             })?;
-            Ok(Tablet { id: mapped.id, name: mapped.name.clone(), leader, here: self.here })
+            let (name, leader) = (mapped.name.clone(), Arc::clone(&named.leader));
+            Ok(Tablet { id: mapped.id, name, leader, here: self.here })
         });
         tablets.collect()
     }
