@@ -181,6 +181,11 @@ impl From<StreamOpened> for pb::OpenStreamResponse {
             owner: opened.owner.0,
             log_id: opened.log_id,
             map: Some(opened.map.into()),
+            streams: opened
+                .streams
+                .into_iter()
+                .map(|(name, stream)| pb::NamedStream { name, stream: stream.0 })
+                .collect(),
             release: release_to(opened.release).into(),
             slot_stands: opened.slot_stands,
             copies: opened.copies.into_iter().map(copy).collect(),
@@ -215,6 +220,7 @@ impl TryFrom<pb::OpenStreamResponse> for StreamOpened {
             owner: Epoch(response.owner),
             log_id: response.log_id,
             map: required("map", response.map)?.into(),
+            streams: response.streams.into_iter().map(|named| (named.name, SourceTabletId(named.stream))).collect(),
             release: release_from(response.release)?,
             slot_stands: response.slot_stands,
             copies: response.copies.into_iter().map(copy).collect::<Result<_, _>>()?,

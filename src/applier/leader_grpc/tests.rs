@@ -45,6 +45,7 @@ fn opened() -> StreamOpened {
         owner: Epoch(2),
         log_id: "log-1".to_owned(),
         map: TabletMap { version: 1, tablets: vec![tablet(0, None), tablet(1, Some(b"m".to_vec()))] },
+        streams: vec![("shard-a".into(), SourceTabletId(3)), ("shard-b".into(), SourceTabletId(4))],
         release: Release::Ordered,
         slot_stands: true,
         copies: vec![("public.a".to_owned(), CopyState::Done { attempt: 1, snapshot: OpId::new(1, 2), rows: 3 })],
