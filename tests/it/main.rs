@@ -4,3 +4,5 @@
 
 mod loop_disk;
 mod power_cut_tablet;
+mod log_owners;
+mod power_cut;

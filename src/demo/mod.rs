@@ -1,0 +1,13 @@
+//! `untorn demo`.
+pub mod auditor;
+pub mod bank;
+pub mod change;
+pub mod history;
+#[cfg(test)]
+mod naive;
+pub mod progress;
+pub mod replica;
+pub mod report;
+pub mod universe;
+pub mod users;
+pub mod workload;
