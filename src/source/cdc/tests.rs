@@ -403,7 +403,7 @@ async fn a_service_that_is_down_is_tried_again() {
     let (listener, url) = listen().await;
     drop(listener);
     let error = ends(&source_at(&url)).await;
-    assert!(matches!(&error, SourceError::Retry(text) if text.contains(&url)), "{error:?}");
+    assert!(matches!(&error, SourceError::Retry(text) if text.contains(&url) && text.contains("refused")), "{error:?}");
 }
 
 /// A server that answers every call with these bytes.
