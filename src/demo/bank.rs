@@ -178,7 +178,8 @@ mod tests {
     fn a_transaction_is_seen_in_part_where_an_account_is_older_than_it() {
         let mut bank = Bank::new(3);
         let at = HybridTime::from_u64;
-        for (time, balances) in [(10, &[(0, 5), (1, 5), (2, 5)][..]), (20, &[(0, 4), (1, 6)]), (30, &[(1, 1), (2, 10)])] {
+        for (time, balances) in [(10, &[(0, 5), (1, 5), (2, 5)][..]), (20, &[(0, 4), (1, 6)]), (30, &[(1, 1), (2, 10)])]
+        {
             balances.iter().for_each(|&(account, _)| assert!(bank.lock(account).is_some()));
             bank.commit(at(time), balances.iter().copied());
         }

@@ -8,6 +8,7 @@ mod naive;
 pub mod progress;
 pub mod replica;
 pub mod report;
+pub mod screen;
 pub mod universe;
 pub mod users;
 pub mod workload;

@@ -168,10 +168,7 @@ impl Replica for Naive {
             let most = if request.history { usize::MAX } else { 1 };
             rows.extend(seen.into_iter().take(most).map(|(time, position, balance)| VersionedRow {
                 key: Key::from_columns([&key[..]]),
-                row: Some(Row {
-                    schema_version: 1,
-                    cells: vec![Cell::Text(key.clone()), Cell::Text(balance.clone())],
-                }),
+                row: Some(Row { schema_version: 1, cells: vec![Cell::Text(key.clone()), Cell::Text(balance.clone())] }),
                 time: *time,
                 position: *position,
                 stream: SourceTabletId(0),
@@ -265,8 +262,7 @@ async fn a_lost_and_a_repeated_version_are_found() {
         }
     }
     let bank = Mutex::new(bank);
-    let (difference, equal) =
-        auditor::compare(&naive, Some(TableId(1)), naive.safe().unwrap(), &bank).await.unwrap();
+    let (difference, equal) = auditor::compare(&naive, Some(TableId(1)), naive.safe().unwrap(), &bank).await.unwrap();
     assert_eq!(difference, Difference { lost: 1, duplicated: 2, differing: 0 });
     assert!(!equal);
     drop(universe);

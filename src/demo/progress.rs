@@ -63,7 +63,8 @@ impl Window {
             (false, true) => self.size + self.size / 32 + 1,
             (false, false) => self.size,
         };
-        *self = Self { size: size.clamp(*WINDOW.start(), *WINDOW.end()), since: now, worst: Duration::ZERO, full: false };
+        *self =
+            Self { size: size.clamp(*WINDOW.start(), *WINDOW.end()), since: now, worst: Duration::ZERO, full: false };
     }
 }
 

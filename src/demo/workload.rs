@@ -148,11 +148,15 @@ impl Workload {
         let mut held: SmallVec<[(u32, i64); 4]> = SmallVec::new();
         for _ in 0..wanted * 2 {
             let mut account = self.random.random_range(0..self.accounts);
-            if wanted == 2 && let Some(home) = home {
+            if wanted == 2
+                && let Some(home) = home
+            {
                 // The nearest account below on the same tablet.
                 account = account - account % self.tablets as u32 + home as u32;
             }
-            if account < self.accounts && let Some(balance) = bank.lock(account) {
+            if account < self.accounts
+                && let Some(balance) = bank.lock(account)
+            {
                 home.get_or_insert(self.tablet(account));
                 held.push((account, balance));
             }
