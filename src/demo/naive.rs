@@ -181,9 +181,11 @@ impl Replica for Naive {
         Status::default()
     }
 
-    fn failure(&self) -> Option<String> {
-        None
+    async fn failed(&self) -> String {
+        std::future::pending().await
     }
+
+    async fn stop(self) {}
 }
 
 /// Runs the bank against a naive replica until enough was seen, and compares the histories at the end.

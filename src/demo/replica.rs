@@ -32,8 +32,13 @@ pub trait Replica: Send + Sync {
     /// What the pipeline is doing, for people.
     async fn status(&self) -> Status;
 
-    /// Why the pipeline ended, if it did.
-    fn failure(&self) -> Option<String>;
+    /// Waits until the pipeline ends by itself, and says why.
+    async fn failed(&self) -> String;
+
+    /// Stops the pipeline.
+    async fn stop(self)
+    where
+        Self: Sized;
 }
 
 /// What the pipeline is doing: a part of what `status` shows.
