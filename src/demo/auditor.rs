@@ -159,10 +159,13 @@ impl Auditor {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         for kind in [Kind::Safe, Kind::Latest, Kind::Older].into_iter().cycle() {
             ticks.tick().await;
-            let (Some(table), Some(safe)) = (replica.table(table), replica.safe()) else { continue };
+            let (Some(table), Some(latest), Some(safe)) = (replica.table(table), replica.latest(), replica.safe())
+            else {
+                continue;
+            };
             let at = match kind {
                 Kind::Safe => safe,
-                Kind::Latest => replica.latest(),
+                Kind::Latest => latest,
                 Kind::Older => ReadPoint { time: older(safe.time, &mut random), ..safe },
             };
             let began = Instant::now();

@@ -14,6 +14,7 @@ pub mod folder;
 pub mod history;
 #[cfg(test)]
 mod naive;
+pub mod pipeline;
 pub mod progress;
 pub mod replica;
 pub mod report;
@@ -25,8 +26,9 @@ pub mod workload;
 
 pub use args::{DemoArgs, Format};
 
+use crate::coordinator::ReadPoint;
 use crate::tablet::cdc_service::cdc_service;
-use crate::wal::HybridTime;
+use crate::wal::{HybridTime, LogPosition};
 use bank::Bank;
 use folder::{Folder, FolderError};
 use history::Difference;
@@ -181,11 +183,10 @@ async fn watch_replica(args: &DemoArgs, universe: &Universe, replica: &dyn Repli
         users::offer(workload, universe, &bank, &progress, stopped).await;
         notice.send_replace(Some("the users are gone; comparing every version"));
         let last = bank.lock().unwrap_or_else(PoisonError::into_inner).committed();
-        let mut safe = replica.safe_time();
-        if timeout(CATCH_UP, safe.wait_for(|safe| *safe >= last)).await.is_err() {
-            tracing::warn!(seconds = CATCH_UP.as_secs(), "the replica does not show the last transaction");
+        match timeout(CATCH_UP, replica.safe_above(last.previous())).await {
+            Ok(safe) => progress.visible(safe.unwrap_or_default()),
+            Err(_) => tracing::warn!(seconds = CATCH_UP.as_secs(), "the replica does not show the last transaction"),
         }
-        progress.visible(*safe.borrow());
         progress.end();
     };
     let audit = auditor::Auditor::default().run(replica, change::TABLE, &bank, &progress, SEED);
@@ -193,11 +194,12 @@ async fn watch_replica(args: &DemoArgs, universe: &Universe, replica: &dyn Repli
         () = work => {}
         () = end => {}
         () = audit => {}
-        () = follow(replica.safe_time(), &progress) => {}
+        () = follow(replica, &progress) => {}
         failure = replica.failed() => return Err(DemoError::Replica(failure)),
         ended = show.run(view, &progress, replica, noticed, &stop) => ended?,
     }
-    let at = replica.safe().unwrap_or_else(|| replica.latest());
+    let nothing = ReadPoint { position: LogPosition(0), time: HybridTime::MIN };
+    let at = replica.safe().or_else(|| replica.latest()).unwrap_or(nothing);
     let compared = auditor::compare(replica, replica.table(change::TABLE), at, &bank).await;
     drop(show);
     let (difference, equal): (Difference, bool) = compared.map_err(|error| DemoError::Replica(error.to_string()))?;
@@ -205,11 +207,12 @@ async fn watch_replica(args: &DemoArgs, universe: &Universe, replica: &dyn Repli
 }
 
 /// Tells progress what becomes visible, for ever.
-async fn follow(mut safe: watch::Receiver<HybridTime>, progress: &Progress) {
-    while safe.changed().await.is_ok() {
-        let safe = *safe.borrow_and_update();
+async fn follow(replica: &dyn Replica, progress: &Progress) {
+    let mut safe = HybridTime::MIN;
+    while let Some(now) = replica.safe_above(safe).await {
+        safe = now;
         progress.visible(safe);
     }
-    // The replica is gone; whoever asks it next says why.
+    // The replica has ended; `failed` says why.
     std::future::pending().await
 }
