@@ -161,6 +161,12 @@ impl Applier {
         Some(Reader { shown: led.shown.clone(), tablets: self.tablets.clone() })
     }
 
+    /// The leader's inputs, for looks at its machine; `None` where another process leads.
+    #[must_use]
+    pub fn inputs(&self) -> Option<Inputs> {
+        self.led.as_ref().map(|led| led.inputs.clone())
+    }
+
     /// Waits until the applier ends by itself, and says why.
     pub async fn wait(&mut self) -> Ended {
         let Some(led) = &mut self.led else { return first_end(&mut self.pollers).await };
