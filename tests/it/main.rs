@@ -1,1 +1,4 @@
-fn main() {}
+//! The one integration test: one module a subject.
+
+mod source_postgres;
+mod support;
