@@ -18,6 +18,8 @@ pub struct StreamOpened {
     pub log_id: String,
     /// The key → tablet map.
     pub map: TabletMap,
+    /// Every stream by name: Commit records name the involved ones.
+    pub streams: Vec<(String, SourceTabletId)>,
     /// How the log decides; [`Release::Atomic`] needs the tablets' conflicts.
     pub release: Release,
     /// Whether the stream's slot stands already.

@@ -20,15 +20,16 @@ pub enum Output {
         /// The durable log position when it was asked for.
         begun_after: LogPosition,
     },
-    /// Every slot stands: read what is prepared on each server, *then* its flush position, then call `handle_fence`.
+    /// Every slot stands: read each server's flush position, then what is prepared there, then the flush position again,
+    /// and call `handle_fence`.
     TakeFence,
-    /// Ids of the fence's list that have not shown: if they are gone from the server, read its flush position after that
-    /// and call `handle_fence_resolved`.
+    /// Transactions of the fence's list that have not ended in the stream: if they are gone from the server, read its
+    /// flush position after that and call `handle_fence_resolved`.
     CheckPrepared {
         /// The stream.
         stream: SourceTabletId,
-        /// The ids.
-        ids: Vec<String>,
+        /// Which.
+        transactions: Vec<SourceTransactionId>,
     },
     /// Ask the source whether it knows these transactions as running; report a `NotRunning` fact once the stream has
     /// passed the position that it answers.
@@ -101,6 +102,8 @@ pub struct StreamOpening {
     pub open_branches: Vec<OpenBranchView>,
     /// Where the slot starts, once it stands.
     pub slot: Option<OpId>,
+    /// What tells the stream's server from another; empty before the slot stands.
+    pub identity: String,
     /// How far the copy of each table is.
     pub copies: Vec<(String, CopyState)>,
 }
@@ -110,6 +113,8 @@ pub struct StreamOpening {
 pub struct OpenBranchView {
     /// The transaction's id as the stream named it.
     pub transaction: SourceTransactionId,
+    /// What the source will end it by, where that is not the transaction's id.
+    pub label: Option<String>,
     /// Where it opened.
     pub opened: OpId,
     /// How many of its Write records were reported.

@@ -129,6 +129,8 @@ pub struct NewSlot {
 pub struct Prepared {
     /// The gid.
     pub gid: String,
+    /// The transaction that it names, as the stream would.
+    pub transaction: SourceTransactionId,
     /// When it was prepared.
     pub since: HybridTime,
 }

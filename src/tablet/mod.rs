@@ -9,10 +9,15 @@
 //! Two orders meet here. Writes of one stream come in the stream's order, each batch naming the position that it
 //! follows (C5). Decisions come in log order, each batch naming the log position that it follows.
 
+pub mod cdc_service;
+pub mod change_log;
+pub mod grpc;
+pub mod server;
+
 pub use crate::coordinator::{Applied, Decided, ReadPoint, Work};
 use crate::wal::{
     BranchId, Epoch, HybridTime, Key, LogPosition, OpId, ReplicaTabletId, Row, SourceTabletId, TableId, TableSchema,
-    TransactionId, Write,
+    Write,
 };
 use async_trait::async_trait;
 
@@ -260,7 +265,7 @@ pub enum TabletError {
 }
 
 /// The leader of one replica tablet. Calls may come from many tasks at once; batches of one stream come one after
-/// another, and so do apply batches.
+/// another, and so do apply batches. A call that its caller drops has happened whole or not at all.
 #[async_trait]
 pub trait TabletLeader: Send + Sync {
     /// A new owner announces its epoch, *before* it reads what the tablet holds (C7). Binds a new tablet to the log; a

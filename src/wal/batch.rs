@@ -25,7 +25,7 @@ pub struct SourceBatch {
 pub struct ChunkOrigin {
     /// The transaction that they belong to, as the batch's records name it.
     pub transaction: SourceTransactionId,
-    /// Where its branch opened: its end position, index 0.
+    /// Where its branch opened: its end position, index 1.
     pub opened: OpId,
     /// Which connection brought them; a number that no other connection of the stream has.
     pub connection: u64,
