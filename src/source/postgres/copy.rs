@@ -28,7 +28,8 @@ pub struct Copy {
 /// A table that is being read.
 struct Table {
     shape: Shape,
-    rows: Pin<Box<CopyOutStream>>,
+    /// `None` once the last row came.
+    rows: Option<Pin<Box<CopyOutStream>>>,
     /// The beginning of a line whose end has not come.
     partial: BytesMut,
     count: u64,
@@ -51,7 +52,7 @@ impl Copy {
         let shape = table.relation.shape(&mut self.sql, &label, self.catalog.as_ref()).await?;
         let rows = self.sql.copy_out(&format!("COPY ({source}) TO STDOUT")).await.map_err(|failure| failure.at(&label))?;
         let schema = shape.schema.clone();
-        self.current = Some(Table { shape, rows, partial: BytesMut::new(), count: 0 });
+        self.current = Some(Table { shape, rows: Some(rows), partial: BytesMut::new(), count: 0 });
         Ok(CopyEvent::Table { schema, estimate: table.estimate })
     }
 
@@ -60,9 +61,11 @@ impl Copy {
         let label = self.target.label();
         let (mut page, mut bytes) = (Vec::new(), 0);
         let Some(table) = &mut self.current else { return Ok(page) };
-        while bytes < PAGE_BYTES || page.is_empty() {
-            let piece = self.sql.next_copied(&mut table.rows).await.map_err(|failure| failure.at(&label))?;
-            let Some(piece) = piece else { break };
+        while let Some(rows) = table.rows.as_mut().filter(|_| bytes < PAGE_BYTES || page.is_empty()) {
+            let Some(piece) = self.sql.next_copied(rows).await.map_err(|failure| failure.at(&label))? else {
+                table.rows = None;
+                break;
+            };
             bytes += piece.len();
             for line in lines(&mut table.partial, piece) {
                 let number = table.count;

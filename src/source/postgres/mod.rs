@@ -164,9 +164,11 @@ impl Source for PostgresSource {
         let question = "SELECT gid, (EXTRACT(EPOCH FROM prepared) * 1000000)::int8
              FROM pg_catalog.pg_prepared_xacts WHERE database = pg_catalog.current_database() ORDER BY prepared";
         let rows = self.ask(async |sql| sql.query(question, &[]).await).await?;
-        let one = |row: &tokio_postgres::Row| Prepared {
-            gid: row.get(0),
-            since: HybridTime::from_micros(u64::try_from(row.get::<_, i64>(1)).unwrap_or_default()),
+        let one = |row: &tokio_postgres::Row| {
+            let gid: String = row.get(0);
+            let transaction = SourceTransactionId::first(self.options.gids.transaction(&gid).as_bytes());
+            let since = HybridTime::from_micros(u64::try_from(row.get::<_, i64>(1)).unwrap_or_default());
+            Prepared { gid, transaction, since }
         };
         Ok(rows.iter().map(one).collect())
     }
