@@ -9,6 +9,7 @@
 //! 8. [`source`]: where streams come from. 9. [`applier`]: the runtime. Then the surfaces.
 
 pub mod applier;
+pub mod config;
 pub mod coordinator;
 pub mod flow;
 pub mod limits;
