@@ -26,4 +26,17 @@ pub const TABLETS_MAX: u32 = 256;
 /// Scans that one process serves at the same time. Each holds a page of rows for every tablet.
 pub const SCANS_MAX: usize = 16;
 
+/// Discovery rounds kept while a stream lags. Each costs 24 bytes a stream; thinning them only makes a transaction wait for
+/// a somewhat later one.
+pub const ROUNDS_KEPT: usize = 256;
+
+/// Milliseconds between two nudges of a stream that stays short of what its server has flushed. A ping is answered in
+/// 0.1 ms, so whoever is still short by then needs the nudge.
+pub const NUDGE_AFTER_MS: u64 = 100;
+/// Milliseconds that a transaction is open before its source is asked whether it still knows it, and between two such
+/// questions. Age only makes us ask (C8).
+pub const ORPHAN_CHECK_AFTER_MS: u64 = 10_000;
+/// Transactions asked about at once: what fits in a small message.
+pub const ORPHAN_CHECK_MAX: usize = 1000;
+
 const _: () = assert!(BATCH_BYTES * 4 < GRPC_MESSAGE_BYTES_MAX, "a batch must fit in a message with room to spare");

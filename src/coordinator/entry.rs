@@ -6,7 +6,8 @@
 use super::fact::Report;
 use crate::wal::codec::{self, CodecError};
 use crate::wal::{
-    Column, Epoch, HybridTime, LogPosition, OpId, ReplicaTabletId, SourceTabletId, TableId, TransactionId,
+    Column, Epoch, HybridTime, LogPosition, OpId, ReplicaTabletId, SourceTabletId, SourceTransactionId, TableId,
+    TransactionId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -58,10 +59,13 @@ pub enum Release {
 /// A start fence: no stream shows anything before it has passed its part (postgresql.md).
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Fence {
-    /// For each stream: the flush position read after the last slot stood.
+    /// For each stream: the flush position read after the last slot stood and before `prepared` was read. What ends at or
+    /// below it had ended before, so it is another use of its id.
+    pub before: Vec<(SourceTabletId, OpId)>,
+    /// What was prepared on each server then, as its stream names transactions; one for each prepared branch.
+    pub prepared: Vec<(SourceTabletId, SourceTransactionId)>,
+    /// For each stream: the flush position read after that.
     pub positions: Vec<(SourceTabletId, OpId)>,
-    /// For each stream: the ids of transactions that were prepared there when the fence was taken.
-    pub prepared: Vec<(SourceTabletId, String)>,
 }
 
 /// One thing that the log says.
@@ -73,6 +77,8 @@ pub enum Item {
         epoch: Epoch,
         /// Who, for people.
         owner: String,
+        /// How far the source servers' clocks may differ, from here on.
+        clock_skew_micros: u64,
     },
     /// The first item of a log: how it decides.
     Created {
@@ -133,13 +139,13 @@ pub enum Item {
     },
     /// A start fence was taken.
     Fence(Fence),
-    /// These ids of the fence's list resolved without showing in the stream (gone from `pg_prepared_xacts`, and the
-    /// stream passed the position given with them).
+    /// These of the fence's list are gone from `pg_prepared_xacts`: resolved once the stream has passed the position, even
+    /// if they never showed in it (a prepared transaction without changes does not).
     FenceResolved {
         /// The stream.
         stream: SourceTabletId,
-        /// The ids.
-        ids: Vec<String>,
+        /// Which.
+        transactions: Vec<SourceTransactionId>,
         /// A flush position read after they were gone.
         position: OpId,
     },
@@ -204,6 +210,8 @@ pub struct Entry {
     pub epoch: Epoch,
     /// The position that it must get. In a total-order log the fold counts it only there.
     pub position: LogPosition,
+    /// The owner's clock when it began the entry: what the fold knows of time.
+    pub time: HybridTime,
     /// What it says, in order.
     pub items: Vec<Item>,
 }

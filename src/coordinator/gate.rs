@@ -1,0 +1,113 @@
+//! The gate: what a transaction still lacks before it may be decided. The one place that says "not yet", asked by the
+//! machine before it decides and by `explain` when somebody wants to know why.
+
+use super::discovery::Start;
+use super::entry::Release;
+use super::state::State;
+use super::stream::Place;
+use super::transaction::Transaction;
+use crate::wal::{SourceTabletId, TransactionId};
+
+/// What a transaction lacks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Missing {
+    /// Its Commit record. The stream is the one expected to carry it, where that is known.
+    Commit(Option<SourceTabletId>),
+    /// An involved source tablet's Applying record (C1).
+    Applying(SourceTabletId),
+    /// Nothing is offered to readers before the start fence is passed; the stream is one that has not passed it.
+    StartFence(Option<SourceTabletId>),
+    /// Whether the branches seen are all there are; the stream is the one that has not come far enough, or none while no
+    /// round was taken.
+    Discovery(Option<SourceTabletId>),
+    /// An earlier use of the same id has not ended in this stream.
+    GidInUse(SourceTabletId),
+    /// Its place lies beyond the consistent cut: in this stream something stands before it.
+    Cut(SourceTabletId, Option<TransactionId>),
+    /// An undecided transaction wrote one of its keys before it (`release = "atomic"`).
+    EarlierWrite(TransactionId),
+}
+
+impl State {
+    /// What the transaction lacks, or `None` if it may be decided.
+    #[must_use]
+    pub fn missing(&self, transaction: &Transaction) -> Option<Missing> {
+        let Some(commit) = &transaction.commit else {
+            let silent = transaction.branches.iter().find(|b| !b.applying && !b.bystander).map(|b| b.stream);
+            let carrier = transaction.branches.iter().find(|b| b.bystander).map(|b| b.stream);
+            return Some(Missing::Commit(carrier.or(silent).or(transaction.branches.first().map(|b| b.stream))));
+        };
+        if let Some(listed) = &commit.listed {
+            let lacking = listed.iter().find(|i| !self.has_reported(transaction, i.stream));
+            return lacking.map(|involved| Missing::Applying(self.who_lacks(transaction, involved.stream)));
+        }
+        if matches!(self.start, Start::Slots | Start::Fenced { .. }) {
+            return Some(Missing::StartFence(self.fence_laggard()));
+        }
+        if !commit.discovered {
+            return Some(Missing::Discovery(self.discovery.laggard(|stream| self.head(stream))));
+        }
+        if let Some(branch) = transaction.branches.iter().find(|b| !b.applying) {
+            return Some(Missing::Applying(branch.stream));
+        }
+        if let Some(earlier) = self.earlier_use(transaction) {
+            let open = earlier.branches.iter().find(|b| !b.ended).map(|b| b.stream);
+            return open.map(Missing::GidInUse);
+        }
+        match self.release {
+            Release::CommonClock => None,
+            Release::Ordered => self.outside_cut(transaction),
+            Release::Atomic => self.earlier_writer(transaction).map(Missing::EarlierWrite),
+        }
+    }
+
+    /// Whether a source tablet's Applying record has arrived; of a tablet that was split, all its children's.
+    fn has_reported(&self, transaction: &Transaction, stream: SourceTabletId) -> bool {
+        if transaction.branches.iter().any(|b| b.stream == stream && b.applying) {
+            return true;
+        }
+        let children = self.stream(stream).map_or(&[][..], |record| &record.children);
+        !children.is_empty() && children.iter().all(|child| self.has_reported(transaction, *child))
+    }
+
+    /// The stream to wait for: of a tablet that was split, the first child that has not reported.
+    fn who_lacks(&self, transaction: &Transaction, stream: SourceTabletId) -> SourceTabletId {
+        let children = self.stream(stream).map_or(&[][..], |record| &record.children);
+        let silent = children.iter().find(|child| !self.has_reported(transaction, **child));
+        silent.map_or(stream, |child| self.who_lacks(transaction, *child))
+    }
+
+    fn outside_cut(&self, transaction: &Transaction) -> Option<Missing> {
+        if let Some(branch) = transaction.branches.iter().find(|b| !b.inside) {
+            return Some(self.cut_held_in(branch.stream));
+        }
+        if self.at_cut(transaction) {
+            return None;
+        }
+        transaction.branches.iter().find(|b| b.ended).map(|b| self.cut_held_in(b.stream))
+    }
+
+    fn cut_held_in(&self, stream: SourceTabletId) -> Missing {
+        let first = self.stream(stream).and_then(|record| record.places.front()).and_then(|place| match place {
+            Place::Commit { transaction } => Some(*transaction),
+            Place::Prepare { .. } => None,
+        });
+        Missing::Cut(stream, first)
+    }
+
+    pub(super) fn earlier_writer(&self, transaction: &Transaction) -> Option<TransactionId> {
+        let earlier = transaction.branches.iter().flat_map(|b| &b.after).filter_map(|b| self.by_branch.get(b));
+        earlier.copied().find(|id| *id != transaction.id)
+    }
+
+    fn fence_laggard(&self) -> Option<SourceTabletId> {
+        match &self.start {
+            Start::Slots => self.streams.iter().find(|r| !r.left && r.slot.is_none()).map(|r| r.stream),
+            Start::Fenced { fence, outstanding } => {
+                let behind = fence.positions.iter().find(|(s, at)| self.head(*s).is_some_and(|head| head < *at));
+                behind.map(|(s, _)| *s).or(outstanding.first().map(|o| o.stream))
+            }
+            Start::FirstCut { .. } | Start::Over => None,
+        }
+    }
+}

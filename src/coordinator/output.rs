@@ -1,0 +1,122 @@
+//! What the coordinator asks of the world, and what it answers.
+
+use super::decided::Decided;
+use super::entry::CopyState;
+use crate::wal::{Epoch, LogPosition, OpId, ReplicaTabletId, SourceTabletId, SourceTransactionId, TransactionId};
+
+/// Something to do. An output is yielded only once everything that it rests on is durable, so it may run at once.
+/// Outputs for one tablet come in log order. After a crash all of them come again that may not have happened.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Output {
+    /// Hand a decision to a replica tablet.
+    Apply {
+        /// The tablet.
+        tablet: ReplicaTabletId,
+        /// The decision and its position.
+        decided: Decided,
+    },
+    /// Read every server's flush position, then call `handle_round` with this `begun_after`. At most one is on its way.
+    TakeRound {
+        /// The durable log position when it was asked for.
+        begun_after: LogPosition,
+    },
+    /// Every slot stands: read each server's flush position, then what is prepared there, then the flush position again,
+    /// and call `handle_fence`.
+    TakeFence,
+    /// Transactions of the fence's list that have not ended in the stream: if they are gone from the server, read its
+    /// flush position after that and call `handle_fence_resolved`.
+    CheckPrepared {
+        /// The stream.
+        stream: SourceTabletId,
+        /// Which.
+        transactions: Vec<SourceTransactionId>,
+    },
+    /// Ask the source whether it knows these transactions as running; report a `NotRunning` fact once the stream has
+    /// passed the position that it answers.
+    CheckRunning {
+        /// The stream that would carry their Commit record.
+        stream: SourceTabletId,
+        /// Which.
+        transactions: Vec<SourceTransactionId>,
+    },
+    /// The stream must move past a position that its server has flushed: ping it, then nudge it.
+    Nudge {
+        /// The stream.
+        stream: SourceTabletId,
+    },
+    /// What this stream reported cannot be true: stop its poller by name.
+    StopStream {
+        /// The stream.
+        stream: SourceTabletId,
+        /// Why, for people.
+        cause: String,
+    },
+}
+
+/// An answer that may be given only once the log is durable up to `after`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Promise<T> {
+    /// The log position to wait for.
+    pub after: LogPosition,
+    /// The answer.
+    pub value: T,
+}
+
+/// Why an input was refused. Nothing of it was taken.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Refused {
+    /// It does not follow what is held.
+    #[error("the log holds {held}, the report follows {follows}")]
+    OutOfOrder {
+        /// The checkpoint held.
+        held: OpId,
+        /// What the report follows.
+        follows: OpId,
+    },
+    /// A higher puller epoch was given out for the stream.
+    #[error("fenced: puller epoch {held} has this stream")]
+    Fenced {
+        /// The higher epoch.
+        held: Epoch,
+    },
+    /// It cannot be true (C1, C2): the stream stops by name.
+    #[error("{0}")]
+    Damage(String),
+    /// No such stream.
+    #[error("the log knows no stream {0}")]
+    UnknownStream(String),
+}
+
+/// What a puller needs to open its stream.
+#[derive(Clone, PartialEq, Debug)]
+pub struct StreamOpening {
+    /// The stream's number.
+    pub stream: SourceTabletId,
+    /// The puller's epoch.
+    pub puller: Epoch,
+    /// Resume strictly after this position.
+    pub checkpoint: OpId,
+    /// What the log says was stored at each tablet.
+    pub stored: Vec<(ReplicaTabletId, OpId)>,
+    /// Branches that were reported and have not ended.
+    pub open_branches: Vec<OpenBranchView>,
+    /// Where the slot starts, once it stands.
+    pub slot: Option<OpId>,
+    /// How far the copy of each table is.
+    pub copies: Vec<(String, CopyState)>,
+}
+
+/// A branch that was reported and has not ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct OpenBranchView {
+    /// The transaction's id as the stream named it.
+    pub transaction: SourceTransactionId,
+    /// Where it opened.
+    pub opened: OpId,
+    /// How many of its Write records were reported.
+    pub records: u64,
+    /// Whether its Applying record was.
+    pub applying: bool,
+    /// untorn's number of the transaction it belongs to, as far as is known.
+    pub belongs_to: TransactionId,
+}
