@@ -206,16 +206,16 @@ impl Build<'_> {
             }
             let publication =
                 self.required(tablet, "publication", "name the publication, made with CREATE PUBLICATION");
-            let password = self.password(tablet);
+            let password_file = self.password_file(tablet);
             let url = self.required(tablet, "url", "write postgres://user@host:5432/database");
-            if let Some(parts) = self.postgres_url(tablet, &url, password.is_some())
+            if let Some(parts) = self.postgres_url(tablet, &url, password_file.is_some())
                 && let Some(other) = slots.insert((parts.hosts, slot.clone()), tablet.path.clone())
             {
                 let what = format!("is the slot of {other} too, and one slot feeds one stream");
                 self.faults.push(&tablet.key("slot"), what, "give each stream a slot of its own");
             }
             let name = tablet.text("name").unwrap_or_default().to_owned();
-            PostgresTabletConfig { name, url: Secret::new(url), password, publication, slot }
+            PostgresTabletConfig { name, url: Secret::new(url), password_file, publication, slot }
         };
         tablets.iter().map(&mut read).collect()
     }
@@ -254,14 +254,14 @@ impl Build<'_> {
             || home.is_some_and(|file| file.exists())
     }
 
-    fn password(&mut self, tablet: &Section<'_>) -> Option<Secret> {
+    fn password_file(&mut self, tablet: &Section<'_>) -> Option<PathBuf> {
         let file = tablet.text("password_file")?;
         let key = tablet.key("password_file");
         match std::fs::read_to_string(file) {
-            Ok(text) if !text.trim_end_matches(['\r', '\n']).is_empty() => {
-                return Some(Secret::new(text.trim_end_matches(['\r', '\n'])));
+            Ok(text) if text.trim().is_empty() => {
+                self.faults.push(&key, format!("{file} is empty"), "write the password into it");
             }
-            Ok(_) => self.faults.push(&key, format!("{file} is empty"), "write the password into it"),
+            Ok(_) => {}
             Err(error) => {
                 self.faults.push(
                     &key,
@@ -270,7 +270,7 @@ impl Build<'_> {
                 );
             }
         }
-        None
+        Some(PathBuf::from(file))
     }
 
     fn gid_pattern(&mut self, section: &Section<'_>) -> Option<String> {

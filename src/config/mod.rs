@@ -114,8 +114,8 @@ pub struct PostgresTabletConfig {
     pub name: String,
     /// `postgres://…`, perhaps with a password.
     pub url: Secret,
-    /// The password of `password_file`, without the line's end.
-    pub password: Option<Secret>,
+    /// The file that holds its password; readable and not empty when the configuration was read.
+    pub password_file: Option<PathBuf>,
     /// The publication.
     pub publication: String,
     /// The replication slot.

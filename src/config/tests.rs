@@ -300,8 +300,11 @@ fn credentials_may_come_from_a_file_or_from_libpq() {
     let with_file = tablet(&format!("password_file = '{}'", file.display()));
     let config = daemon(&with_file, &[]);
     let SourceConfig::Postgres(source) = &config.source else { panic!("{config:?}") };
-    assert_eq!(source.tablets[0].password, Some(Secret::new("hunter2")));
-    assert!(!format!("{config:?}").contains("hunter2"), "a password is never printed");
+    assert_eq!(source.tablets[0].password_file.as_deref(), Some(file.as_path()));
+    std::fs::write(&file, "\n").unwrap();
+    assert!(faults(&with_file)[0].starts_with("source.tablets[0].password_file: "));
+    let in_url = daemon(&tablet("").replace("u@", "u:hunter2@"), &[]);
+    assert!(!format!("{in_url:?}").contains("hunter2"), "a password is never printed");
 
     assert_eq!(faults(&tablet("")).len(), 1);
     daemon(&tablet(""), &[("PGPASSFILE", "/etc/untorn/pgpass")]);
