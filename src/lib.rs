@@ -6,7 +6,7 @@
 //! 1. [`wal`]: the vocabulary. 2. [`coordinator`]: the protocol, pure. 3. [`router`]: key → replica tablet, pure.
 //! 4. [`mvcc`]: visibility and resolution rules, pure. 5. [`flow`]: a poller's bookkeeping, pure.
 //! 6. [`txn_log`]: the transaction log and its engines. 7. [`tablet`]: replica tablets and their engines.
-//! 8. [`source`]: where streams come from. 9. [`applier`]: the runtime. Then the surfaces.
+//! 8. [`source`]: where streams come from. 9. [`applier`]: the runtime. Then the surfaces, [`demo`] among them.
 
 pub mod admin;
 pub mod applier;
@@ -14,6 +14,7 @@ pub mod cli;
 pub mod config;
 pub mod coordinator;
 pub mod docs;
+pub mod demo;
 pub mod flow;
 pub mod limits;
 pub mod metrics;

@@ -2,6 +2,38 @@
 
 /// Bytes of one gRPC message, either way. tonic's default of 4 MiB is below one batch with a row of a few megabytes.
 pub const GRPC_MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// Bytes that one gRPC stream may have in flight before the receiver has read them, and a connection four times that.
+/// HTTP/2's default of 64 KiB would hold a batch to 0.6 MB/s over 100 ms of distance.
+pub const GRPC_WINDOW_BYTES: u32 = 4 << 20;
+/// Milliseconds until a gRPC connection attempt counts as failed.
+pub const GRPC_CONNECT_MS: u64 = 5_000;
+/// Milliseconds between a gRPC connection's pings, and until an unanswered one ends the connection: bounds how long a
+/// peer that vanished goes unnoticed.
+pub const GRPC_KEEPALIVE_MS: u64 = 5_000;
+/// Milliseconds until a call on a tablet or on the transaction leader counts as not answered: far above a slow
+/// durability barrier, short enough that a hung server shows.
+pub const CALL_MS: u64 = 30_000;
+/// Milliseconds that a server which shuts down waits for calls in work: above a durability barrier, below what an
+/// orchestrator allows a process to end (10 s and more).
+pub const DRAIN_MS: u64 = 5_000;
+/// Milliseconds between polls of a CDC service that answers empty pages without waiting: it must not be asked in a loop.
+pub const EMPTY_POLL_PAUSE_MS: u64 = 10;
+/// Bytes of a source's transaction id: ids go into log entries.
+pub const SOURCE_TRANSACTION_ID_BYTES_MAX: usize = 1_024;
+/// Milliseconds that a report which overtook another on the network waits for it at the transaction leader; after that
+/// the other is taken for lost, and its stream opens again.
+pub const REPORT_ORDER_MS: u64 = 2_000;
+/// Bytes of one CDC record. Routed on, it must fit in a message with its batch's schemas; what is larger stops the
+/// stream by name.
+pub const CDC_RECORD_BYTES_MAX: usize = 32 << 20;
+/// Milliseconds that a CDC service lets one poll wait, whatever the reader asks: an abandoned poll is gone after that.
+pub const LONG_POLL_MS_MAX: u64 = 30_000;
+/// Polls in work at one CDC service. A reader has one a tablet, so this many (tablet, reader) pairs can be served.
+pub const CDC_POLLS_MAX: usize = 4_096;
+/// Bytes of a reader's name at a CDC service, which keeps a position for each.
+pub const CDC_READER_BYTES_MAX: usize = 255;
+/// Transactions of one CheckTransactions request.
+pub const CHECK_TRANSACTIONS_MAX: usize = 10_000;
 /// Bytes of records that a poller asks for at once: large enough that a batch costs little, small enough that the
 /// prefetched one and the one in work stay within a stream's share of the memory budget.
 pub const BATCH_BYTES: usize = 1 << 20;
@@ -15,6 +47,22 @@ pub const LONG_POLL_MS: u64 = 500;
 pub const SNAPSHOT_AFTER_BYTES: usize = 8 << 20;
 /// Bytes of one log entry before the next one is begun. etcd refuses requests above 1.5 MiB.
 pub const ENTRY_BYTES: usize = 1 << 20;
+/// Milliseconds that opening a log waits for its owner to go away: a process that was killed a moment ago still holds
+/// its locks until the kernel has torn it down. Anyone who lives longer than this is another owner.
+pub const LOG_OWNER_WAIT_MS: u64 = 3_000;
+/// Bytes of one value in sled. sled puts a page above 128 KiB into a file of its own, which it never syncs; a page holds
+/// up to about 20 values.
+pub const SLED_VALUE_BYTES: usize = 4_000;
+/// Bytes of sled's page cache. The log is read once, at the start; more would only be held twice.
+pub const SLED_CACHE_BYTES: u64 = 8 << 20;
+/// Bytes of values written to sled between two barriers at most. With the pages that sled rewrites meanwhile (one for
+/// every ten changes) that is less than one of its segments (512 KiB), so that no segment is reused before what moved
+/// out of it is durable.
+pub const SLED_UNSYNCED_BYTES: usize = 64 << 10;
+/// Bytes of a snapshot in one row of SQLite, which refuses rows above 1 GB and copies each in memory.
+pub const SQLITE_ROW_BYTES: usize = 1 << 20;
+/// Bytes that SQLite's write-ahead file keeps after a checkpoint.
+pub const SQLITE_WAL_BYTES: i64 = 4 << 20;
 /// Bytes of a page of rows.
 pub const PAGE_BYTES: usize = 1 << 20;
 /// The smallest memory budget, in bytes: one batch in work and one prefetched, for 16 streams.
@@ -39,4 +87,58 @@ pub const ORPHAN_CHECK_AFTER_MS: u64 = 10_000;
 /// Transactions asked about at once: what fits in a small message.
 pub const ORPHAN_CHECK_MAX: usize = 1000;
 
+/// Branches of a stream whose Applying record was taken and is recognised when it comes again. A source repeats what it
+/// sent a moment ago, not what it sent long ago.
+pub const APPLIED_BRANCHES_REMEMBERED: usize = 1 << 14;
+/// Reports of one stream that are on their way to the log at once: enough that tablets store while the log appends.
+pub const REPORTS_IN_FLIGHT: usize = 4;
+/// Inputs that wait for the transaction leader. Each stream has few on their way, so this bounds a burst, not work.
+pub const LEADER_INPUTS: usize = 256;
+/// Decisions that wait for one replica tablet, or that it has applied and not made durable, before pulling pauses. A
+/// decision takes about 200 bytes here.
+pub const DECISIONS_WAITING: usize = 1 << 18;
+/// Decisions in one batch for a replica tablet: bounds how long one call keeps a tablet from others.
+pub const APPLY_BATCH_DECISIONS: usize = 4096;
+/// Milliseconds without new decisions after which a tablet is asked to make durable what it applied, so that
+/// transactions are forgotten although nothing follows them.
+pub const SYNC_AFTER_MS: u64 = 50;
+/// Milliseconds that a busy tablet may go on without making durable what it applied.
+pub const SYNC_AT_LEAST_EVERY_MS: u64 = 1_000;
+/// Milliseconds of the first wait after a failure, and of the longest: a restarted server is met quickly, a dead one is
+/// not pestered.
+pub const RETRY_FIRST_MS: u64 = 50;
+/// See [`RETRY_FIRST_MS`].
+pub const RETRY_LAST_MS: u64 = 5_000;
+/// Milliseconds after which a stopped stream is tried again, so that a mended cause lets it go on by itself.
+pub const STOPPED_RETRY_MS: u64 = 30_000;
+/// Milliseconds that a source has to answer a probe before it counts as silent.
+pub const PROBE_DEADLINE_MS: u64 = 5_000;
+/// Milliseconds after which a batch that no tablet has stored shows as back-pressure.
+pub const STALL_SHOWS_AFTER_MS: u64 = 1_000;
+/// Milliseconds between the leader's ticks. No decision waits for one.
+pub const TICK_MS: u64 = 100;
+/// Milliseconds of silence after which a stream reports what was acknowledged, so that forgetting goes on.
+pub const REPORT_IDLE_MS: u64 = 1_000;
+/// Milliseconds that a drain may take before the process ends without it. What was not drained is resumed later.
+pub const APPLIER_DRAIN_MS: u64 = 20_000;
+
+const _: () = assert!(CDC_RECORD_BYTES_MAX * 2 <= GRPC_MESSAGE_BYTES_MAX, "a record must fit in a batch's message");
 const _: () = assert!(BATCH_BYTES * 4 < GRPC_MESSAGE_BYTES_MAX, "a batch must fit in a message with room to spare");
+/// Bytes of a key. The embedded store writes a key's length in 16 bits; PostgreSQL's own index keys end below 3 KiB.
+pub const KEY_BYTES_MAX: usize = 60 << 10;
+/// Calls that wait for a tablet's worker before callers wait for a place. Each holds at most about one batch.
+pub const TABLET_QUEUE: usize = 64;
+/// Calls that one durability barrier of a tablet's storage covers at most: bounds how long the first of them waits.
+pub const TABLET_GROUP: usize = 256;
+/// Bytes of versions that are written in one atomic step when decisions are applied: a huge transaction takes several.
+pub const APPLY_BYTES: usize = 1 << 20;
+/// Milliseconds that a read waits for a tablet to hear the log before it says that it did not.
+pub const READ_WAIT_MS: u64 = 5_000;
+/// Keys of one undecided branch that are remembered to find conflicts; a branch with more conflicts with every other.
+pub const CONFLICT_KEYS_MAX: usize = 1 << 16;
+/// Bytes of a tablet's newest writes of one kind that are held in memory before they go to a table file.
+pub const STORE_MEMTABLE_BYTES: u64 = 16 << 20;
+/// Bytes of blocks of table files that the tablets of one folder hold in memory.
+pub const STORE_CACHE_BYTES: u64 = 32 << 20;
+/// Bytes of journals of the tablets of one folder; above, the oldest writes in memory go to table files.
+pub const STORE_JOURNAL_BYTES: u64 = 256 << 20;

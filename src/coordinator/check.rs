@@ -65,7 +65,8 @@ impl State {
                 let total = taken + records;
                 let complete = before.applying || complete;
                 said.insert((transaction, None), Said { records: total, applying: complete });
-                if let Some(expected) = applying.and_then(|a| a.records).filter(|expected| *expected != total) {
+                if let Some(expected) = applying.as_ref().and_then(|a| a.records).filter(|expected| *expected != total)
+                {
                     return Err(format!(
                         "stream {name} says that it carried {expected} writes of transaction {transaction}, but {total} were taken"
                     ));

@@ -97,7 +97,7 @@ pub enum Fact {
 }
 
 /// A stream's Applying record of a branch.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct ApplyingFact {
     /// Where it stands.
     pub at: OpId,
@@ -105,6 +105,8 @@ pub struct ApplyingFact {
     pub records: Option<u64>,
     /// When the branch was prepared (PostgreSQL), else zero.
     pub prepared_at: HybridTime,
+    /// What the source will end the branch by, where that is not the transaction's id (a full gid).
+    pub label: Option<String>,
 }
 
 /// What a poller reports at once: the facts of a run of its stream, after all of it is durable at the replica tablets.

@@ -152,7 +152,7 @@ impl State {
                 }
             }
             Fact::Branch { transaction, opened, records, tablets, after, applying } => {
-                self.fold_branch(report, transaction, *opened, *records, (tablets, after), *applying);
+                self.fold_branch(report, transaction, *opened, *records, (tablets, after), applying.as_ref());
             }
             Fact::Commit { transaction, branch, at, time, involved } => {
                 self.fold_commit(stream, transaction, *branch, *at, *time, involved);
@@ -190,7 +190,7 @@ impl State {
         opened: OpId,
         records: u64,
         (tablets, after): (&[ReplicaTabletId], &[BranchId]),
-        applying: Option<ApplyingFact>,
+        applying: Option<&ApplyingFact>,
     ) {
         let stream = report.stream;
         let common_clock = self.release == Release::CommonClock;
@@ -218,6 +218,9 @@ impl State {
         branch.applying |= applying.is_some();
         branch.ended |= common_clock && applying.is_some();
         branch.prepared_at = branch.prepared_at.max(prepared_at);
+        if let Some(label) = applying.and_then(|a| a.label.as_deref()) {
+            branch.label = Some(label.into());
+        }
         let (name, at) = (branch.id(), applying.map_or(report.upto, |a| a.at));
         let held = branch.tablets.clone();
         match decision.map(|d| d.outcome) {

@@ -230,6 +230,7 @@ impl Coordinator {
             })
             .map(|(transaction, branch)| OpenBranchView {
                 transaction: transaction.source.clone(),
+                label: branch.label.as_deref().map(str::to_owned),
                 opened: branch.opened,
                 records: branch.records,
                 applying: branch.applying,
@@ -245,6 +246,7 @@ impl Coordinator {
             stored: record.stored.clone(),
             open_branches,
             slot: record.slot,
+            identity: record.identity.clone(),
             copies: record.copies.clone(),
         };
         Ok(self.promise(opening))

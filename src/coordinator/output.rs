@@ -102,6 +102,8 @@ pub struct StreamOpening {
     pub open_branches: Vec<OpenBranchView>,
     /// Where the slot starts, once it stands.
     pub slot: Option<OpId>,
+    /// What tells the stream's server from another; empty before the slot stands.
+    pub identity: String,
     /// How far the copy of each table is.
     pub copies: Vec<(String, CopyState)>,
 }
@@ -111,6 +113,8 @@ pub struct StreamOpening {
 pub struct OpenBranchView {
     /// The transaction's id as the stream named it.
     pub transaction: SourceTransactionId,
+    /// What the source will end it by, where that is not the transaction's id.
+    pub label: Option<String>,
     /// Where it opened.
     pub opened: OpId,
     /// How many of its Write records were reported.

@@ -53,6 +53,8 @@ pub struct Branch {
     pub records: u64,
     /// When it was prepared (PostgreSQL), else zero.
     pub prepared_at: HybridTime,
+    /// What the source will end it by, where that is not the transaction's id.
+    pub label: Option<Box<str>>,
     /// The replica tablets that hold writes of it.
     pub tablets: SmallVec<[ReplicaTabletId; 4]>,
     /// Earlier undecided branches of its stream that wrote one of its keys (`release = "atomic"`).
@@ -175,6 +177,7 @@ impl Branch {
             mentioned: opened,
             records: 0,
             prepared_at: HybridTime::MIN,
+            label: None,
             tablets: SmallVec::new(),
             after: Vec::new(),
             applying: false,

@@ -1,1 +1,12 @@
-//! A poller's bookkeeping. Pure.
+//! A poller's bookkeeping. Pure: what a stream's batches become ([`Assembler`]), in which order they go out
+//! ([`Window`]), how much may be on its way ([`Budget`]), and how long to wait after a failure ([`Backoff`]).
+
+mod assemble;
+mod backoff;
+mod budget;
+mod window;
+
+pub use assemble::{Assembled, Assembler, Opening};
+pub use backoff::Backoff;
+pub use budget::Budget;
+pub use window::Window;

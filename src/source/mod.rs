@@ -4,7 +4,11 @@
 //! tablet sent, in order; it keeps its connection alive by itself while nobody calls it (an applier that stalls must
 //! not look like a dead client), for which `open` hands back a future that the applier spawns.
 
-use crate::wal::{Column, HybridTime, OpId, SourceBatch, SourceTransactionId, StagedChunk, TableSchema};
+pub mod cdc;
+
+use crate::wal::{
+    Column, HybridTime, OpId, SourceBatch, SourceTabletId, SourceTransactionId, StagedChunk, TableSchema,
+};
 use async_trait::async_trait;
 use std::future::Future;
 use std::pin::Pin;
@@ -13,6 +17,11 @@ use std::sync::Arc;
 /// Where a stream is to be resumed.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Resume {
+    /// The log's number of the stream, which the ids of its branches carry.
+    pub stream: SourceTabletId,
+    /// [`NewSlot::identity`] as it was when the slot was created; empty when it is not known. Another server behind the
+    /// same address is refused.
+    pub identity: String,
     /// Strictly after this position.
     pub after: OpId,
     /// Branches that are open there: the source must be able to name them again when they end.
@@ -27,6 +36,8 @@ pub struct Resume {
 pub struct OpenBranch {
     /// The transaction as the stream named it.
     pub transaction: SourceTransactionId,
+    /// What the source ends it by, where that is not the transaction's id: see [`crate::wal::Record::Applying`].
+    pub label: Option<String>,
     /// Where it opened.
     pub opened: OpId,
     /// How many of its Write records were taken so far.
@@ -118,6 +129,8 @@ pub struct NewSlot {
 pub struct Prepared {
     /// The gid.
     pub gid: String,
+    /// The transaction that it names, as the stream would.
+    pub transaction: SourceTransactionId,
     /// When it was prepared.
     pub since: HybridTime,
 }

@@ -9,6 +9,19 @@
 //! Two orders meet here. Writes of one stream come in the stream's order, each batch naming the position that it
 //! follows (C5). Decisions come in log order, each batch naming the log position that it follows.
 
+pub mod cdc_service;
+pub mod change_log;
+#[cfg(test)]
+pub mod conformance;
+pub mod embedded;
+pub mod engine;
+pub mod format;
+pub mod grpc;
+pub mod keys;
+pub mod memory;
+pub mod server;
+pub mod store;
+
 pub use crate::coordinator::{Applied, Decided, ReadPoint, Work};
 use crate::wal::{
     BranchId, Epoch, HybridTime, Key, LogPosition, OpId, ReplicaTabletId, Row, SourceTabletId, TableId, TableSchema,
@@ -260,7 +273,7 @@ pub enum TabletError {
 }
 
 /// The leader of one replica tablet. Calls may come from many tasks at once; batches of one stream come one after
-/// another, and so do apply batches.
+/// another, and so do apply batches. A call that its caller drops has happened whole or not at all.
 #[async_trait]
 pub trait TabletLeader: Send + Sync {
     /// A new owner announces its epoch, *before* it reads what the tablet holds (C7). Binds a new tablet to the log; a

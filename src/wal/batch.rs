@@ -5,7 +5,8 @@ use super::{HybridTime, OpId, Record, SourceTransactionId, Write};
 /// A run of records of one stream.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct SourceBatch {
-    /// The records in stream order, each with its position; positions rise, and all lie above the batch before.
+    /// The records in stream order, each with its position; positions rise, and all lie above the batch before. Only
+    /// Schema records may share the position of the record that follows them.
     pub records: Vec<(OpId, Record)>,
     /// Chunks that took their place in this batch: the transaction that ends here was sent before its end.
     pub adopted: Vec<ChunkOrigin>,
@@ -25,7 +26,7 @@ pub struct SourceBatch {
 pub struct ChunkOrigin {
     /// The transaction that they belong to, as the batch's records name it.
     pub transaction: SourceTransactionId,
-    /// Where its branch opened: its end position, index 0.
+    /// Where its branch opened: its end position, index 1.
     pub opened: OpId,
     /// Which connection brought them; a number that no other connection of the stream has.
     pub connection: u64,

@@ -104,8 +104,9 @@ impl fmt::Debug for SourceTransactionId {
 
 /// One source tablet's part of a transaction. Replica tablets key provisional records by it, because which transaction
 /// a branch belongs to may be found out only later (a gid used again, trace 32). `opened` is the position, in the
-/// branch's stream, of its first record; for PostgreSQL the end position of the message that ends it, index 0. A
-/// position is never given twice in a stream, so a branch is one use of an id, for ever.
+/// branch's stream, of its first record; for PostgreSQL the end position of the message that ends it, index 1, also
+/// where its writes were staged in chunks. A position is never given twice in a stream, so a branch is one use of an id,
+/// for ever.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct BranchId {
     /// The stream that carries it.

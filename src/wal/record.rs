@@ -81,6 +81,10 @@ pub enum Record {
         records: Option<u64>,
         /// When the branch was prepared, for sources that find out later which use of an id it belongs to.
         prepared_at: Option<HybridTime>,
+        /// What the source will end this branch by, where that is not the transaction's id: the full gid, when
+        /// `gid_pattern` takes only a part of it. Kept with the open branch, because a stream that resumes behind this
+        /// record finds the branch by nothing else.
+        label: Option<String>,
     },
     /// The source committed the transaction.
     Commit {

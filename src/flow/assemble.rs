@@ -1,0 +1,571 @@
+//! From what a stream yields to what each replica tablet stores and what the log is told.
+
+use crate::coordinator::{ApplyingFact, Fact, InvolvedStream, Involvement, Report, TabletMap};
+use crate::limits::APPLIED_BRANCHES_REMEMBERED;
+use crate::router::Router;
+use crate::tablet::{Adopt, BranchWrites, ChunkBatch, Conflict, ProvisionalBatch};
+use crate::wal::{
+    BranchId, Cell, ChunkOrigin, Epoch, HybridTime, Involved, Key, OpId, Record, ReplicaTabletId, SourceBatch,
+    SourceTabletId, SourceTransactionId, StagedChunk, TableId, TableSchema, Write, WriteOp,
+};
+use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
+use std::collections::{BTreeMap, VecDeque};
+
+/// What an assembler must know when its stream opens.
+#[derive(Clone, Debug)]
+pub struct Opening {
+    /// The log's number of the stream.
+    pub stream: SourceTabletId,
+    /// The owner's epoch.
+    pub owner: Epoch,
+    /// The puller's epoch.
+    pub puller: Epoch,
+    /// The key → tablet map.
+    pub map: TabletMap,
+    /// Whether tablets are to answer conflicts (`release = "atomic"`).
+    pub report_conflicts: bool,
+    /// The numbers of all streams, by the names that Commit records may use.
+    pub streams: BTreeMap<String, SourceTabletId>,
+    /// The checkpoint that the first report follows.
+    pub checkpoint: OpId,
+    /// Branches that were reported and still take records: transaction and where each opened.
+    pub open: Vec<(SourceTransactionId, OpId)>,
+    /// Branches whose Applying record may come again, as it may from a source that names a branch by its transaction.
+    pub applied: Vec<(SourceTransactionId, OpId)>,
+    /// What each tablet holds of this stream. It may lie above the checkpoint, after a crash between the two.
+    pub marks: Vec<(ReplicaTabletId, OpId)>,
+}
+
+/// A run of a stream, ready to go out: first the parts to their tablets, then, when all are durable, the report.
+#[derive(Debug, Default, PartialEq)]
+pub struct Assembled {
+    /// What each tablet is to store. A tablet that holds all of its writes already is not here.
+    pub parts: Vec<(ReplicaTabletId, ProvisionalBatch)>,
+    /// What the log is told then; `acknowledged` is filled in by whoever sends it.
+    pub report: Report,
+    /// About how many bytes it takes in memory.
+    pub bytes: usize,
+}
+
+impl Assembled {
+    /// Adds what a tablet answered about earlier branches that wrote the same keys.
+    pub fn add_conflicts(&mut self, conflicts: Vec<Conflict>) {
+        if conflicts.is_empty() {
+            return;
+        }
+        let mut by_branch: FxHashMap<OpId, Vec<BranchId>> = FxHashMap::default();
+        for (branch, after) in conflicts {
+            by_branch.entry(branch.opened).or_default().extend(after);
+        }
+        for fact in &mut self.report.facts {
+            if let Fact::Branch { opened, after, .. } = fact
+                && let Some(more) = by_branch.remove(opened)
+            {
+                after.extend(more);
+                after.sort_unstable();
+                after.dedup();
+            }
+        }
+    }
+}
+
+/// Gathers a stream's batches until they are taken. So while one run is being stored, everything that comes makes up the
+/// next, and a slow log or tablet makes batches larger instead of more.
+#[derive(Debug)]
+pub struct Assembler {
+    stream: SourceTabletId,
+    owner: Epoch,
+    puller: Epoch,
+    report_conflicts: bool,
+    router: Router,
+    streams: BTreeMap<String, SourceTabletId>,
+    tablets: Vec<Tablet>,
+    index: FxHashMap<ReplicaTabletId, usize>,
+    /// Branches that still take records.
+    open: FxHashMap<SourceTransactionId, OpenBranch>,
+    applied: AppliedBranches,
+    /// Last chunk's number at each tablet, by connection and transaction.
+    chunks: FxHashMap<(u64, u32), Vec<u64>>,
+    schemas: BTreeMap<TableId, TableSchema>,
+    /// The checkpoint that the next report follows.
+    follows: OpId,
+    /// The last record's position.
+    last: OpId,
+    gathered: Gathered,
+}
+
+/// One replica tablet as this stream sees it.
+#[derive(Debug)]
+struct Tablet {
+    id: ReplicaTabletId,
+    /// What it will hold once everything that was taken is stored.
+    mark: OpId,
+    /// Whether this run has writes for it, stored now or before.
+    touched: bool,
+    branches: Vec<BranchWrites>,
+}
+
+/// A branch that still takes records.
+#[derive(Debug)]
+struct OpenBranch {
+    opened: OpId,
+    /// Records of this run that no fact has said yet.
+    records: u64,
+    /// Tablets that they went to.
+    tablets: SmallVec<[ReplicaTabletId; 4]>,
+    /// Where its writes of this run stand: tablet and place among that tablet's branches.
+    places: SmallVec<[(usize, usize); 4]>,
+    /// The run that `places` belongs to.
+    run: u64,
+}
+
+impl OpenBranch {
+    fn at(opened: OpId) -> Self {
+        Self { opened, records: 0, tablets: SmallVec::new(), places: SmallVec::new(), run: 0 }
+    }
+
+    fn fact(&mut self, transaction: SourceTransactionId, applying: Option<ApplyingFact>) -> Fact {
+        Fact::Branch {
+            transaction,
+            opened: self.opened,
+            records: std::mem::take(&mut self.records),
+            tablets: std::mem::take(&mut self.tablets).into_vec(),
+            after: Vec::new(),
+            applying,
+        }
+    }
+}
+
+/// The branches of which this stream carried the Applying record last: it may come again, and then names the same one.
+#[derive(Debug, Default)]
+struct AppliedBranches {
+    opened: FxHashMap<SourceTransactionId, OpId>,
+    order: VecDeque<SourceTransactionId>,
+}
+
+impl AppliedBranches {
+    fn opened(&self, transaction: &SourceTransactionId) -> Option<OpId> {
+        self.opened.get(transaction).copied()
+    }
+
+    fn remember(&mut self, transaction: SourceTransactionId, opened: OpId) {
+        if self.opened.insert(transaction.clone(), opened).is_none() {
+            self.order.push_back(transaction);
+        }
+        if self.order.len() > APPLIED_BRANCHES_REMEMBERED
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.opened.remove(&oldest);
+        }
+    }
+}
+
+/// What came since the last run was taken.
+#[derive(Debug, Default)]
+struct Gathered {
+    /// The number of this run.
+    run: u64,
+    anything: bool,
+    facts: Vec<Fact>,
+    /// Transactions with records that no fact has said yet, in the order of their first one.
+    unsaid: Vec<SourceTransactionId>,
+    schemas: Vec<TableSchema>,
+    safe_time: Option<HybridTime>,
+    upto: OpId,
+    head: OpId,
+    bytes: usize,
+}
+
+impl Assembler {
+    /// An assembler for a stream that opens. Its tablets are the map's; one without a mark holds nothing yet.
+    #[must_use]
+    pub fn new(opening: Opening) -> Self {
+        let marks: FxHashMap<_, _> = opening.marks.into_iter().collect();
+        let tablets: Vec<_> = opening
+            .map
+            .tablets
+            .iter()
+            .map(|t| Tablet {
+                id: t.id,
+                mark: marks.get(&t.id).copied().unwrap_or(OpId::ZERO),
+                touched: false,
+                branches: Vec::new(),
+            })
+            .collect();
+        let mut applied = AppliedBranches::default();
+        opening.applied.into_iter().for_each(|(transaction, opened)| applied.remember(transaction, opened));
+        Self {
+            stream: opening.stream,
+            owner: opening.owner,
+            puller: opening.puller,
+            report_conflicts: opening.report_conflicts,
+            index: tablets.iter().enumerate().map(|(index, tablet)| (tablet.id, index)).collect(),
+            router: Router::new(opening.map),
+            streams: opening.streams,
+            tablets,
+            open: opening.open.into_iter().map(|(t, opened)| (t, OpenBranch::at(opened))).collect(),
+            applied,
+            chunks: FxHashMap::default(),
+            schemas: BTreeMap::new(),
+            follows: opening.checkpoint,
+            last: opening.checkpoint,
+            gathered: Gathered { run: 1, upto: opening.checkpoint, ..Gathered::default() },
+        }
+    }
+
+    /// Takes a batch in.
+    ///
+    /// # Errors
+    /// Why the stream must stop: the batch says what cannot be true, or what this replica cannot do.
+    pub fn push(&mut self, batch: SourceBatch) -> Result<(), String> {
+        if batch.upto < self.gathered.upto {
+            return Err(format!("the stream went back from {} to {}", self.gathered.upto, batch.upto));
+        }
+        self.gathered.anything |= batch.upto > self.gathered.upto
+            || batch.head > self.gathered.head
+            || !batch.records.is_empty()
+            || !batch.adopted.is_empty();
+        self.gathered.bytes += batch.bytes;
+        for origin in batch.adopted {
+            self.adopt(origin)?;
+        }
+        for (at, record) in batch.records {
+            if at < self.last || at > batch.upto {
+                return Err(format!(
+                    "the stream's positions are out of order: a record at {at} after {} in a batch up to {}",
+                    self.last, batch.upto
+                ));
+            }
+            self.record(at, record)?;
+            self.last = at;
+        }
+        self.gathered.upto = batch.upto;
+        self.gathered.head = self.gathered.head.max(batch.head);
+        self.last = self.last.max(batch.upto);
+        Ok(())
+    }
+
+    /// The source does not know these transactions as running, and the stream has passed the position where it said so.
+    pub fn push_not_running(&mut self, transactions: Vec<SourceTransactionId>) {
+        self.gathered.anything = true;
+        self.gathered.facts.push(Fact::NotRunning { transactions });
+    }
+
+    /// Asks for a report although nothing came: what was acknowledged has moved.
+    pub fn push_nothing(&mut self) {
+        self.gathered.anything = true;
+    }
+
+    /// How far the stream has come, counting keepalives.
+    #[must_use]
+    pub fn passed(&self) -> OpId {
+        self.gathered.upto.max(self.gathered.head)
+    }
+
+    /// The position of the last batch taken in.
+    #[must_use]
+    pub fn upto(&self) -> OpId {
+        self.gathered.upto
+    }
+
+    /// Bytes gathered and not taken yet.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.gathered.bytes
+    }
+
+    /// Everything gathered, if there is anything.
+    pub fn take(&mut self) -> Option<Assembled> {
+        if !self.gathered.anything {
+            return None;
+        }
+        for transaction in std::mem::take(&mut self.gathered.unsaid) {
+            if let Some(branch) = self.open.get_mut(&transaction)
+                && branch.run == self.gathered.run
+                && (branch.records > 0 || !branch.tablets.is_empty())
+            {
+                let fact = branch.fact(transaction, None);
+                self.gathered.facts.push(fact);
+            }
+        }
+        let Gathered { run, mut facts, schemas, safe_time, upto, head, bytes, .. } = std::mem::take(&mut self.gathered);
+        // One SafeTime record says what all earlier ones of the run said, and everything before it is in the same entry.
+        facts.extend(safe_time.map(|time| Fact::SafeTime { time }));
+        let mut parts = Vec::new();
+        let mut stored = Vec::new();
+        for tablet in &mut self.tablets {
+            let branches = std::mem::take(&mut tablet.branches);
+            if std::mem::take(&mut tablet.touched) {
+                stored.push((tablet.id, upto));
+            }
+            if (branches.is_empty() && schemas.is_empty()) || tablet.mark >= upto {
+                continue;
+            }
+            let batch = ProvisionalBatch {
+                stream: self.stream,
+                owner: self.owner,
+                puller: self.puller,
+                follows: tablet.mark,
+                upto,
+                schemas: schemas.clone(),
+                branches,
+                report_conflicts: self.report_conflicts,
+            };
+            tablet.mark = upto;
+            parts.push((tablet.id, batch));
+        }
+        let report = Report {
+            stream: self.stream,
+            puller: self.puller,
+            follows: std::mem::replace(&mut self.follows, upto),
+            upto,
+            // A keepalive that lies behind the records says nothing.
+            head: if head > upto { head } else { OpId::ZERO },
+            acknowledged: OpId::ZERO,
+            stored,
+            facts,
+        };
+        self.gathered.run = run + 1;
+        self.gathered.upto = upto;
+        self.gathered.head = head;
+        Some(Assembled { parts, report, bytes })
+    }
+
+    /// Routes a chunk of a transaction that has not ended.
+    ///
+    /// # Errors
+    /// As [`Assembler::push`].
+    pub fn chunk(&mut self, chunk: StagedChunk) -> Result<Vec<(ReplicaTabletId, ChunkBatch)>, String> {
+        let mut routed: Vec<Vec<Write>> = vec![Vec::new(); self.tablets.len()];
+        for mut write in chunk.writes {
+            match self.target(&mut write)? {
+                Some(tablet) => routed[tablet].push(write),
+                None => routed.iter_mut().for_each(|writes| writes.push(write.clone())),
+            }
+        }
+        let numbers = self.chunks.entry((chunk.connection, chunk.xid)).or_insert_with(|| vec![0; self.tablets.len()]);
+        let mut batches = Vec::new();
+        for ((tablet, number), writes) in self.tablets.iter().zip(numbers).zip(routed) {
+            if writes.is_empty() {
+                continue;
+            }
+            *number += 1;
+            let mut tables: Vec<_> = writes.iter().map(|write| write.table).collect();
+            tables.sort_unstable();
+            tables.dedup();
+            let batch = ChunkBatch {
+                stream: self.stream,
+                owner: self.owner,
+                puller: self.puller,
+                connection: chunk.connection,
+                xid: chunk.xid,
+                sub_xid: chunk.sub_xid,
+                number: *number,
+                schemas: tables.iter().filter_map(|table| self.schemas.get(table).cloned()).collect(),
+                writes,
+            };
+            batches.push((tablet.id, batch));
+        }
+        Ok(batches)
+    }
+
+    /// Chunks of a transaction take their place: its branch opens with them.
+    fn adopt(&mut self, origin: ChunkOrigin) -> Result<(), String> {
+        let numbers = self.chunks.remove(&(origin.connection, origin.xid)).unwrap_or_default();
+        if self.open.contains_key(&origin.transaction) {
+            return Err(format!("transaction {} was sent in chunks and as a whole", origin.transaction));
+        }
+        let mut branch = OpenBranch::at(origin.opened);
+        branch.run = self.gathered.run;
+        branch.records = origin.records;
+        let id = BranchId { stream: self.stream, opened: origin.opened };
+        for (index, (tablet, last_chunk)) in self.tablets.iter_mut().zip(numbers).enumerate() {
+            if last_chunk == 0 {
+                continue;
+            }
+            tablet.touched = true;
+            branch.tablets.push(tablet.id);
+            if tablet.mark >= origin.opened {
+                // Stored before a crash, in one atomic batch with the end of the transaction.
+                continue;
+            }
+            branch.places.push((index, tablet.branches.len()));
+            let adopt = Adopt {
+                connection: origin.connection,
+                xid: origin.xid,
+                rolled_back: origin.rolled_back.clone(),
+                last_chunk,
+            };
+            tablet.branches.push(BranchWrites { branch: id, writes: Vec::new(), adopt: Some(adopt) });
+        }
+        self.gathered.unsaid.push(origin.transaction.clone());
+        self.open.insert(origin.transaction, branch);
+        Ok(())
+    }
+
+    fn record(&mut self, at: OpId, record: Record) -> Result<(), String> {
+        match record {
+            Record::Write { transaction, write } => self.write(transaction, write)?,
+            Record::Applying { transaction, records, prepared_at, label } => {
+                let known = self.open.remove(&transaction);
+                let again = || self.applied.opened(&transaction).filter(|_| prepared_at.is_none());
+                let mut branch = known.or_else(|| again().map(OpenBranch::at)).unwrap_or_else(|| OpenBranch::at(at));
+                if prepared_at.is_none() {
+                    self.applied.remember(transaction.clone(), branch.opened);
+                }
+                let applying = ApplyingFact { at, records, prepared_at: prepared_at.unwrap_or_default(), label };
+                self.gathered.facts.push(branch.fact(transaction, Some(applying)));
+            }
+            Record::Created { transaction } => self.gathered.facts.push(Fact::Created { transaction, at }),
+            Record::Pending { transaction } => self.gathered.facts.push(Fact::Pending { transaction }),
+            Record::Commit { transaction, branch, time, involved } => {
+                self.say(&transaction);
+                let involved = self.involvement(&transaction, involved)?;
+                let branch = branch.map(|branch| branch.opened);
+                self.gathered.facts.push(Fact::Commit { transaction, branch, at, time, involved });
+            }
+            Record::Aborted { transaction, branch } => {
+                self.say(&transaction);
+                if branch.is_none() {
+                    self.open.remove(&transaction);
+                }
+                let branch = branch.map(|branch| branch.opened);
+                self.gathered.facts.push(Fact::Aborted { transaction, branch, at });
+            }
+            Record::SafeTime { time } => {
+                self.gathered.safe_time = self.gathered.safe_time.max(Some(time));
+            }
+            Record::Schema(schema) => {
+                self.schemas.insert(schema.table, schema.clone());
+                self.gathered.schemas.push(schema);
+            }
+            Record::Split { children } => {
+                let children =
+                    children.iter().map(|child| self.number(child, "was split into")).collect::<Result<_, _>>()?;
+                self.gathered.facts.push(Fact::Split { children, at });
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, transaction: SourceTransactionId, mut write: Write) -> Result<(), String> {
+        let target = self.target(&mut write)?;
+        let run = self.gathered.run;
+        let unsaid = &mut self.gathered.unsaid;
+        let branch = match self.open.entry(transaction) {
+            std::collections::hash_map::Entry::Occupied(entry) => {
+                let key = entry.key().clone();
+                let branch = entry.into_mut();
+                if branch.run != run {
+                    branch.run = run;
+                    branch.places.clear();
+                    unsaid.push(key);
+                }
+                branch
+            }
+            std::collections::hash_map::Entry::Vacant(entry) => {
+                if self.applied.opened(entry.key()).is_some() {
+                    return Err(format!("a write of transaction {} came after its Applying record", entry.key()));
+                }
+                unsaid.push(entry.key().clone());
+                let mut branch = OpenBranch::at(write.at);
+                branch.run = run;
+                entry.insert(branch)
+            }
+        };
+        branch.records += 1;
+        let id = BranchId { stream: self.stream, opened: branch.opened };
+        match target {
+            Some(index) => self.tablets[index].take_write(index, id, branch, write),
+            None => {
+                for (index, tablet) in self.tablets.iter_mut().enumerate() {
+                    tablet.take_write(index, id, branch, write.clone());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The tablet that a write goes to; `None` is all of them.
+    fn target(&self, write: &mut Write) -> Result<Option<usize>, String> {
+        let route = |key: &Key| {
+            let tablet = self.router.route(write.table, key).and_then(|id| self.index.get(&id).copied());
+            tablet.ok_or_else(|| "the log's map names no replica tablets".to_owned())
+        };
+        match &mut write.op {
+            WriteOp::Truncate => Ok(None),
+            WriteOp::Delete => route(&write.key).map(Some),
+            WriteOp::Put { row, fill_from } => {
+                let tablet = route(&write.key)?;
+                if let Some(old) = &fill_from {
+                    if !row.cells.contains(&Cell::Unchanged) {
+                        *fill_from = None;
+                    } else if route(old)? != tablet {
+                        let table = self.schemas.get(&write.table).map_or("?", |schema| &schema.name);
+                        return Err(format!(
+                            "an update of {table} moved key {old:?} to {:?}, on another replica tablet, without its \
+                             large unchanged columns; make the source send them: ALTER TABLE {table} REPLICA IDENTITY \
+                             FULL, then ask for a new copy",
+                            write.key
+                        ));
+                    }
+                }
+                Ok(Some(tablet))
+            }
+        }
+    }
+
+    /// Says what was taken of a transaction's branch, before a record that ends it.
+    fn say(&mut self, transaction: &SourceTransactionId) {
+        if let Some(branch) = self.open.get_mut(transaction)
+            && branch.records > 0
+        {
+            let fact = branch.fact(transaction.clone(), None);
+            self.gathered.facts.push(fact);
+        }
+    }
+
+    fn involvement(&self, transaction: &SourceTransactionId, involved: Involved) -> Result<Involvement, String> {
+        Ok(match involved {
+            Involved::OnlyThisStream => Involvement::OnlyThisStream,
+            Involved::Discovered => Involvement::Discovered,
+            Involved::Listed(tablets) => {
+                let streams = tablets.into_iter().map(|tablet| {
+                    let stream = self.number(&tablet.tablet, &format!("transaction {transaction} wrote to"))?;
+                    Ok(InvolvedStream { stream, records: tablet.records })
+                });
+                Involvement::Listed(streams.collect::<Result<_, String>>()?)
+            }
+        })
+    }
+
+    fn number(&self, name: &str, what: &str) -> Result<SourceTabletId, String> {
+        self.streams.get(name).copied().ok_or_else(|| {
+            format!("{what} source tablet {name:?}, which is not in the configuration; add it to [[source.tablets]]")
+        })
+    }
+}
+
+impl Tablet {
+    /// Takes a write of a branch, unless it was stored before.
+    fn take_write(&mut self, index: usize, id: BranchId, branch: &mut OpenBranch, write: Write) {
+        self.touched = true;
+        if !branch.tablets.contains(&self.id) {
+            branch.tablets.push(self.id);
+        }
+        if write.at <= self.mark {
+            return;
+        }
+        if let Some(&(_, place)) = branch.places.iter().find(|(tablet, _)| *tablet == index) {
+            self.branches[place].writes.push(write);
+        } else {
+            branch.places.push((index, self.branches.len()));
+            self.branches.push(BranchWrites { branch: id, writes: vec![write], adopt: None });
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "assemble_tests.rs"]
+mod tests;
