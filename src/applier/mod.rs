@@ -15,12 +15,14 @@ mod log_thread;
 mod poller;
 mod probes;
 mod pull;
+mod reads;
 mod recovery;
 mod streams;
 mod tablets;
 
 pub use driver::{Inputs, Pullers, Shown};
 pub use ended::Ended;
+pub use reads::{NotReady, Reader, TableScan};
 pub use recovery::RecoveryError;
 pub use streams::Progress;
 pub use tablets::{NamedTablet, Tablets};
@@ -150,6 +152,19 @@ impl Applier {
     #[must_use]
     pub fn leader(&self) -> Arc<dyn TransactionLeader> {
         Arc::clone(&self.leader)
+    }
+
+    /// Reads of the replica; `None` where another process leads.
+    #[must_use]
+    pub fn reader(&self) -> Option<Reader> {
+        let led = self.led.as_ref()?;
+        Some(Reader { shown: led.shown.clone(), tablets: self.tablets.clone() })
+    }
+
+    /// The leader's inputs, for looks at its machine; `None` where another process leads.
+    #[must_use]
+    pub fn inputs(&self) -> Option<Inputs> {
+        self.led.as_ref().map(|led| led.inputs.clone())
     }
 
     /// Waits until the applier ends by itself, and says why.

@@ -1,9 +1,9 @@
 //! The sled engine: the embedded default, for one process at a time.
 //!
 //! **The barrier.** sled's `flush` waits for its writes with `sync_file_range`, which syncs neither the file's metadata
-//! nor the disk's cache, and a power cut then takes acknowledged entries away. So one `fdatasync` of its `db` file follows
-//! every flush, and at open every file and folder is synced once. What sled keeps elsewhere must stay empty: it puts large pages
-//! into files that it never syncs, so every value is at most [`SLED_VALUE_BYTES`], and long ones are cut into parts.
+//! nor the disk's cache, and a power cut then takes acknowledged entries away. So one `fdatasync` of its `db` file
+//! follows every flush, and at open every file and folder is synced once. sled puts large pages into files that it
+//! never syncs, so every value is at most [`SLED_VALUE_BYTES`], and long ones are cut into parts.
 //!
 //! **What stands where.** All values carry a version byte and a checksum ([`codec`]).
 //!
@@ -108,7 +108,7 @@ impl Store {
         let witness = Witness::open(dir.join("witness"))?;
         let db = open_sled(dir)?;
         let file = File::open(dir.join("db")).map_err(|e| poisoned(dir, &e))?;
-        let mut store = Self {
+        Ok(Self {
             dir: dir.into(),
             head: Head::create(),
             snapshot: None,
@@ -117,11 +117,13 @@ impl Store {
             db,
             file,
             _owner: owner,
-        };
-        store.load()?;
-        store.barrier()?;
-        sync_tree(dir).map_err(|e| poisoned(dir, &e))?;
-        Ok(store)
+        })
+    }
+
+    fn recover(&mut self) -> Result<(), LogError> {
+        self.load()?;
+        self.barrier()?;
+        sync_tree(&self.dir).map_err(|e| poisoned(&self.dir, &e))
     }
 
     /// Reads what is held and checks every byte of it: a torn tail is cut, anything else that is not whole is refused.
@@ -301,7 +303,8 @@ impl Store {
     }
 
     fn remove(&mut self, key: &IVec) -> Result<(), LogError> {
-        self.written(key.len())?;
+        // The page is written again without it.
+        self.written(SLED_VALUE_BYTES)?;
         self.db.remove(key).map(drop).map_err(|e| self.failed(&e))
     }
 
@@ -404,7 +407,11 @@ fn caught<T>(dir: &Path, call: impl FnOnce() -> Result<T, LogError>) -> Result<T
 impl TransactionLog for SledLog {
     async fn open(&mut self, owner: &str) -> Result<Opened, LogError> {
         let dir = &self.dir;
-        self.handle.open_with(|| caught(dir, || Store::open(dir, owner)), Store::take_over)
+        self.handle.open_with(
+            || caught(dir, || Store::open(dir, owner)),
+            |store| caught(dir, || store.recover()),
+            Store::take_over,
+        )
     }
 
     async fn append(&mut self, expected: LogPosition, epoch: Epoch, entry: Bytes) -> Result<LogPosition, LogError> {

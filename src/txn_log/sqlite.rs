@@ -84,9 +84,12 @@ impl Store {
             Ok(connection)
         };
         let witness = Witness::open(file.with_added_extension("witness"))?;
-        let mut store = Self { file: file.into(), witness, connection: open().map_err(|e| failed(file, &e))? };
-        store.prepare()?;
-        Ok(store)
+        Ok(Self { file: file.into(), witness, connection: open().map_err(|e| failed(file, &e))? })
+    }
+
+    fn recover(&mut self) -> Result<(), LogError> {
+        self.prepare()?;
+        self.check()
     }
 
     /// Checks that the file is a log before anything is changed in it, or makes it one.
@@ -365,11 +368,8 @@ impl TransactionLog for SqliteLog {
     async fn open(&mut self, _owner: &str) -> Result<Opened, LogError> {
         let file = &self.file;
         self.handle.open_with(
-            || {
-                let mut store = Store::open(file)?;
-                store.check()?;
-                Ok(store)
-            },
+            || Store::open(file),
+            Store::recover,
             |store| {
                 store.write(|t, head| {
                     head.epoch.0 += 1;

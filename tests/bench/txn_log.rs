@@ -25,8 +25,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         ("sqlite", EngineConfig::Sqlite { file: folder.path().join("sqlite/log") }),
     ] {
         appends(name, &config).await?;
-        large_snapshot(name, &config).await?;
         outstanding(name, &config, &folder.path().join(name)).await?;
+        large_snapshot(name, &config).await?;
     }
     Ok(())
 }
@@ -80,12 +80,13 @@ async fn large_snapshot(name: &str, config: &EngineConfig) -> Result<(), Box<dyn
 async fn outstanding(name: &str, config: &EngineConfig, folder: &Path) -> Result<(), Box<dyn Error>> {
     let mut log = engine(config.clone())?;
     let opened = log.open("bench").await?;
+    let (bytes, state) = (noise(16 << 10), noise(1 << 20));
     let mut last = opened.last;
     let begun = Instant::now();
     for entry in 1..=100_000 {
-        last = log.append(last.next(), opened.epoch, noise(16 << 10)).await?;
+        last = log.append(last.next(), opened.epoch, bytes.clone()).await?;
         if entry % 512 == 0 {
-            log.write_snapshot(opened.epoch, Snapshot { position: last, state: noise(1 << 20) }).await?;
+            log.write_snapshot(opened.epoch, Snapshot { position: last, state: state.clone() }).await?;
             log.trim(opened.epoch, LogPosition(last.0)).await?;
         }
         if entry % 10_000 == 0 {

@@ -6,3 +6,5 @@ mod log_owners;
 mod loop_disk;
 mod power_cut;
 mod power_cut_tablet;
+mod source_postgres;
+mod support;
