@@ -1,1 +1,3 @@
-fn main() {}
+//! Integration tests, all in one binary: linking is what costs time.
+
+mod scripts;
