@@ -323,7 +323,8 @@ impl Coordinator {
         let says_nothing =
             report.facts.is_empty() && upto == report.follows && report.acknowledged <= record.acknowledged;
         if says_nothing && !self.waits_for_head(report.stream, record.head) {
-            return Ok(Promise { after: self.durable, value: upto });
+            // The checkpoint that it repeats may stand in an entry that is still on its way.
+            return Ok(self.promise(upto));
         }
         self.say(now, Item::Report(report));
         self.settle(now);
