@@ -617,6 +617,8 @@ impl Coordinator {
             && matches!(self.state.start, Start::FirstCut { .. } | Start::Over)
         {
             self.round = Asked::OnItsWay;
+            // What is heard from here on stands in a later entry: this round does not prove it.
+            self.seal();
             return Some(Output::TakeRound { begun_after: self.state.position });
         }
         let mut live = self.state.streams.iter().filter(|stream| !stream.left).peekable();
