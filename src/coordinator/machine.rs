@@ -340,14 +340,15 @@ impl Coordinator {
                 reached(&fence.positions) || outstanding.iter().any(|o| o.stream == stream && o.gone_at.is_some())
             }
             Start::FirstCut { .. } | Start::Over => {
-                self.state.discovery.rounds.front().is_some_and(|round| reached(&round.positions))
+                // Positions rise from round to round: whoever has passed the last one has passed all.
+                self.state.discovery.rounds.back().is_some_and(|round| reached(&round.positions))
             }
         }
     }
 
     /// What `TakeFence` found; nothing when a server did not answer (it will be asked for again).
     pub fn handle_fence(&mut self, now: HybridTime, fence: Option<Fence>) {
-        let Some(fence) = fence else {
+        let Some(fence) = fence.filter(|fence| self.names_every_stream(&fence.positions)) else {
             self.fence = Asked::Failed;
             return;
         };
@@ -357,6 +358,12 @@ impl Coordinator {
             self.tell_heads(now);
             self.settle(now);
         }
+    }
+
+    /// Whether no stream was left out: the server of one that was could hold a branch.
+    fn names_every_stream(&self, positions: &[(SourceTabletId, OpId)]) -> bool {
+        let mut live = self.state.streams.iter().filter(|stream| !stream.left);
+        live.all(|stream| positions.iter().any(|(named, _)| *named == stream.stream))
     }
 
     /// What `CheckPrepared` found to be gone, and a flush position read after that.
@@ -382,7 +389,7 @@ impl Coordinator {
         begun_after: LogPosition,
         positions: Option<Vec<(SourceTabletId, OpId)>>,
     ) {
-        let Some(positions) = positions else {
+        let Some(positions) = positions.filter(|positions| self.names_every_stream(positions)) else {
             self.round = Asked::Failed;
             return;
         };
@@ -694,11 +701,14 @@ impl Coordinator {
     /// without a common clock while nothing was ever committed.
     #[must_use]
     pub fn safe(&self) -> Option<ReadPoint> {
-        let nothing_yet = self.state.release != Release::CommonClock && self.state.last_time == HybridTime::MIN;
-        if self.state.streams.iter().all(|stream| stream.left) || nothing_yet {
+        if self.state.streams.iter().all(|stream| stream.left) {
             return self.latest();
         }
-        self.safe
+        match self.state.release {
+            Release::CommonClock => self.safe,
+            // The first commit and its safe time share an entry: until that is durable there is nothing to see.
+            Release::Ordered | Release::Atomic => self.safe.or_else(|| self.latest()),
+        }
     }
 
     /// The fold's state as of the last entry that was yielded or closed by this call, and that position: a snapshot once it
