@@ -285,6 +285,7 @@ impl State {
             self.advance_cut(stream);
         }
         self.candidate(id);
+        self.wake_later_uses(id);
         self.forget_if_finished(id);
     }
 
@@ -306,6 +307,8 @@ impl State {
             self.work.push_back((position, Piece::Discarded { branch: branch.id(), tablets: branch.tablets }));
         }
         self.candidate(id);
+        self.wake_later_writers(id);
+        self.wake_later_uses(id);
     }
 
     fn fold_split(&mut self, parent: SourceTabletId, children: &[SourceTabletId]) {
@@ -351,16 +354,10 @@ impl State {
                 for branch in &streams {
                     self.by_branch.remove(branch);
                 }
-                let woken = self.waiters.remove(&id).unwrap_or_default();
-                woken.into_iter().for_each(|id| self.candidate(id));
+                self.wake_later_writers(id);
             }
         }
-        // A later use of the same id may have waited for this one.
-        if let Some(found) = self.transactions.get(id)
-            && let Some(later) = self.reused.get(&found.source.id).cloned()
-        {
-            later.into_iter().for_each(|id| self.candidate(id));
-        }
+        self.wake_later_uses(id);
         if starts && let Start::FirstCut { undecided, .. } = &mut self.start {
             *undecided -= 1;
             if *undecided == 0 {

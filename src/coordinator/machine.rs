@@ -6,7 +6,7 @@ use super::entry::{CopyState, Entry, FORMAT_VERSION, Fence, Item, MappedTablet, 
 use super::fact::{Fact, Report};
 use super::gate::Missing;
 use super::output::{OpenBranchView, Output, Promise, Refused, StreamOpening};
-use super::state::{Piece, State};
+use super::state::{Agenda, Piece, State};
 use super::transaction::{Branch, Transaction};
 use crate::limits::{ENTRY_BYTES, NUDGE_AFTER_MS, ORPHAN_CHECK_AFTER_MS, ORPHAN_CHECK_MAX};
 use crate::wal::codec::{self, CodecError};
@@ -139,7 +139,7 @@ impl Coordinator {
         }
         self.state.fold_entry(entry);
         // Candidates were decided by later entries or will be looked at again when the replay is over.
-        self.state.candidates.clear();
+        self.state.agenda = Agenda::default();
         self.durable = entry.position;
         Ok(())
     }
@@ -540,7 +540,7 @@ impl Coordinator {
 
     /// Decides what may be decided, moves safe time, and opens the replica to readers.
     fn settle(&mut self, now: HybridTime) {
-        while let Some(id) = self.state.candidates.pop_front() {
+        while let Some(id) = self.state.agenda.candidates.pop_front() {
             let Some(transaction) = self.state.transactions.get(id).filter(|t| t.decision.is_none()) else { continue };
             let outcome = if transaction.doomed {
                 Outcome::Abort
@@ -551,7 +551,7 @@ impl Coordinator {
                         Outcome::Commit(self.commit_time(transaction, now))
                     }
                     Some(Missing::EarlierWrite(earlier)) => {
-                        self.state.waiters.entry(earlier).or_default().push(id);
+                        self.state.agenda.waiters.entry(earlier).or_default().insert(id);
                         continue;
                     }
                     Some(_) => continue,
