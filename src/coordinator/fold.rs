@@ -203,6 +203,12 @@ impl State {
         let (release, position) = (self.release, self.position);
         let Some(found) = self.transactions.get_mut(id) else { return };
         let decision = found.decision;
+        let complete = found.branches.iter().find(|b| b.stream == stream && b.applying && common_clock);
+        if let Some(opened) = complete.map(|branch| branch.opened) {
+            // An Applying record that comes again, perhaps from a poller that does not know where the branch opened.
+            self.mention(id, stream, Some(opened), applying.map_or(report.upto, |a| a.at));
+            return;
+        }
         if found.branch(stream, opened).is_none() {
             found.branches.push(Branch::new(stream, opened));
         }
@@ -227,6 +233,7 @@ impl State {
             None if release == Release::Atomic => {
                 self.by_branch.insert(name, id);
             }
+            _ if tablets.is_empty() => {}
             None => {}
             Some(Outcome::Abort) => self.work.push_back((position, Piece::Discarded { branch: name, tablets: held })),
             Some(Outcome::Commit(_)) => self.work.push_back((position, Piece::Late { transaction: id, branch: name })),
@@ -259,15 +266,12 @@ impl State {
         };
         let Some(id) = id else { return };
         self.mention(id, stream, branch, at);
+        let listed = self.listed(stream, involved).map(Vec::into_boxed_slice);
         let Some(found) = self.transactions.get_mut(id) else { return };
         if let Some(branch) = branch.and_then(|opened| found.branch_mut(stream, opened)) {
             branch.ended = true;
         }
         if found.commit.is_none() && found.decision.is_none() {
-            let listed = match involved {
-                Involvement::Listed(listed) => Some(listed.clone().into_boxed_slice()),
-                Involvement::OnlyThisStream | Involvement::Discovered => None,
-            };
             let discovered = *involved != Involvement::Discovered;
             found.commit = Some(CommitRecord { time, listed, discovered });
             self.undecided.insert((time, id));
