@@ -174,9 +174,7 @@ impl State {
             }
             Fact::NotRunning { transactions } => {
                 for id in transactions.iter().filter_map(|t| self.transactions.find(t)).collect::<Vec<_>>() {
-                    if self.transactions.get(id).is_some_and(|t| t.commit.is_none()) {
-                        self.doom(id);
-                    }
+                    self.fold_not_running(stream, id);
                 }
             }
             Fact::Split { children, at: _ } => self.fold_split(stream, children),
@@ -315,6 +313,25 @@ impl State {
         self.wake_later_uses(id);
     }
 
+    /// The Commit record can no longer come by this stream: enough where it is the one that would carry it (C8).
+    fn fold_not_running(&mut self, stream: SourceTabletId, id: TransactionId) {
+        let Some(found) = self.transactions.get(id) else { return };
+        if found.commit.is_some() || found.decision.is_some() {
+            return;
+        }
+        let gone = match self.carrier(found) {
+            Some(carrier) => carrier == stream,
+            None => {
+                let passed = self.not_running.entry(id).or_default();
+                passed.insert(stream);
+                self.streams.iter().filter(|s| !s.left).all(|s| passed.contains(&s.stream))
+            }
+        };
+        if gone {
+            self.doom(id);
+        }
+    }
+
     fn fold_split(&mut self, parent: SourceTabletId, children: &[SourceTabletId]) {
         let Some(record) = self.stream_mut(parent) else { return };
         record.left = true;
@@ -350,6 +367,7 @@ impl State {
         if let Outcome::Commit(time) = outcome {
             self.last_time = self.last_time.max(time);
         }
+        self.not_running.remove(&id);
         self.work.push_back((position, Piece::Decided(id)));
         match release {
             Release::CommonClock => {}

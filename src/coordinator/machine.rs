@@ -477,9 +477,13 @@ impl Coordinator {
         };
         let mut asked: BTreeMap<SourceTabletId, Vec<(TransactionId, SourceTransactionId)>> = BTreeMap::new();
         for transaction in self.state.transactions.iter().filter(old) {
-            let home = transaction.branches.iter().find(|b| b.bystander).or(transaction.branches.first());
-            if let Some(home) = home {
-                asked.entry(home.stream).or_default().push((transaction.id, transaction.source.clone()));
+            // Without its Created record nobody knows which stream would carry its Commit record: all are asked.
+            let passed = self.state.not_running.get(&transaction.id);
+            let carrier = self.state.carrier(transaction);
+            let carries = |stream: SourceTabletId| carrier.is_none_or(|carrier| carrier == stream);
+            let live = self.state.streams.iter().filter(|s| !s.left).map(|s| s.stream);
+            for stream in live.filter(|s| carries(*s) && !passed.is_some_and(|passed| passed.contains(s))) {
+                asked.entry(stream).or_default().push((transaction.id, transaction.source.clone()));
             }
         }
         for (stream, mut transactions) in asked {

@@ -72,6 +72,9 @@ pub struct State {
     pub safe: Option<(LogPosition, HybridTime)>,
     /// Undecided branches by name (`release = "atomic"`): whose keys later ones may have to wait for.
     pub(super) by_branch: BTreeMap<BranchId, TransactionId>,
+    /// Which streams have passed a place at which the source did not know the transaction as running, where it is not known
+    /// which of them would carry its Commit record.
+    pub(super) not_running: BTreeMap<TransactionId, BTreeSet<SourceTabletId>>,
     /// What the log does not say.
     #[serde(skip)]
     pub(super) agenda: Agenda,
@@ -115,6 +118,7 @@ impl Default for State {
             last_time: HybridTime::MIN,
             safe: None,
             by_branch: BTreeMap::new(),
+            not_running: BTreeMap::new(),
             agenda: Agenda::default(),
         }
     }
@@ -169,6 +173,11 @@ impl State {
                 columns: columns.clone(),
             })
         })
+    }
+
+    /// The stream that would carry the transaction's Commit record, where that is known and the stream goes on.
+    pub(super) fn carrier(&self, transaction: &Transaction) -> Option<SourceTabletId> {
+        transaction.carrier().filter(|stream| self.stream(*stream).is_some_and(|record| !record.left))
     }
 
     /// A transaction's gate may have opened.
