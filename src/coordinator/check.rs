@@ -59,12 +59,7 @@ impl State {
         Ok(())
     }
 
-    fn check_fact<'r>(
-        &self,
-        stream: SourceTabletId,
-        fact: &'r Fact,
-        said: &mut Said<'r>,
-    ) -> Result<(), String> {
+    fn check_fact<'r>(&self, stream: SourceTabletId, fact: &'r Fact, said: &mut Said<'r>) -> Result<(), String> {
         match fact {
             Fact::Branch { transaction, opened, records, applying, .. } => {
                 let expected = applying.as_ref().and_then(|applying| applying.records);
@@ -231,7 +226,9 @@ impl State {
         let ended = known.is_some_and(|t| !t.doomed && t.branch(stream, opened).is_some_and(|b| b.ended));
         let before = said.branches.entry((transaction, self.opening(opened))).or_default();
         if ended || before.committed {
-            return Err(format!("stream {name} rolls back a branch of transaction {transaction} that it had committed"));
+            return Err(format!(
+                "stream {name} rolls back a branch of transaction {transaction} that it had committed"
+            ));
         }
         before.rolled_back = true;
         Ok(())
@@ -303,7 +300,9 @@ impl State {
     /// Whether a Commit record that lists these tablets speaks of this one: by its name, by that of a tablet that was
     /// split into it, or by those that it was split into.
     fn names(&self, listed: &[InvolvedStream], stream: SourceTabletId) -> bool {
-        listed.iter().any(|involved| self.goes_on_in(involved.stream, stream) || self.goes_on_in(stream, involved.stream))
+        listed
+            .iter()
+            .any(|involved| self.goes_on_in(involved.stream, stream) || self.goes_on_in(stream, involved.stream))
     }
 
     fn goes_on_in(&self, tablet: SourceTabletId, stream: SourceTabletId) -> bool {

@@ -245,6 +245,8 @@ impl State {
                 self.advance_cut(stream);
             }
             self.candidate(id);
+            // The first records of a large branch came without the time of its PREPARE.
+            self.split_off_later_use(id);
         }
     }
 
@@ -274,7 +276,7 @@ impl State {
             found.commit = Some(CommitRecord { time, listed, discovered });
             self.undecided.insert((time, id));
             if *involved == Involvement::Discovered {
-                self.split_off_later_use(id, time);
+                self.split_off_later_use(id);
                 self.discovery.heard(Unproved { transaction: id, stream, at, heard: self.position });
                 self.pass_rounds();
             }

@@ -34,7 +34,9 @@ impl State {
     pub fn missing(&self, transaction: &Transaction) -> Option<Missing> {
         let Some(commit) = &transaction.commit else {
             let silent = transaction.branches.iter().find(|b| !b.applying && !b.bystander).map(|b| b.stream);
-            return Some(Missing::Commit(transaction.carrier().or(silent).or(transaction.branches.first().map(|b| b.stream))));
+            return Some(Missing::Commit(
+                transaction.carrier().or(silent).or(transaction.branches.first().map(|b| b.stream)),
+            ));
         };
         if let Some(listed) = &commit.listed {
             let lacking = listed.iter().find(|involved| {

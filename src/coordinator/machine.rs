@@ -320,6 +320,13 @@ impl Coordinator {
         let head = self.heads.entry(report.stream).or_default();
         *head = report.head.max(*head);
         report.head = *head;
+        let taken = report.head.max(upto).max(record.head);
+        if report.acknowledged > taken {
+            return Err(Refused::Damage(format!(
+                "stream {} says that it acknowledged {} to its source, and only {taken} was taken",
+                record.name, report.acknowledged
+            )));
+        }
         let says_nothing =
             report.facts.is_empty() && upto == report.follows && report.acknowledged <= record.acknowledged;
         if says_nothing && !self.waits_for_head(report.stream, record.head) {
