@@ -8,3 +8,6 @@ mod power_cut;
 mod power_cut_tablet;
 mod source_postgres;
 mod support;
+//! Integration tests, all in one binary: linking is what costs time.
+
+mod scripts;
