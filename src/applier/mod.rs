@@ -35,7 +35,7 @@ use crate::wal::{Epoch, LogPosition, SourceTabletId};
 use driver::{Driver, Input};
 use ended::now;
 use executor::Executor;
-use leader::TransactionLeader;
+use leader::{StreamState, TransactionLeader};
 use poller::Poller;
 use probes::Probes;
 use recovery::Recovered;
@@ -107,6 +107,7 @@ struct Led {
     pullers: watch::Receiver<Pullers>,
     epoch: Epoch,
     queues: Vec<Arc<ApplyQueue>>,
+    streams: Arc<BTreeMap<SourceTabletId, Arc<StreamSide>>>,
     executors: JoinSet<Result<(), Ended>>,
     driver: JoinSet<Ended>,
 }
@@ -159,6 +160,15 @@ impl Applier {
     pub fn reader(&self) -> Option<Reader> {
         let led = self.led.as_ref()?;
         Some(Reader { shown: led.shown.clone(), tablets: self.tablets.clone() })
+    }
+
+    /// What each stream's puller does, by name; empty where another process leads.
+    #[must_use]
+    pub fn stream_states(&self) -> Vec<(String, StreamState)> {
+        let Some(led) = &self.led else { return Vec::new() };
+        let pullers = led.pullers.borrow();
+        let state = |number: &SourceTabletId| pullers.states.get(number).cloned().unwrap_or_default();
+        led.streams.iter().map(|(number, side)| (side.name.clone(), state(number))).collect()
     }
 
     /// Waits until the applier ends by itself, and says why.
@@ -233,8 +243,8 @@ async fn lead(
     let Recovered { mut coordinator, opened, bytes, snapshot_bytes } = recovered?;
     let (epoch, log_id) = (opened.epoch, opened.log_id);
     coordinator.handle_opened(now(), epoch, owner, &tablets.cut()).map_err(StartError::Configuration)?;
-    let by_number: BTreeMap<SourceTabletId, _> =
-        streams.iter().map(|side| (coordinator.handle_stream_joined(now(), &side.name), Arc::clone(side))).collect();
+    let joined = streams.iter().map(|side| (coordinator.handle_stream_joined(now(), &side.name), Arc::clone(side)));
+    let streams: Arc<BTreeMap<SourceTabletId, _>> = Arc::new(joined.collect());
     let (sender, receiver) = mpsc::channel(LEADER_INPUTS);
     let inputs = Inputs::new(sender);
     let mut executors = JoinSet::new();
@@ -261,7 +271,7 @@ async fn lead(
         log: log_commands,
         log_events,
         queues,
-        probes: Probes::new(Arc::new(by_number), inputs.clone()),
+        probes: Probes::new(Arc::clone(&streams), inputs.clone()),
         shown,
         pullers,
         owner: epoch,
@@ -278,7 +288,16 @@ async fn lead(
     };
     let mut drivers = JoinSet::new();
     drivers.spawn(driver.run());
-    Ok(Led { inputs, shown: shown_to, pullers: pullers_to, epoch, queues: all_queues, executors, driver: drivers })
+    Ok(Led {
+        inputs,
+        shown: shown_to,
+        pullers: pullers_to,
+        epoch,
+        queues: all_queues,
+        streams,
+        executors,
+        driver: drivers,
+    })
 }
 
 /// A seed for the jitter of one task's waits.
