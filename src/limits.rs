@@ -55,9 +55,10 @@ pub const LOG_OWNER_WAIT_MS: u64 = 3_000;
 pub const SLED_VALUE_BYTES: usize = 4_000;
 /// Bytes of sled's page cache. The log is read once, at the start; more would only be held twice.
 pub const SLED_CACHE_BYTES: u64 = 8 << 20;
-/// Bytes written to sled between two barriers at most: less than one of its segments (512 KiB), so that no segment is
-/// reused before what moved out of it is durable.
-pub const SLED_UNSYNCED_BYTES: usize = 256 << 10;
+/// Bytes of values written to sled between two barriers at most. With the pages that sled rewrites meanwhile (one for
+/// every ten changes) that is less than one of its segments (512 KiB), so that no segment is reused before what moved
+/// out of it is durable.
+pub const SLED_UNSYNCED_BYTES: usize = 64 << 10;
 /// Bytes of a snapshot in one row of SQLite, which refuses rows above 1 GB and copies each in memory.
 pub const SQLITE_ROW_BYTES: usize = 1 << 20;
 /// Bytes that SQLite's write-ahead file keeps after a checkpoint.

@@ -171,6 +171,12 @@ impl Applier {
         led.streams.iter().map(|(number, side)| (side.name.clone(), state(number))).collect()
     }
 
+    /// The leader's inputs, for looks at its machine; `None` where another process leads.
+    #[must_use]
+    pub fn inputs(&self) -> Option<Inputs> {
+        self.led.as_ref().map(|led| led.inputs.clone())
+    }
+
     /// Waits until the applier ends by itself, and says why.
     pub async fn wait(&mut self) -> Ended {
         let Some(led) = &mut self.led else { return first_end(&mut self.pollers).await };

@@ -1,8 +1,9 @@
 //! The auditor: reads all accounts, again and again, and knows what they must add up to.
 //!
-//! It reads the replica as any reader would, through read points, and has no idea of transactions. At `safe` and at
-//! older times it also compares every row with the source's books at that time, which is exact; at `latest`, where no
-//! order between transactions is promised, the sum must be right.
+//! It reads the replica as any reader would, through read points. At `safe` and at older times the sum must be right,
+//! and every row must be the source's at that time. At `latest` no order between transactions is promised: a transfer
+//! may be seen before an earlier one of the same account, and then the sum is off although every transfer is whole. So
+//! there the auditor looks at each transfer: seen on one of its accounts, it must be seen on all.
 
 use super::bank::Bank;
 use super::history::Difference;
@@ -39,41 +40,50 @@ pub enum Kind {
 /// All accounts as one read point shows them.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Snapshot {
-    /// The balance of each account, `None` where there is no row.
-    pub balances: Vec<Option<i64>>,
+    /// The balance of each account and since when, `None` where there is no row.
+    pub accounts: Vec<Option<(i64, HybridTime)>>,
     /// Rows that are no account, or an account's second row.
     pub strange: u64,
 }
 
 impl Snapshot {
     fn empty(accounts: usize) -> Self {
-        Self { balances: vec![None; accounts], strange: 0 }
+        Self { accounts: vec![None; accounts], strange: 0 }
     }
 
     fn take(&mut self, row: &VersionedRow) {
-        match account(&row.key).and_then(|account| self.balances.get_mut(account)) {
-            Some(held @ None) => *held = balance(row),
+        match (account(&row.key).and_then(|account| self.accounts.get_mut(account)), balance(row)) {
+            (Some(held @ None), Some(balance)) => *held = Some((balance, row.time)),
             _ => self.strange += 1,
         }
     }
 
-    /// Says why this cannot be a state of the source at any time: accounts are opened all at once, and no transfer
-    /// changes their sum.
-    #[must_use]
-    pub fn torn(&self) -> Option<String> {
-        let (accounts, expected) = (self.balances.len(), self.balances.len() as i64 * OPENING_BALANCE);
-        let held = self.balances.iter().flatten().count();
-        let sum: i64 = self.balances.iter().flatten().sum();
+    /// Whether any account is there.
+    fn is_open(&self) -> bool {
+        self.accounts.iter().any(Option::is_some)
+    }
+
+    /// Says why no reader may see this: accounts are opened all at once, and nobody else writes rows.
+    fn wrong(&self) -> Option<String> {
         if self.strange > 0 {
             return Some(format!("{} rows that the source never had", self.strange));
         }
-        if held == 0 {
-            return None;
-        }
-        if held < accounts {
-            return Some(format!("{held} of {accounts} accounts"));
-        }
-        (sum != expected).then(|| format!("the accounts hold {sum}, not {expected}"))
+        let (held, all) = (self.accounts.iter().flatten().count(), self.accounts.len());
+        (held != 0 && held != all).then(|| format!("{held} of {all} accounts"))
+    }
+
+    /// Says why this is not what the source held at any time: no transfer changes the sum.
+    fn wrong_sum(&self) -> Option<String> {
+        let expected = self.accounts.len() as i64 * OPENING_BALANCE;
+        let sum: i64 = self.accounts.iter().flatten().map(|(balance, _)| balance).sum();
+        (self.is_open() && sum != expected).then(|| format!("the accounts hold {sum}, not {expected}"))
+    }
+
+    /// Says how this differs from the source's books.
+    fn wrong_books(&self, books: &[Option<i64>]) -> Option<String> {
+        let ours = self.accounts.iter().map(|account| account.map(|(balance, _)| balance));
+        let differ = ours.zip(books).filter(|(ours, books)| ours != *books).count();
+        (differ > 0).then(|| format!("{differ} accounts are not as the source had them then"))
     }
 }
 
@@ -115,37 +125,29 @@ pub struct Auditor {
 impl Auditor {
     /// Says what is wrong with a snapshot, if anything is.
     pub fn judge(&mut self, kind: Kind, at: ReadPoint, snapshot: &Snapshot, bank: &Mutex<Bank>) -> Option<String> {
+        let bank = || bank.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut wrong = snapshot.wrong();
+        match kind {
+            Kind::Latest => {
+                let gone = self.opened && !snapshot.is_open();
+                self.opened |= snapshot.is_open();
+                wrong = wrong.or_else(|| gone.then(|| "the accounts are gone".into()));
+                wrong = wrong.or_else(|| bank().seen_in_part(&snapshot.accounts));
+            }
+            Kind::Safe | Kind::Older => {
+                wrong = wrong.or_else(|| snapshot.wrong_sum());
+                wrong = wrong.or_else(|| snapshot.wrong_books(&bank().at(at.time)?));
+            }
+        }
+        if kind == Kind::Safe {
+            wrong = wrong.or_else(|| (at.time < self.safe).then(|| "safe time went back".into()));
+            self.safe = self.safe.max(at.time);
+        }
         let place = match kind {
             Kind::Safe => "safe",
             Kind::Latest => "latest",
             Kind::Older => "an older time",
         };
-        let mut wrong = snapshot.torn();
-        let opened = snapshot.balances.iter().any(Option::is_some);
-        match kind {
-            Kind::Latest => {
-                if self.opened && !opened {
-                    wrong = Some("the accounts are gone".into());
-                }
-                self.opened |= opened;
-            }
-            Kind::Safe | Kind::Older => {
-                let books = bank.lock().unwrap_or_else(PoisonError::into_inner).at(at.time);
-                if let Some(books) = books
-                    && wrong.is_none()
-                    && books != snapshot.balances
-                {
-                    let differ = books.iter().zip(&snapshot.balances).filter(|(ours, theirs)| ours != theirs).count();
-                    wrong = Some(format!("{differ} accounts are not as the source had them then"));
-                }
-            }
-        }
-        if kind == Kind::Safe {
-            if at.time < self.safe {
-                wrong = Some("safe time went back".into());
-            }
-            self.safe = self.safe.max(at.time);
-        }
         wrong.map(|wrong| format!("at {place}: {wrong}"))
     }
 
@@ -157,10 +159,13 @@ impl Auditor {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         for kind in [Kind::Safe, Kind::Latest, Kind::Older].into_iter().cycle() {
             ticks.tick().await;
-            let (Some(table), Some(safe)) = (replica.table(table), replica.safe()) else { continue };
+            let (Some(table), Some(latest), Some(safe)) = (replica.table(table), replica.latest(), replica.safe())
+            else {
+                continue;
+            };
             let at = match kind {
                 Kind::Safe => safe,
-                Kind::Latest => replica.latest(),
+                Kind::Latest => latest,
                 Kind::Older => ReadPoint { time: older(safe.time, &mut random), ..safe },
             };
             let began = Instant::now();
@@ -234,7 +239,7 @@ pub async fn compare(
     for account in (0..accounts).filter(|&account| !compared[account]) {
         bank.compare(account, Vec::new(), &mut difference);
     }
-    let equal = newest.strange == 0 && bank.at(bank.committed()).as_ref() == Some(&newest.balances);
+    let equal = newest.wrong().is_none() && bank.at(bank.committed()).is_some_and(|b| newest.wrong_books(&b).is_none());
     Ok((difference, equal))
 }
 

@@ -4,7 +4,7 @@ use super::history::{Difference, History};
 use crate::wal::HybridTime;
 use std::collections::VecDeque;
 
-/// Versions that can be undone to answer what the books said at a time: a few seconds of the workload at 24 bytes each.
+/// Versions that can be undone to answer what the books said at a time: a few seconds of the workload at 48 bytes each.
 /// Older times are audited by their sum alone.
 const UNDO_MAX: usize = 1 << 18;
 
@@ -18,12 +18,13 @@ struct Account {
     history: History,
 }
 
-/// What one committed write replaced.
+/// What one committed write replaced, and by what.
 #[derive(Clone, Copy, Debug)]
 struct Undo {
     time: HybridTime,
     account: u32,
     before: Option<i64>,
+    after: i64,
 }
 
 /// A bank under strict two-phase locking: a transaction locks every account before it reads it and keeps the locks until
@@ -78,7 +79,7 @@ impl Bank {
             let bytes = account.history.bytes();
             account.history.push(time, balance);
             self.history_bytes += account.history.bytes() - bytes;
-            self.undo.push_back(Undo { time, account: number, before });
+            self.undo.push_back(Undo { time, account: number, before, after: balance });
         }
         self.committed = time;
         while self.undo.len() > UNDO_MAX {
@@ -105,6 +106,28 @@ impl Bank {
             balances[undo.account as usize] = undo.before;
         }
         Some(balances)
+    }
+
+    /// Says which transaction a reader sees in part, of accounts that it sees at these balances and times.
+    ///
+    /// A transaction that is seen on one account must be seen on each of its accounts, or be hidden there by a newer
+    /// one. That holds whichever transactions the reader sees, and in whichever order it came to see them.
+    #[must_use]
+    pub fn seen_in_part(&self, seen: &[Option<(i64, HybridTime)>]) -> Option<String> {
+        for (account, version) in seen.iter().enumerate() {
+            let Some((balance, time)) = version.filter(|&(_, time)| time > self.undo_from) else { continue };
+            let first = self.undo.partition_point(|undo| undo.time < time);
+            let writes = || self.undo.range(first..).take_while(|undo| undo.time == time);
+            if !writes().any(|write| write.account as usize == account && write.after == balance) {
+                return Some(format!("account {account} holds {balance}, which it never did"));
+            }
+            let misses = |write: &&Undo| seen.get(write.account as usize).is_some_and(|s| s.is_none_or(|s| s.1 < time));
+            let (missing, all) = (writes().filter(misses).count(), writes().count());
+            if missing > 0 {
+                return Some(format!("a transfer is seen on {} of its {all} accounts", all - missing));
+            }
+        }
+        None
     }
 
     /// Bytes that the history takes.
@@ -149,6 +172,25 @@ mod tests {
         assert_eq!(bank.at(at(10)), Some(vec![Some(5); 3]));
         assert_eq!(bank.at(at(29)), Some(vec![Some(4), Some(6), Some(5)]));
         assert_eq!(bank.at(HybridTime::MAX), Some(vec![Some(4), Some(1), Some(10)]));
+    }
+
+    #[test]
+    fn a_transaction_is_seen_in_part_where_an_account_is_older_than_it() {
+        let mut bank = Bank::new(3);
+        let at = HybridTime::from_u64;
+        for (time, balances) in [(10, &[(0, 5), (1, 5), (2, 5)][..]), (20, &[(0, 4), (1, 6)]), (30, &[(1, 1), (2, 10)])]
+        {
+            balances.iter().for_each(|&(account, _)| assert!(bank.lock(account).is_some()));
+            bank.commit(at(time), balances.iter().copied());
+        }
+        let part = |seen: [(i64, u64); 3]| bank.seen_in_part(&seen.map(|(balance, time)| Some((balance, at(time)))));
+        assert_eq!(part([(5, 10), (5, 10), (5, 10)]), None);
+        assert_eq!(part([(4, 20), (1, 30), (10, 30)]), None);
+        // The second transaction is not there yet, the third is: whole transactions, although the sum is off.
+        assert_eq!(part([(5, 10), (1, 30), (10, 30)]), None);
+        assert_eq!(part([(4, 20), (5, 10), (5, 10)]).unwrap(), "a transfer is seen on 1 of its 2 accounts");
+        assert_eq!(part([(4, 20), (1, 30), (5, 10)]).unwrap(), "a transfer is seen on 1 of its 2 accounts");
+        assert_eq!(part([(7, 10), (5, 10), (5, 10)]).unwrap(), "account 0 holds 7, which it never did");
     }
 
     #[test]

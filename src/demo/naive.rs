@@ -144,17 +144,17 @@ impl Replica for Naive {
         Some(TableId(1))
     }
 
-    fn latest(&self) -> ReadPoint {
-        ReadPoint { position: self.held.lock().unwrap().position, time: HybridTime::MAX }
+    fn latest(&self) -> Option<ReadPoint> {
+        Some(ReadPoint { position: self.held.lock().unwrap().position, time: HybridTime::MAX })
     }
 
     fn safe(&self) -> Option<ReadPoint> {
         let time = *self.safe_time.borrow();
-        (time > HybridTime::MIN).then(|| ReadPoint { time, ..self.latest() })
+        self.latest().filter(|_| time > HybridTime::MIN).map(|latest| ReadPoint { time, ..latest })
     }
 
-    fn safe_time(&self) -> watch::Receiver<HybridTime> {
-        self.safe_time.subscribe()
+    async fn safe_above(&self, time: HybridTime) -> Option<HybridTime> {
+        self.safe_time.subscribe().wait_for(|safe| *safe > time).await.ok().map(|safe| *safe)
     }
 
     async fn read(&self, tablet: usize, request: ReadRequest) -> Result<ReadPage, TabletError> {
@@ -181,9 +181,11 @@ impl Replica for Naive {
         Status::default()
     }
 
-    fn failure(&self) -> Option<String> {
-        None
+    async fn failed(&self) -> String {
+        std::future::pending().await
     }
+
+    async fn stop(self) {}
 }
 
 /// Runs the bank against a naive replica until enough was seen, and compares the histories at the end.
@@ -195,13 +197,6 @@ async fn run(gate: bool) -> (Numbers, Difference, bool) {
     let (stop, stopped) = watch::channel(false);
     let names = universe.names().to_vec();
     let follow = futures::future::join_all(names.iter().map(|name| naive.follow(&universe, 4, name)));
-    let visible = async {
-        let mut safe = naive.safe_time();
-        while safe.changed().await.is_ok() {
-            let safe = *safe.borrow_and_update();
-            progress.visible(safe);
-        }
-    };
     let main = async {
         let offer = users::offer(Workload::new(4, 200, 7), &universe, &bank, &progress, stopped);
         let enough = async {
@@ -216,12 +211,12 @@ async fn run(gate: bool) -> (Numbers, Difference, bool) {
         };
         tokio::join!(offer, enough);
         let last = bank.lock().unwrap().committed();
-        naive.safe_time().wait_for(|safe| *safe >= last).await.unwrap();
+        naive.safe_above(last.previous()).await.unwrap();
     };
     tokio::select! {
         () = main => {}
         _ = follow => {}
-        () = visible => {}
+        () = super::follow(&naive, &progress) => {}
         () = Auditor::default().run(&naive, TABLE, &bank, &progress, 7) => {}
     }
     let at = naive.safe().unwrap();

@@ -23,6 +23,8 @@ pub struct Progress {
     state: Mutex<State>,
     /// Told when transactions become visible.
     room: Notify,
+    /// Told when the users begin.
+    begun: Notify,
 }
 
 struct State {
@@ -144,7 +146,7 @@ impl Progress {
             last_torn: None,
             refused: 0,
         };
-        Ok(Self { state: Mutex::new(state), room: Notify::new() })
+        Ok(Self { state: Mutex::new(state), room: Notify::new(), begun: Notify::new() })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -155,6 +157,12 @@ impl Progress {
     /// The source's users begin: rates count from here.
     pub fn begin(&self) {
         self.state().started = Instant::now();
+        self.begun.notify_one();
+    }
+
+    /// Waits until the users begin; for one that waits.
+    pub async fn begun(&self) {
+        self.begun.notified().await;
     }
 
     /// The last of their transactions is visible: rates count up to here.

@@ -3,7 +3,6 @@
 use crate::tablet::{ReadPage, ReadPoint, ReadRequest, TabletError};
 use crate::wal::{HybridTime, TableId};
 use async_trait::async_trait;
-use tokio::sync::watch;
 
 /// A running replica.
 #[async_trait]
@@ -14,14 +13,15 @@ pub trait Replica: Send + Sync {
     /// The log's number of a table; `None` until its name was heard.
     fn table(&self, name: &str) -> Option<TableId>;
 
-    /// Every transaction that is decided.
-    fn latest(&self) -> ReadPoint;
+    /// Every transaction that is decided; `None` before anything may be shown.
+    fn latest(&self) -> Option<ReadPoint>;
 
     /// The source as it was at safe time; `None` before the first safe point.
     fn safe(&self) -> Option<ReadPoint>;
 
-    /// Safe time as it rises. What was committed at or below it is visible to whoever asks for `safe`.
-    fn safe_time(&self) -> watch::Receiver<HybridTime>;
+    /// Waits until safe time is above this one and says what it is: what was committed at or below it is visible to
+    /// whoever asks for `safe`. `None` once the replica has ended.
+    async fn safe_above(&self, time: HybridTime) -> Option<HybridTime>;
 
     /// Reads a page from one replica tablet.
     ///
@@ -32,8 +32,13 @@ pub trait Replica: Send + Sync {
     /// What the pipeline is doing, for people.
     async fn status(&self) -> Status;
 
-    /// Why the pipeline ended, if it did.
-    fn failure(&self) -> Option<String>;
+    /// Waits until the pipeline ends by itself, and says why.
+    async fn failed(&self) -> String;
+
+    /// Stops the pipeline.
+    async fn stop(self)
+    where
+        Self: Sized;
 }
 
 /// What the pipeline is doing: a part of what `status` shows.

@@ -520,6 +520,32 @@ pub async fn refuses_malformed_batches(rig: Rig) {
     rig.store(batch(S1, 0, vec![(1, vec![put(1, "a", "1")])])).await;
 }
 
+/// Versions that no reader can see go; reads below what is kept are refused, after a restart too.
+pub async fn collects_old_versions(rig: Rig) {
+    let mut rig = rig.announced().await;
+    let second = |n: u64| HybridTime::from_micros(n * 1_000_000).to_u64();
+    for n in 1..=40 {
+        let index = (n - 1) * 2;
+        let mut writes = vec![put(index + 1, "a", &n.to_string())];
+        writes.push(if n == 1 { put(index + 2, "gone", "1") } else { delete(index + 2, "gone") });
+        rig.store(batch(S1, index, vec![(index + 1, writes)])).await;
+        let mut decided = decisions(n - 1, n, vec![commit(n, second(n * 60), vec![branch(S1, index + 1)])]);
+        decided.safe_time = HybridTime::from_u64(second(n * 60));
+        rig.tablet().apply(decided).await.unwrap();
+    }
+    rig.tablet().sync().await.unwrap();
+    rig.restart();
+    // Ten minutes are kept.
+    assert_eq!(rig.rows(40, LATEST).await, pairs(&[("a", "40")]));
+    assert_eq!(rig.rows(40, second(31 * 60)).await, pairs(&[("a", "31")]));
+    let old = rig.tablet().read(request(40, second(28 * 60))).await;
+    assert!(matches!(old, Err(TabletError::TooOld { .. })), "{old:?}");
+    let old = rig.tablet().read(request(28, LATEST)).await;
+    assert!(matches!(old, Err(TabletError::TooOld { .. })), "{old:?}");
+    let left = rig.history(40).await.len();
+    assert!(left < 40, "{left} of 80 versions are left");
+}
+
 /// Makes one test of each rule. `$open` is a function that returns a [`Rig`].
 macro_rules! tablet_conformance {
     ($open:expr) => {
@@ -528,7 +554,7 @@ macro_rules! tablet_conformance {
             applies_in_order_and_again, applies_a_large_transaction, discards_aborted_branches,
             keeps_older_commits_as_history, resolves_writes_of_one_transaction, truncates_one_streams_rows,
             copies_again_from_the_start, adopts_chunks, drops_chunks_of_earlier_connections, fills_unchanged_cells,
-            reports_conflicts, reads_wait_for_the_log, reads_long_chains, refuses_malformed_batches);
+            reports_conflicts, reads_wait_for_the_log, reads_long_chains, refuses_malformed_batches, collects_old_versions);
     };
     ($open:expr; $($rule:ident),*) => {
         $(#[tokio::test]

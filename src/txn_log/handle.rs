@@ -13,28 +13,24 @@ pub(super) enum Handle<S> {
 }
 
 impl<S> Handle<S> {
-    /// Runs one call over the storage, opening it by `open` when it is closed.
+    /// Runs one call over the storage. If it is closed, it is opened first and recovered: read, checked, made durable.
     pub(super) fn open_with<T>(
         &mut self,
         open: impl FnOnce() -> Result<S, LogError>,
+        recover: impl FnOnce(&mut S) -> Result<(), LogError>,
         call: impl FnOnce(&mut S) -> Result<T, LogError>,
     ) -> Result<T, LogError> {
         if matches!(self, Self::Closed) {
-            match open() {
-                Ok(storage) => *self = Self::Open(storage),
-                Err(LogError::Poisoned(why)) => {
-                    *self = Self::Poisoned(why.clone());
-                    return Err(LogError::Poisoned(why));
+            *self = Self::Open(open()?);
+            if let Err(error) = self.call(recover) {
+                // Nothing may be served from what cannot be recovered, and whoever mends it needs the lock.
+                if !matches!(error, LogError::Poisoned(_)) {
+                    *self = Self::Closed;
                 }
-                Err(other) => return Err(other),
+                return Err(error);
             }
         }
-        let answer = self.call(call);
-        // Nothing may be served from a damaged log, and whoever mends it needs the lock.
-        if matches!(answer, Err(LogError::Damaged(_))) {
-            *self = Self::Closed;
-        }
-        answer
+        self.call(call)
     }
 
     /// Runs one call over open storage.
@@ -63,10 +59,12 @@ mod tests {
     fn the_first_failure_is_final() {
         let mut handle = Handle::Closed;
         assert!(matches!(handle.call(|()| Ok(())), Err(LogError::Unavailable(_))));
-        handle.open_with(|| Ok(()), |()| Ok(())).unwrap();
+        let damaged = handle.open_with(|| Ok(()), |()| Err(LogError::Damaged("a hole".into())), |()| Ok(()));
+        assert!(matches!(damaged, Err(LogError::Damaged(_))));
+        handle.open_with(|| Ok(()), |()| Ok(()), |()| Ok(())).unwrap();
         let failed = handle.call::<()>(|()| Err(LogError::Poisoned("fdatasync".into())));
         assert!(matches!(failed, Err(LogError::Poisoned(_))));
         assert!(matches!(handle.call(|()| Ok(())), Err(LogError::Poisoned(why)) if why == "fdatasync"));
-        assert!(matches!(handle.open_with(|| Ok(()), |()| Ok(())), Err(LogError::Poisoned(_))));
+        assert!(matches!(handle.open_with(|| Ok(()), |()| Ok(()), |()| Ok(())), Err(LogError::Poisoned(_))));
     }
 }

@@ -7,6 +7,8 @@
 //! Durable means durable: when `append` returns a position, a power cut does not take the entry away, and no reader is
 //! shown it earlier. A failed durability barrier is final (C11): the engine answers [`LogError::Poisoned`] from then
 //! on, and the process stops and recovers from what is on disk.
+//!
+#![doc = include_str!("../docs/transaction-log.md")]
 
 pub mod conformance;
 mod engine;
@@ -18,6 +20,7 @@ mod read_back;
 mod sled;
 mod sqlite;
 mod unreliable;
+mod witness;
 
 pub use engine::{EngineConfig, engine};
 pub use memory::MemoryLog;

@@ -1,9 +1,9 @@
 //! The sled engine: the embedded default, for one process at a time.
 //!
 //! **The barrier.** sled's `flush` waits for its writes with `sync_file_range`, which syncs neither the file's metadata
-//! nor the disk's cache, and a power cut then takes acknowledged entries away. So one `fdatasync` of its `db` file follows
-//! every flush, and at open every file and folder is synced once. What sled keeps elsewhere must stay empty: it puts large pages
-//! into files that it never syncs, so every value is at most [`SLED_VALUE_BYTES`], and long ones are cut into parts.
+//! nor the disk's cache, and a power cut then takes acknowledged entries away. So one `fdatasync` of its `db` file
+//! follows every flush, and at open every file and folder is synced once. sled puts large pages into files that it
+//! never syncs, so every value is at most [`SLED_VALUE_BYTES`], and long ones are cut into parts.
 //!
 //! **What stands where.** All values carry a version byte and a checksum ([`codec`]).
 //!
@@ -22,6 +22,7 @@
 use super::handle::Handle;
 use super::head::{Head, Page};
 use super::owner::{Owner, create_durably};
+use super::witness::Witness;
 use super::{LogError, LogRecord, Opened, Snapshot, TransactionLog};
 use crate::limits::{LOG_OWNER_WAIT_MS, SLED_CACHE_BYTES, SLED_UNSYNCED_BYTES, SLED_VALUE_BYTES};
 use crate::wal::codec::{self, CodecError};
@@ -32,6 +33,7 @@ use bytes::{Bytes, BytesMut};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -84,6 +86,7 @@ struct Store {
     snapshot: Option<SnapshotRecord>,
     /// Bytes written since the last barrier.
     unsynced: usize,
+    witness: Witness,
     db: Db,
     /// sled's data file, for the barrier.
     file: File,
@@ -102,14 +105,25 @@ impl Store {
                 fs::remove_file(&path).map_err(|e| poisoned(dir, &e))?;
             }
         }
+        let witness = Witness::open(dir.join("witness"))?;
         let db = open_sled(dir)?;
         let file = File::open(dir.join("db")).map_err(|e| poisoned(dir, &e))?;
-        let mut store =
-            Self { dir: dir.into(), head: Head::create(), snapshot: None, unsynced: 0, db, file, _owner: owner };
-        store.load()?;
-        store.barrier()?;
-        sync_tree(dir).map_err(|e| poisoned(dir, &e))?;
-        Ok(store)
+        Ok(Self {
+            dir: dir.into(),
+            head: Head::create(),
+            snapshot: None,
+            unsynced: 0,
+            witness,
+            db,
+            file,
+            _owner: owner,
+        })
+    }
+
+    fn recover(&mut self) -> Result<(), LogError> {
+        self.load()?;
+        self.barrier()?;
+        sync_tree(&self.dir).map_err(|e| poisoned(&self.dir, &e))
     }
 
     /// Reads what is held and checks every byte of it: a torn tail is cut, anything else that is not whole is refused.
@@ -123,22 +137,28 @@ impl Store {
         self.head.trimmed = self.get(TRIMMED)?.unwrap_or(LogPosition(0));
         self.snapshot = self.get(SNAPSHOT)?;
         self.head.snapshot = self.snapshot.as_ref().map(|held| held.position);
-        self.check_entries()?;
+        let torn = self.check_entries()?;
         if let Some(held) = self.head.snapshot.max(Some(self.head.trimmed)).filter(|held| *held > self.head.last) {
             return Err(self.damaged(&format!("its last entry is {}, but it has been at {held}", self.head.last)));
         }
-        let number = self.snapshot.as_ref().map_or(0, |held| held.number);
-        self.remove_states(|state| state != number)?;
         self.read_state()?;
-        Ok(())
+        self.witness.check(&self.head)?;
+
+        // All is well. What a stop left half done is done now.
+        self.remove_entries(LogPosition(0), self.head.trimmed)?;
+        if let Some(torn) = torn {
+            self.remove_entries(torn, torn)?;
+        }
+        let number = self.snapshot.as_ref().map_or(0, |held| held.number);
+        self.remove_states(|state| state != number)
     }
 
-    fn check_entries(&mut self) -> Result<(), LogError> {
-        self.remove_entries(LogPosition(0), self.head.trimmed)?;
+    /// Finds the last entry; answers the position of a torn one behind it.
+    fn check_entries(&mut self) -> Result<Option<LogPosition>, LogError> {
         self.head.last = self.head.trimmed;
         let Some((last, _)) = self.db.scan_prefix([ENTRIES]).next_back().transpose().map_err(|e| self.failed(&e))?
         else {
-            return Ok(());
+            return Ok(None);
         };
         let last = entry_position(&last).ok_or_else(|| self.damaged("a key is not an entry's"))?;
         while self.head.last < last {
@@ -148,13 +168,12 @@ impl Store {
             } else if position == last {
                 // Not all of its parts were written before the process or the machine stopped, so it was never
                 // acknowledged.
-                self.remove_entries(position, position)?;
-                return Ok(());
+                return Ok(Some(position));
             } else {
                 return Err(self.damaged(&format!("entry {position} is missing, and there are entries up to {last}")));
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     fn take_over(&mut self) -> Result<Opened, LogError> {
@@ -162,6 +181,7 @@ impl Store {
         self.put(HEAD, &HeadRecord { log_id: self.head.log_id.clone(), epoch })?;
         self.barrier()?;
         self.head.epoch = epoch;
+        self.witness.note(&self.head)?;
         Ok(Opened { epoch, log_id: self.head.log_id.clone(), last: self.head.last })
     }
 
@@ -173,6 +193,7 @@ impl Store {
         }
         self.barrier()?;
         self.head.last = expected;
+        self.witness.note(&self.head)?;
         Ok(expected)
     }
 
@@ -204,6 +225,7 @@ impl Store {
         self.barrier()?;
         self.snapshot = Some(held);
         self.head.snapshot = Some(snapshot.position);
+        self.witness.note(&self.head)?;
         self.remove_states(|state| state != number)
     }
 
@@ -281,7 +303,8 @@ impl Store {
     }
 
     fn remove(&mut self, key: &IVec) -> Result<(), LogError> {
-        self.written(key.len())?;
+        // The page is written again without it.
+        self.written(SLED_VALUE_BYTES)?;
         self.db.remove(key).map(drop).map_err(|e| self.failed(&e))
     }
 
@@ -374,11 +397,21 @@ fn cut(bytes: &Bytes) -> impl DoubleEndedIterator<Item = (u32, Bytes)> {
     })
 }
 
+/// Runs a call on sled, which panics where it cannot make sense of its own pages.
+fn caught<T>(dir: &Path, call: impl FnOnce() -> Result<T, LogError>) -> Result<T, LogError> {
+    catch_unwind(AssertUnwindSafe(call))
+        .unwrap_or_else(|_| Err(LogError::Damaged(format!("{}: sled cannot read its own data", dir.display()))))
+}
+
 #[async_trait]
 impl TransactionLog for SledLog {
     async fn open(&mut self, owner: &str) -> Result<Opened, LogError> {
         let dir = &self.dir;
-        self.handle.open_with(|| Store::open(dir, owner), Store::take_over)
+        self.handle.open_with(
+            || caught(dir, || Store::open(dir, owner)),
+            |store| caught(dir, || store.recover()),
+            Store::take_over,
+        )
     }
 
     async fn append(&mut self, expected: LogPosition, epoch: Epoch, entry: Bytes) -> Result<LogPosition, LogError> {

@@ -7,6 +7,7 @@
 use super::handle::Handle;
 use super::head::{Head, Page};
 use super::owner::create_durably;
+use super::witness::Witness;
 use super::{LogError, LogRecord, Opened, Snapshot, TransactionLog};
 use crate::limits::{LOG_OWNER_WAIT_MS, SQLITE_ROW_BYTES, SQLITE_WAL_BYTES};
 use crate::wal::codec;
@@ -68,6 +69,7 @@ impl SqliteLog {
 
 struct Store {
     file: PathBuf,
+    witness: Witness,
     connection: Connection,
 }
 
@@ -81,9 +83,13 @@ impl Store {
             connection.busy_timeout(Duration::from_millis(LOG_OWNER_WAIT_MS))?;
             Ok(connection)
         };
-        let mut store = Self { file: file.into(), connection: open().map_err(|e| failed(file, &e))? };
-        store.prepare()?;
-        Ok(store)
+        let witness = Witness::open(file.with_added_extension("witness"))?;
+        Ok(Self { file: file.into(), witness, connection: open().map_err(|e| failed(file, &e))? })
+    }
+
+    fn recover(&mut self) -> Result<(), LogError> {
+        self.prepare()?;
+        self.check()
     }
 
     /// Checks that the file is a log before anything is changed in it, or makes it one.
@@ -130,17 +136,22 @@ impl Store {
         c.pragma_update(None, "journal_size_limit", SQLITE_WAL_BYTES).map_err(failed)
     }
 
-    /// Runs one call under the write lock, and commits what it did unless it failed.
-    fn write<T>(&mut self, call: impl FnOnce(&Transaction<'_>, Head) -> Result<T, Failure>) -> Result<T, LogError> {
-        let file = self.file.clone();
-        let run = || -> Result<T, Failure> {
-            let t = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let head = get_head(&t)?;
-            let answer = call(&t, head)?;
+    /// Runs one call under the write lock, and commits what it did, and the head that it leaves, unless it failed.
+    fn write<T>(
+        &mut self,
+        call: impl FnOnce(&Transaction<'_>, &mut Head) -> Result<T, Failure>,
+    ) -> Result<T, LogError> {
+        let connection = &mut self.connection;
+        let run = || -> Result<(T, Head), Failure> {
+            let t = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let mut head = get_head(&t)?;
+            let answer = call(&t, &mut head)?;
             t.commit()?;
-            Ok(answer)
+            Ok((answer, head))
         };
-        run().map_err(|e| e.at(&file))
+        let (answer, head) = run().map_err(|e| e.at(&self.file))?;
+        self.witness.note(&head)?;
+        Ok(answer)
     }
 
     /// Runs one call over one state of the log.
@@ -154,9 +165,9 @@ impl Store {
         run().map_err(|e| e.at(&file))
     }
 
-    /// Every position and every checksum, once for each time the log is opened.
+    /// Every position, every checksum, and that nothing is missing, once for each time the log is opened.
     fn check(&mut self) -> Result<(), LogError> {
-        self.read(|t, head| {
+        let head = self.read(|t, head| {
             let mut next = head.trimmed.next();
             let mut entries = t.prepare("SELECT position, value FROM entry ORDER BY position")?;
             let mut rows = entries.query([])?;
@@ -171,8 +182,10 @@ impl Store {
             if head.snapshot.is_some_and(|held| held > head.last) {
                 return Err(Failure::Damaged(format!("its last entry {} is below its snapshot", head.last)));
             }
-            get_state(t, &head).map(drop)
-        })
+            get_state(t, &head)?;
+            Ok(head)
+        })?;
+        self.witness.check(&head)
     }
 
     fn append(&mut self, expected: LogPosition, epoch: Epoch, bytes: Bytes) -> Result<LogPosition, LogError> {
@@ -181,6 +194,7 @@ impl Store {
             let value = encode(&EntryRecord { epoch, bytes })?;
             t.prepare_cached("INSERT INTO entry (position, value) VALUES (?1, ?2)")?
                 .execute(params![row_id(expected)?, value])?;
+            head.last = expected;
             Ok(expected)
         })
     }
@@ -204,7 +218,7 @@ impl Store {
     }
 
     fn write_snapshot(&mut self, epoch: Epoch, snapshot: &Snapshot) -> Result<(), LogError> {
-        self.write(|t, mut head| {
+        self.write(|t, head| {
             head.admit_snapshot(epoch, snapshot.position)?;
             t.execute("DELETE FROM state", [])?;
             let mut insert = t.prepare_cached("INSERT INTO state (part, value) VALUES (?1, ?2)")?;
@@ -216,17 +230,17 @@ impl Store {
                 insert.execute(params![part, encode(&StateRecord { parts, bytes })?])?;
             }
             head.snapshot = Some(snapshot.position);
-            put_head(t, &head)
+            put_head(t, head)
         })?;
         self.checkpoint()
     }
 
     fn trim(&mut self, epoch: Epoch, up_to: LogPosition) -> Result<(), LogError> {
-        let trimmed = self.write(|t, mut head| {
+        let trimmed = self.write(|t, head| {
             let trims = head.admit_trim(epoch, up_to)?;
             if trims {
                 head.trimmed = up_to;
-                put_head(t, &head)?;
+                put_head(t, head)?;
                 t.execute("DELETE FROM entry WHERE position <= ?1", [row_id(up_to)?])?;
             }
             Ok(trims)
@@ -354,16 +368,13 @@ impl TransactionLog for SqliteLog {
     async fn open(&mut self, _owner: &str) -> Result<Opened, LogError> {
         let file = &self.file;
         self.handle.open_with(
-            || {
-                let mut store = Store::open(file)?;
-                store.check()?;
-                Ok(store)
-            },
+            || Store::open(file),
+            Store::recover,
             |store| {
-                store.write(|t, mut head| {
+                store.write(|t, head| {
                     head.epoch.0 += 1;
-                    put_head(t, &head)?;
-                    Ok(Opened { epoch: head.epoch, log_id: head.log_id, last: head.last })
+                    put_head(t, head)?;
+                    Ok(Opened { epoch: head.epoch, log_id: head.log_id.clone(), last: head.last })
                 })
             },
         )

@@ -1,5 +1,10 @@
 //! The integration tests, in one binary: linking is what costs time.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests: a call that fails is a failed test")]
+
+mod loop_disk;
+mod power_cut_tablet;
+mod log_owners;
 mod power_cut;
 mod runtime;
 mod script;

@@ -11,12 +11,13 @@
 //!
 //! `UNTORN_POWER_CUTS` sets the number of cuts.
 
+use super::log_owners::log;
 use bytes::Bytes;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
-use untorn::txn_log::{EngineConfig, Snapshot, TransactionLog, engine};
+use untorn::txn_log::Snapshot;
 use untorn::wal::{Epoch, LogPosition};
 
 const CUTS: u64 = 6;
@@ -62,15 +63,6 @@ async fn appender() {
             say("trim", snapshot.saturating_sub(10));
         }
     }
-}
-
-fn log(name: &str, folder: &Path) -> Box<dyn TransactionLog> {
-    let config = match name {
-        "sled" => EngineConfig::Sled { dir: folder.join("log") },
-        "sqlite" => EngineConfig::Sqlite { file: folder.join("log.sqlite") },
-        other => panic!("no engine {other}"),
-    };
-    engine(config).unwrap()
 }
 
 /// The bytes that stand at a position: of many lengths, so that some entries span several of an engine's pages.

@@ -3,6 +3,7 @@
 use super::super::leader::LeaderError;
 use crate::proto::transaction as pb;
 use crate::proto::transaction::leader_error::Error;
+use crate::proto::transport::describe;
 use crate::proto::wire::Malformed;
 use prost::Message;
 use tonic::{Code, Status};
@@ -45,5 +46,5 @@ pub fn from_status(status: &Status) -> LeaderError {
             Error::Unavailable(why) => LeaderError::Unavailable(why),
         })
     };
-    typed().unwrap_or_else(|| LeaderError::Unavailable(format!("{:?}: {}", status.code(), status.message())))
+    typed().unwrap_or_else(|| LeaderError::Unavailable(describe(status)))
 }

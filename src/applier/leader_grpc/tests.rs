@@ -1,6 +1,8 @@
 //! A leader behind the service and its client is the leader itself, its errors included.
 
 use super::super::leader::{LeaderError, Reported, StreamOpened, StreamState, TransactionLeader};
+use super::convert::{report_bytes, report_from};
+use super::error::from_status;
 use super::{GrpcLeader, transaction_service};
 use crate::coordinator::{CopyState, Fact, MappedTablet, Release, Report, TabletMap};
 use crate::proto::transaction as pb;
@@ -11,9 +13,14 @@ use crate::wal::{
 };
 use async_trait::async_trait;
 use futures::future::join_all;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::Index;
+use prost::Message;
 use std::sync::{Arc, Mutex};
 use tokio::net::TcpListener;
 use tonic::transport::server::TcpIncoming;
+use tonic::{Code, Status};
 
 /// Answers what it was made with, and remembers what it was told.
 #[derive(Default)]
@@ -198,4 +205,27 @@ async fn reports_that_overtake_each_other_are_handed_in_in_order() {
     let answers = join_all((0..100).rev().map(|number| leader.report(report(number)))).await;
     assert!(answers.iter().all(Result::is_ok));
     assert_eq!(*told.reports.lock().unwrap(), (0..100).map(report).collect::<Vec<_>>());
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_do_harm(noise in vec(any::<u8>(), 0..64), flip: Index, with: u8) {
+        let damage = |mut bytes: Vec<u8>| {
+            let place = flip.index(bytes.len());
+            bytes[place] = with;
+            bytes
+        };
+        let answer = damage(pb::OpenStreamResponse::from(opened()).encode_to_vec());
+        let sent = report_bytes(&report(0)).unwrap();
+        let reported = damage(sent.clone());
+        prop_assert!(reported == sent || report_from(&reported).is_err(), "the checksum finds every change");
+        for bytes in [noise, answer, reported] {
+            let _ = report_from(&bytes);
+            let _ = pb::OpenStreamResponse::decode(&bytes[..]).map(StreamOpened::try_from);
+            let _ = pb::ReportResponse::decode(&bytes[..]).map(Reported::try_from);
+            let _ = pb::CopyState::decode(&bytes[..]).map(CopyState::try_from);
+            let _ = pb::StreamState::decode(&bytes[..]).map(StreamState::try_from);
+            from_status(&Status::with_details(Code::Aborted, "", bytes.into()));
+        }
+    }
 }

@@ -21,6 +21,8 @@ pub(super) struct Decoder {
     streams: Arc<StreamNames>,
     catalog: Arc<dyn Catalog>,
     tables: FxHashMap<String, KnownTable>,
+    /// Shapes that came without a position: the next record's is theirs, so that they reach every tablet before it.
+    unplaced: Vec<TableSchema>,
     /// The stream's Split record was taken: nothing may follow it.
     ended: bool,
 }
@@ -58,7 +60,7 @@ impl From<Malformed> for Fault {
 
 impl Decoder {
     pub(super) fn new(streams: Arc<StreamNames>, catalog: Arc<dyn Catalog>) -> Self {
-        Self { streams, catalog, tables: FxHashMap::default(), ended: false }
+        Self { streams, catalog, tables: FxHashMap::default(), unplaced: Vec::new(), ended: false }
     }
 
     /// The batch of an answer to a request for what comes after `after`; nothing of it if anything in it is wrong.
@@ -69,10 +71,11 @@ impl Decoder {
         response: pb::GetCdcRecordsResponse,
     ) -> Result<SourceBatch, SourceError> {
         for schema in response.schemas {
-            self.schema(schema).await.map_err(|fault| match fault {
+            let numbered = self.schema(schema).await.map_err(|fault| match fault {
                 Fault::Record(fault) => faults.record(after, fault),
                 Fault::Catalog(error) => error,
             })?;
+            self.unplaced.push(numbered);
         }
         let mut batch =
             SourceBatch { records: Vec::with_capacity(response.records.len()), upto: after, ..SourceBatch::default() };
@@ -84,6 +87,7 @@ impl Decoder {
                 Fault::Record(fault) => faults.record(at, fault),
                 Fault::Catalog(error) => error,
             })?;
+            batch.records.extend(self.unplaced.drain(..).map(|schema| (at, Record::Schema(schema))));
             batch.records.push((at, record));
             batch.upto = at;
             batch.bytes += bytes + size_of::<(OpId, Record)>();

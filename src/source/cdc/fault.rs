@@ -1,6 +1,7 @@
 //! What is wrong with a service, in words that name the stream, the place and the mend.
 
 use super::CdcTablet;
+use crate::proto::transport::describe;
 use crate::source::SourceError;
 use crate::wal::OpId;
 use std::fmt::Display;
@@ -46,12 +47,13 @@ impl Faults {
                  of the [[source.tablets]] entry"
             )),
             Code::InvalidArgument | Code::Unimplemented | Code::FailedPrecondition => SourceError::Stop(format!(
-                "stream {name}: the server at {url} refuses {call} ({:?}: {text}); check that `url` is the address of a \
+                "stream {name}: the server at {url} refuses {call} ({}); check that `url` is the address of a \
                  CDC service that knows this version of the protocol",
-                status.code()
+                describe(status)
             )),
-            code => SourceError::Retry(format!(
-                "stream {name}: the CDC service at {url} does not answer {call} ({code:?}: {text}); it is asked again"
+            _ => SourceError::Retry(format!(
+                "stream {name}: the CDC service at {url} does not answer {call} ({}); it is asked again",
+                describe(status)
             )),
         }
     }

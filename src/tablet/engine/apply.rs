@@ -67,6 +67,8 @@ impl<S: Store> State<S> {
         self.finish(&mut step)?;
         self.heard = heard;
         self.shared.heard.send_replace(heard.position);
+        let written = std::mem::take(&mut self.versions_written);
+        self.collect(written)?;
         Ok(self.applied())
     }
 
@@ -206,6 +208,7 @@ impl<S: Store> State<S> {
         }
         let key = keys::version(write.table, write.key.0, time, stream);
         step.batch.put(Space::Versions, key, encode(&StoredVersion { position, row })?);
+        self.versions_written += 1;
         Ok(())
     }
 

@@ -8,6 +8,7 @@
 
 mod apply;
 mod chunks;
+mod collect;
 mod conflicts;
 mod copy;
 mod fill;

@@ -2,6 +2,7 @@
 
 use super::TabletOptions;
 use super::chunks::Staging;
+use super::collect::Collection;
 use super::conflicts::Conflicts;
 use crate::coordinator::{Applied, ReadPoint};
 use crate::mvcc::{Truncation, Truncations};
@@ -106,6 +107,9 @@ pub(super) struct State<S> {
     pub(super) staging: Staging,
     /// Built when the first batch asks for conflicts.
     pub(super) conflicts: Option<Conflicts>,
+    pub(super) collection: Collection,
+    /// Versions written since the last collection.
+    pub(super) versions_written: usize,
 }
 
 fn damaged(what: &str) -> TabletError {
@@ -149,6 +153,8 @@ impl<S: Store> State<S> {
             held: Held::default(),
             staging: Staging::default(),
             conflicts: None,
+            collection: Collection::default(),
+            versions_written: 0,
         };
         state.recover()?;
         Ok(state)

@@ -382,3 +382,44 @@ async fn an_address_that_is_none_is_said_at_once() {
         assert!(error.contains(url) && error.contains("http://HOST:PORT"), "{error}");
     }
 }
+
+/// A tablet behind the service and its client is a tablet.
+mod conformance {
+    use super::*;
+    use crate::tablet::conformance::{Rig, tablet_conformance};
+    use crate::tablet::engine::TabletOptions;
+    use crate::tablet::memory::{self, MemoryStore};
+    use std::time::Duration;
+
+    /// A server of its own thread and runtime, for as long as the client lives.
+    fn rig() -> Rig {
+        let store = MemoryStore::default();
+        Rig::new(move || {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            listener.set_nonblocking(true).unwrap();
+            let url = format!("http://{}", listener.local_addr().unwrap());
+            let client = Arc::new(GrpcTablet::new(&url, "r0").unwrap());
+            let used = Arc::downgrade(&client);
+            let (engine, workers) = memory::open(store.clone(), TabletOptions::default()).unwrap();
+            let tablets = Tablets::from([("r0".to_owned(), Arc::new(engine) as Arc<dyn TabletLeader>)]);
+            let unused = async move {
+                while used.strong_count() > 0 {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            };
+            // The client's runtime waits for this thread, so its connection would not end while the server drains.
+            let server = async move {
+                tokio::select! {
+                    ended = serve(TcpListener::from_std(listener).unwrap(), tablets, None, std::future::pending()) => ended.unwrap(),
+                    () = unused => (),
+                }
+            };
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let mut threads = vec![std::thread::spawn(move || runtime.block_on(server))];
+            threads.extend(workers.into_iter().map(|worker| std::thread::spawn(worker.run)));
+            (client, threads)
+        })
+    }
+
+    tablet_conformance!(rig);
+}

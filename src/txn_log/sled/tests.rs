@@ -147,3 +147,36 @@ async fn the_folder_stays_as_small_as_the_outstanding_work() {
     assert!(size < 32 << 20, "62 MiB were written, 4 MiB at a time were outstanding, and {size} bytes are kept");
     assert_eq!(fs::read_dir(dir.join("blobs")).unwrap().count(), 0, "sled never syncs these files");
 }
+
+#[tokio::test]
+async fn a_flipped_bit_is_harmless_or_refused() {
+    let original = folder();
+    five(&original).await;
+    let data = fs::read(original.0.path().join("log/db")).unwrap();
+    let used = data.iter().rposition(|byte| *byte != 0).unwrap();
+    let mut refused = 0;
+    for bit in (0..used * 8).step_by(used * 8 / 30) {
+        let damaged = folder();
+        five(&damaged).await;
+        let path = damaged.0.path().join("log/db");
+        let mut data = fs::read(&path).unwrap();
+        data[bit / 8] ^= 1 << (bit % 8);
+        fs::write(&path, data).unwrap();
+        let mut log = damaged.log();
+        match log.open("second").await {
+            Err(LogError::Damaged(_)) => refused += 1,
+            other => {
+                assert_eq!(other.unwrap().last, LogPosition(5), "bit {bit}");
+                let sizes: Vec<_> = log
+                    .read(LogPosition(1), usize::MAX)
+                    .await
+                    .unwrap()
+                    .iter()
+                    .map(|record| record.entry.len())
+                    .collect();
+                assert_eq!(sizes, [10, 10, 10_000, 10, 10], "bit {bit}");
+            }
+        }
+    }
+    assert!(refused > 0);
+}

@@ -106,3 +106,27 @@ async fn the_file_stays_as_small_as_the_outstanding_work() {
     let size: u64 = files.map(|file| file.unwrap().metadata().unwrap().len()).sum();
     assert!(size < 8 << 20, "31 MiB were written, 1 MiB is outstanding, and {size} bytes are kept");
 }
+
+/// SQLite takes a damaged frame of its write-ahead file for the end of it.
+#[tokio::test]
+async fn a_flipped_bit_in_the_journal_is_refused() {
+    let folder = folder();
+    let mut log = folder.log();
+    let epoch = log.open("first").await.unwrap().epoch;
+    for at in 1..=5 {
+        log.append(LogPosition(at), epoch, Bytes::from(vec![at as u8; 5_000])).await.unwrap();
+    }
+    // A copy of the files as a killed process leaves them.
+    let copy = self::folder();
+    std::fs::create_dir_all(copy.file().parent().unwrap()).unwrap();
+    for file in std::fs::read_dir(folder.file().parent().unwrap()).unwrap().map(Result::unwrap) {
+        std::fs::copy(file.path(), copy.file().with_file_name(file.file_name())).unwrap();
+    }
+    let journal = copy.0.path().join("log/log.sqlite-wal");
+    let mut data = std::fs::read(&journal).unwrap();
+    let middle = data.len() * 3 / 4;
+    data[middle] ^= 1;
+    std::fs::write(&journal, data).unwrap();
+    let answer = copy.log().open("second").await;
+    assert!(matches!(&answer, Err(LogError::Damaged(what)) if what.contains("acknowledged is missing")), "{answer:?}");
+}
