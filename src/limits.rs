@@ -65,6 +65,14 @@ pub const SQLITE_ROW_BYTES: usize = 1 << 20;
 pub const SQLITE_WAL_BYTES: i64 = 4 << 20;
 /// Bytes of a page of rows.
 pub const PAGE_BYTES: usize = 1 << 20;
+/// The smallest memory budget, in bytes: one batch in work and one prefetched, for 16 streams.
+pub const MEMORY_BUDGET_MIN: u64 = 32 << 20;
+/// Streams of one daemon. Each is a connection, a few tasks and a label value of about a dozen metrics.
+pub const STREAMS_MAX: usize = 1024;
+/// Embedded tablets of one daemon. Each is a folder with file handles of its own.
+pub const TABLETS_MAX: u32 = 256;
+/// Scans that one process serves at the same time. Each holds a page of rows for every tablet.
+pub const SCANS_MAX: usize = 16;
 
 /// Discovery rounds kept while a stream lags. Each costs 24 bytes a stream; thinning them only makes a transaction wait for
 /// a somewhat later one.
