@@ -244,14 +244,8 @@ fn chunks_are_numbered_at_each_tablet_and_adopted_by_name() {
             assert_eq!(batch.number, before + 1);
         }
     }
-    let origin = ChunkOrigin {
-        transaction: id(1),
-        opened: at(1),
-        connection: 9,
-        xid: 77,
-        rolled_back: vec![78],
-        records: 41,
-    };
+    let origin =
+        ChunkOrigin { transaction: id(1), opened: at(1), connection: 9, xid: 77, rolled_back: vec![78], records: 41 };
     let adopting = SourceBatch { adopted: vec![origin], ..batch(vec![write(42, 1, 3), applying(43, 1, 42)]) };
     assembler.push(adopting).unwrap();
     let run = assembler.take().unwrap();
