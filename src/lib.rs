@@ -10,6 +10,7 @@
 
 pub mod admin;
 pub mod applier;
+pub mod cli;
 pub mod config;
 pub mod coordinator;
 pub mod demo;

@@ -8,3 +8,5 @@ mod power_cut;
 mod power_cut_tablet;
 mod runtime;
 mod script;
+mod source_postgres;
+mod support;
