@@ -6,6 +6,8 @@ mod log_owners;
 mod loop_disk;
 mod power_cut;
 mod power_cut_tablet;
+mod runtime;
+mod script;
 mod source_postgres;
 mod support;
 //! Integration tests, all in one binary: linking is what costs time.
