@@ -206,10 +206,10 @@ impl Assembler {
                 let shape = self.shape(relation_id)?;
                 let updated = shape.update(old_tuple, new_tuple);
                 let (old, key, op) = updated.map_err(|e| format!("{}: {e}", shape.schema.name))?;
-                if let Some(old) = old {
-                    self.write(change.sub_xid, &shape, old, WriteOp::Delete)?;
-                }
-                self.write(change.sub_xid, &shape, key, op)
+                // The new row comes first: what did not change is filled from the old key's newest earlier write, and
+                // that must not be this update's own delete.
+                self.write(change.sub_xid, &shape, key, op)?;
+                old.map_or(Ok(()), |old| self.write(change.sub_xid, &shape, old, WriteOp::Delete))
             }
             Message::Delete { relation_id, old_tuple, .. } => {
                 let shape = self.shape(relation_id)?;
@@ -223,7 +223,9 @@ impl Assembler {
                 }
                 Ok(())
             }
-            Message::Relation { .. } | Message::Type { .. } | Message::Origin { .. } | Message::Message { .. } => Ok(()),
+            Message::Relation { .. } | Message::Type { .. } | Message::Origin { .. } | Message::Message { .. } => {
+                Ok(())
+            }
         }
     }
 
@@ -350,13 +352,10 @@ impl Assembler {
         }
         let ended = transaction.end(end, self.connection, id.clone());
         let writes = ended.writes.into_iter();
-        self.batch
-            .records
-            .extend(writes.map(|write| (write.at, Record::Write { transaction: id.clone(), write })));
+        self.batch.records.extend(writes.map(|write| (write.at, Record::Write { transaction: id.clone(), write })));
         self.batch.adopted.extend(ended.adopted);
         let label = gid.filter(|gid| gid.as_bytes() != &id.id[..]).map(str::to_owned);
-        let applying =
-            Record::Applying { transaction: id.clone(), records: Some(ended.records), prepared_at, label };
+        let applying = Record::Applying { transaction: id.clone(), records: Some(ended.records), prepared_at, label };
         self.batch.records.push((OpId::new(end, ended.next_index), applying));
         self.batch.bytes += ended.bytes + RECORD_BYTES;
         Ok(ended.next_index + 1)

@@ -170,7 +170,8 @@ fn pgpass_password(text: &str, wanted: [&str; 4]) -> Option<String> {
                 other => fields.last_mut()?.push(other),
             }
         }
-        let fits = fields.len() == 5 && fields.iter().zip(wanted).all(|(field, wanted)| field == "*" || field == wanted);
+        let fits =
+            fields.len() == 5 && fields.iter().zip(wanted).all(|(field, wanted)| field == "*" || field == wanted);
         fits.then(|| fields.pop()).flatten()
     })
 }

@@ -50,7 +50,8 @@ impl Copy {
         let filter = table.filter.map(|filter| format!(" WHERE {filter}")).unwrap_or_default();
         let source = format!("SELECT {} FROM {only}{}{filter}", columns.join(", "), table.relation.quoted());
         let shape = table.relation.shape(&mut self.sql, &label, self.catalog.as_ref()).await?;
-        let rows = self.sql.copy_out(&format!("COPY ({source}) TO STDOUT")).await.map_err(|failure| failure.at(&label))?;
+        let rows =
+            self.sql.copy_out(&format!("COPY ({source}) TO STDOUT")).await.map_err(|failure| failure.at(&label))?;
         let schema = shape.schema.clone();
         self.current = Some(Table { shape, rows: Some(rows), partial: BytesMut::new(), count: 0 });
         Ok(CopyEvent::Table { schema, estimate: table.estimate })

@@ -139,7 +139,7 @@ impl Source for PostgresSource {
         let positions = Arc::new(Positions::default());
         *self.positions() = positions.clone();
         let (sender, groups) = mpsc::channel(limits::FRAME_GROUPS);
-        let keeper = stream::keep(session, sender, positions.clone(), after);
+        let keeper = stream::keep(session, sender, positions.clone(), after, server.feedback);
         let connection = rand::rngs::SmallRng::from_os_rng().next_u64();
         let stream = PostgresStream {
             target: self.target.clone(),

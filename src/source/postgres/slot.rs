@@ -6,6 +6,7 @@ use super::error::Failure;
 use super::relation::{literal, quote};
 use super::sql::Sql;
 use super::wire::Replication;
+use crate::limits::FEEDBACK_INTERVAL;
 use crate::source::SourceError;
 use std::time::Duration;
 
@@ -25,6 +26,8 @@ pub struct Server {
     pub publication: bool,
     /// How far it has flushed its WAL; zero on a standby.
     pub flushed: u64,
+    /// How often to tell the server that we live: its `wal_sender_timeout` leaves room for three times that.
+    pub feedback: Duration,
     /// The slot, if it exists.
     pub slot: Option<Slot>,
 }
@@ -53,6 +56,8 @@ pub async fn inspect(sql: &mut Sql, publication: &str, slot: &str) -> Result<Ser
     let wal_level = sql.text("SHOW wal_level").await?.unwrap_or_default();
     let standby = sql.text("SELECT pg_catalog.pg_is_in_recovery()").await?.as_deref() == Some("t");
     let flushed = if standby { None } else { sql.text("SELECT pg_catalog.pg_current_wal_flush_lsn()").await? };
+    let timeout = sql.text("SELECT setting FROM pg_catalog.pg_settings WHERE name = 'wal_sender_timeout'").await?;
+    let timeout = timeout.and_then(|text| text.parse().ok()).filter(|&timeout| timeout > 0).map(Duration::from_millis);
     let found = sql.query("SELECT FROM pg_catalog.pg_publication WHERE pubname = $1", &[&publication]).await?;
     let slot = if version < VERSION_MIN {
         None
@@ -79,6 +84,7 @@ pub async fn inspect(sql: &mut Sql, publication: &str, slot: &str) -> Result<Ser
         standby,
         publication: !found.is_empty(),
         flushed: flushed.as_deref().and_then(parse_lsn).unwrap_or_default(),
+        feedback: timeout.map_or(FEEDBACK_INTERVAL, |timeout| FEEDBACK_INTERVAL.min(timeout / 3)),
         slot,
     })
 }
@@ -99,7 +105,10 @@ impl Server {
                 self.wal_level
             )
         } else if !self.publication {
-            format!("publication {publication:?} does not exist; run CREATE PUBLICATION {} FOR ALL TABLES;", quote(publication))
+            format!(
+                "publication {publication:?} does not exist; run CREATE PUBLICATION {} FOR ALL TABLES;",
+                quote(publication)
+            )
         } else {
             return Ok(());
         };
@@ -112,7 +121,9 @@ impl Server {
     /// Why it does not, and what to run.
     pub fn can_resume(&self, server: &str, name: &str, after: u64) -> Result<(), SourceError> {
         let fault = match &self.slot {
-            None => format!("slot {name:?} is gone, and what it would have carried with it; copy this source tablet again"),
+            None => {
+                format!("slot {name:?} is gone, and what it would have carried with it; copy this source tablet again")
+            }
             Some(slot) if slot.wal_status == "lost" => format!(
                 "slot {name:?} was invalidated because it held more WAL than max_slot_wal_keep_size; copy this source \
                  tablet again, and raise that setting"
@@ -185,8 +196,7 @@ pub async fn create(
     }
     let mut session = target.replication(lock_timeout).await?;
     let identity = identity(&mut session).await.map_err(at)?;
-    let command =
-        format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput (SNAPSHOT 'export', TWO_PHASE)", quote(slot));
+    let command = format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput (SNAPSHOT 'export', TWO_PHASE)", quote(slot));
     let row = match session.command(&command).await {
         Ok(row) => row,
         // The lock that it waits for is a transaction's own.
@@ -199,13 +209,12 @@ pub async fn create(
     let (Some(Some(start)), Some(Some(snapshot))) = (row.get(1), row.get(2)) else {
         return Err(SourceError::Stop(format!("{label}: the server created slot {slot:?} without a snapshot")));
     };
-    let start = parse_lsn(start)
-        .ok_or_else(|| SourceError::Stop(format!("{label}: slot {slot:?} starts at {start:?}, which is no position")))?;
+    let start = parse_lsn(start).ok_or_else(|| {
+        SourceError::Stop(format!("{label}: slot {slot:?} starts at {start:?}, which is no position"))
+    })?;
     // The snapshot dies with the session's next command, so it is taken over while the session waits.
-    let begin = format!(
-        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
-        literal(snapshot)
-    );
+    let begin =
+        format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}", literal(snapshot));
     sql.text(&begin).await.map_err(at)?;
     Ok(Created { start, identity, snapshot: sql })
 }
@@ -223,7 +232,9 @@ async fn blockers(sql: &mut Sql) -> Result<String, Failure> {
         let one = |row: &tokio_postgres::Row| {
             let (gid, database, age): (String, String, f64) = (row.get(0), row.get(1), row.get(2));
             let end = literal(&gid).replacen('E', "", usize::from(!gid.contains('\\')));
-            format!("prepared transaction {gid:?} of database {database:?}, {age:.0} s old (COMMIT PREPARED {end}; or ROLLBACK PREPARED {end};)")
+            format!(
+                "prepared transaction {gid:?} of database {database:?}, {age:.0} s old (COMMIT PREPARED {end}; or ROLLBACK PREPARED {end};)"
+            )
         };
         return Ok(prepared.iter().map(one).collect::<Vec<_>>().join(", "));
     }

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
@@ -48,19 +48,23 @@ impl Positions {
 
 type Group = Result<Vec<Bytes>, Failure>;
 
-/// Reads the socket until the stream is dropped or the connection ends.
-pub async fn keep(mut session: Replication, groups: mpsc::Sender<Group>, positions: Arc<Positions>, start: u64) {
+/// Reads the socket until the stream is dropped or the connection ends; `feedback` is how often the server must hear of
+/// us at least.
+pub async fn keep(
+    mut session: Replication,
+    groups: mpsc::Sender<Group>,
+    positions: Arc<Positions>,
+    start: u64,
+    feedback: Duration,
+) {
     let mut received = start;
     let mut waiting: Option<Vec<Bytes>> = None;
     let mut last_told = Instant::now();
     loop {
         let confirm = positions.confirm.load(Ordering::Relaxed);
         let wanted = positions.wanted.load(Ordering::Relaxed) > received && waiting.is_none();
-        let interval = if wanted || confirm > positions.told.load(Ordering::Relaxed) {
-            limits::PING_INTERVAL
-        } else {
-            limits::FEEDBACK_INTERVAL
-        };
+        let interval =
+            if wanted || confirm > positions.told.load(Ordering::Relaxed) { limits::PING_INTERVAL } else { feedback };
         let mut asked = false;
         let end = tokio::select! {
             () = groups.closed() => {

@@ -41,7 +41,7 @@ impl Shape {
         Ok((key, self.put(cells, None)))
     }
 
-    /// The writes of an UPDATE: a Put, and before it a Delete of the old key when the key has changed.
+    /// The writes of an UPDATE: the old key, to be deleted, when the key has changed; the new key and its Put.
     ///
     /// # Errors
     /// What does not fit the table's columns.
@@ -161,8 +161,7 @@ mod tests {
 
     #[test]
     fn a_changed_key_deletes_the_old_one_and_fills_from_it() {
-        let (old, at, op) =
-            shape(Identity::Key).update(Some(tuple(["1", "-", "-"])), tuple(["2", "~", "n"])).unwrap();
+        let (old, at, op) = shape(Identity::Key).update(Some(tuple(["1", "-", "-"])), tuple(["2", "~", "n"])).unwrap();
         assert_eq!((old, at, cells(&op)), (Some(key("1")), key("2"), "2 ~ n".into()));
         assert!(matches!(op, WriteOp::Put { fill_from: Some(from), .. } if from == key("1")));
     }

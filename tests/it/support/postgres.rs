@@ -103,9 +103,18 @@ impl Postgres {
         execute(&self.connect().await, sql).await
     }
 
+    /// From here on everybody but the superuser is asked for a password.
+    pub async fn require_passwords(&self) {
+        let rules = "local all postgres trust\nhost all postgres all trust\nlocal all all scram-sha-256\n\
+            host all all all scram-sha-256\nlocal replication all scram-sha-256\nhost replication all all scram-sha-256\n";
+        std::fs::write(self.folder.path().join("data/pg_hba.conf"), rules).expect("the rules can be written");
+        self.execute("SELECT pg_reload_conf()").await;
+    }
+
     /// Sends a signal to the walsender of a slot.
     pub async fn signal_walsender(&self, slot: &str, signal: &str) {
-        let pid = self.execute(&format!("SELECT active_pid FROM pg_replication_slots WHERE slot_name = '{slot}'")).await;
+        let pid =
+            self.execute(&format!("SELECT active_pid FROM pg_replication_slots WHERE slot_name = '{slot}'")).await;
         run(Command::new("kill").arg(format!("-{signal}")).arg(&pid[0]));
     }
 
@@ -168,9 +177,10 @@ fn program(name: &str) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let debian = PathBuf::from("/usr/lib/postgresql/15/bin");
     let found = std::iter::once(debian).chain(std::env::split_paths(&path)).map(|folder| folder.join(name));
-    found.into_iter().find(|path| path.exists()).unwrap_or_else(|| {
-        panic!("{name} of PostgreSQL 15 is not installed; run: apt-get install postgresql-15")
-    })
+    found
+        .into_iter()
+        .find(|path| path.exists())
+        .unwrap_or_else(|| panic!("{name} of PostgreSQL 15 is not installed; run: apt-get install postgresql-15"))
 }
 
 /// PostgreSQL refuses to run as root: then it runs as the user `postgres`, which its package brings.
