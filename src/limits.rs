@@ -1,5 +1,7 @@
 //! Every bound, with its unit and its reason.
 
+use std::time::Duration;
+
 /// Bytes of one gRPC message, either way. tonic's default of 4 MiB is below one batch with a row of a few megabytes.
 pub const GRPC_MESSAGE_BYTES_MAX: usize = 64 << 20;
 /// Bytes that one gRPC stream may have in flight before the receiver has read them, and a connection four times that.
@@ -73,6 +75,23 @@ pub const STREAMS_MAX: usize = 1024;
 pub const TABLETS_MAX: u32 = 256;
 /// Scans that one process serves at the same time. Each holds a page of rows for every tablet.
 pub const SCANS_MAX: usize = 16;
+
+/// How long connecting to a server may take, TLS and login included.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a peer may leave what was sent to it unacknowledged by its kernel before the connection counts as dead.
+pub const CONNECTION_DEAD_AFTER: Duration = Duration::from_secs(60);
+/// How often a PostgreSQL server is told what it may forget, even while the applier stalls: well below its
+/// `wal_sender_timeout`, 60 s by default.
+pub const FEEDBACK_INTERVAL: Duration = Duration::from_secs(10);
+/// How often a PostgreSQL server is asked for its position while somebody waits for it. It answers within a millisecond,
+/// but its flush position may lie inside a record that is never sent.
+pub const PING_INTERVAL: Duration = Duration::from_millis(50);
+/// How long the creation of a slot waits for any one transaction before it is given up and tried again: long enough for
+/// ordinary transactions to end, short enough that an orphaned prepared one is soon named.
+pub const SLOT_LOCK_TIMEOUT: Duration = Duration::from_secs(30);
+/// Groups of frames between a server's socket and the assembler. A group is what one read brought, up to 64 KiB unless
+/// a row is larger, so this bounds what waits in memory while the applier stalls.
+pub const FRAME_GROUPS: usize = 32;
 
 /// Discovery rounds kept while a stream lags. Each costs 24 bytes a stream; thinning them only makes a transaction wait for
 /// a somewhat later one.

@@ -15,8 +15,13 @@ pub async fn check(args: &CheckArgs) -> Result<String, Failure> {
             return Ok(format!("no faults: a tablet server of {} on {}", config.names.join(", "), config.listen));
         }
     };
+    let mut told = Vec::new();
     if args.connect {
-        connect::ask(&config).await?;
+        let asked = connect::ask(&config, &mut told).await;
+        for mention in &told {
+            eprintln!("{mention}");
+        }
+        asked?;
     }
     let replica = match &config.replica {
         ReplicaConfig::Embedded { tablet_count } => format!("{tablet_count} embedded tablets"),

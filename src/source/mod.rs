@@ -5,6 +5,7 @@
 //! not look like a dead client), for which `open` hands back a future that the applier spawns.
 
 pub mod cdc;
+pub mod postgres;
 
 use crate::wal::{
     Column, HybridTime, OpId, SourceBatch, SourceTabletId, SourceTransactionId, StagedChunk, TableSchema,

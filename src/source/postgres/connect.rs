@@ -1,0 +1,200 @@
+//! How a server is reached: URL, password, TLS.
+
+use super::error::Failure;
+use super::sql::Sql;
+use super::tls::{self, Tls};
+use super::wire::Replication;
+use crate::limits;
+use crate::source::SourceError;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio_postgres::config::{Host, SslMode};
+
+/// What both kinds of session set, so that a copied row and a streamed one have the same text.
+const SESSION: [(&str, &str); 8] = [
+    ("client_encoding", "UTF8"),
+    ("datestyle", "ISO"),
+    ("intervalstyle", "postgres"),
+    ("timezone", "UTC"),
+    ("extra_float_digits", "3"),
+    ("bytea_output", "hex"),
+    // A copy may take hours, in one transaction that now and then waits for the replica.
+    ("statement_timeout", "0"),
+    ("idle_in_transaction_session_timeout", "0"),
+];
+
+/// A server and its database, as the configuration names them.
+#[derive(Clone)]
+pub struct Target {
+    name: String,
+    config: tokio_postgres::Config,
+    tls: Tls,
+    password_file: Option<PathBuf>,
+}
+
+impl Target {
+    /// From `[[source.tablets]] name, url, password_file`. The URL takes libpq's `sslmode` and `sslrootcert`.
+    ///
+    /// # Errors
+    /// What is wrong with the URL.
+    pub fn parse(name: &str, url: &str, password_file: Option<PathBuf>) -> Result<Self, String> {
+        let (bare, mode, root) = tls::split_url(url)?;
+        let mut config: tokio_postgres::Config = bare.parse().map_err(|e: tokio_postgres::Error| {
+            let cause = std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
+            format!("not a PostgreSQL URL: {cause}")
+        })?;
+        if config.get_hosts().len() != 1 {
+            return Err("the URL must name one host: each server is a source tablet of its own".into());
+        }
+        if config.get_user().is_none() {
+            return Err("the URL names no user".into());
+        }
+        let tls = Tls::new(mode.as_deref(), root)?;
+        config.ssl_mode(match &tls {
+            Tls::Disable => SslMode::Disable,
+            Tls::Prefer(_) => SslMode::Prefer,
+            Tls::Require(_) => SslMode::Require,
+        });
+        let options: Vec<String> = SESSION.iter().map(|(name, value)| format!("-c {name}={value}")).collect();
+        let options = config.get_options().into_iter().map(str::to_owned).chain(options).collect::<Vec<_>>().join(" ");
+        config.options(options).application_name("untorn").connect_timeout(limits::CONNECT_TIMEOUT);
+        config.keepalives_idle(Duration::from_secs(30)).tcp_user_timeout(limits::CONNECTION_DEAD_AFTER);
+        Ok(Self { name: name.to_owned(), config, tls, password_file })
+    }
+
+    /// The source tablet's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The server as messages name it: `shard-a (10.0.0.1:5432/app)`.
+    #[must_use]
+    pub fn label(&self) -> String {
+        let host = match self.config.get_hosts().first() {
+            Some(Host::Tcp(host)) => host.clone(),
+            Some(Host::Unix(folder)) => folder.display().to_string(),
+            None => String::new(),
+        };
+        format!("{} ({host}:{}/{})", self.name, self.port(), self.database())
+    }
+
+    /// A session for SQL.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn sql(&self) -> Result<Sql, SourceError> {
+        let config = self.with_password().await?;
+        let connected = match &self.tls {
+            Tls::Disable => Sql::connect(&config, tokio_postgres::NoTls).await,
+            Tls::Prefer(tls) | Tls::Require(tls) => Sql::connect(&config, tls.clone()).await,
+        };
+        connected.map_err(|failure| failure.at(&self.label()))
+    }
+
+    /// A session for replication commands; a lock that cannot be had within `lock_timeout` fails its command.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn replication(&self, lock_timeout: Duration) -> Result<Replication, SourceError> {
+        let config = self.with_password().await?;
+        let lock_timeout = lock_timeout.as_millis().to_string();
+        let mut parameters = vec![
+            ("user", self.user()),
+            ("database", self.database()),
+            ("replication", "database"),
+            ("application_name", "untorn"),
+            ("lock_timeout", &lock_timeout),
+        ];
+        parameters.extend(SESSION);
+        let host = self.config.get_hosts().first().cloned().unwrap_or(Host::Tcp(String::new()));
+        let password = config.get_password().unwrap_or_default();
+        let connecting = Replication::connect(&host, self.port(), &self.tls, &parameters, password);
+        let connected = tokio::time::timeout(limits::CONNECT_TIMEOUT, connecting).await;
+        let connected = connected.unwrap_or_else(|_| Err(Failure::lost("the server does not answer")));
+        connected.map_err(|failure| failure.at(&self.label()))
+    }
+
+    fn port(&self) -> u16 {
+        self.config.get_ports().first().copied().unwrap_or(5432)
+    }
+
+    fn user(&self) -> &str {
+        self.config.get_user().unwrap_or_default()
+    }
+
+    fn database(&self) -> &str {
+        self.config.get_dbname().unwrap_or_else(|| self.user())
+    }
+
+    /// The configuration with the password of now: it may be changed while the daemon runs.
+    async fn with_password(&self) -> Result<tokio_postgres::Config, SourceError> {
+        let mut config = self.config.clone();
+        if config.get_password().is_some() {
+            return Ok(config);
+        }
+        if let Some(path) = &self.password_file {
+            let read = tokio::fs::read_to_string(path).await;
+            let text = read.map_err(|e| SourceError::Retry(format!("{}: {}: {e}", self.label(), path.display())))?;
+            config.password(text.trim_end_matches(['\r', '\n']));
+        } else if let Some(path) = pgpass_path()
+            && let Ok(text) = tokio::fs::read_to_string(&path).await
+        {
+            let host = match self.config.get_hosts().first() {
+                Some(Host::Tcp(host)) => host.as_str(),
+                _ => "localhost",
+            };
+            let wanted = [host, &self.port().to_string(), self.database(), self.user()];
+            if let Some(password) = pgpass_password(&text, wanted) {
+                config.password(password);
+            }
+        }
+        Ok(config)
+    }
+}
+
+fn pgpass_path() -> Option<PathBuf> {
+    let named = std::env::var_os("PGPASSFILE").map(PathBuf::from);
+    named.or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".pgpass")))
+}
+
+/// The password of the first line of a libpq password file that fits host, port, database and user.
+fn pgpass_password(text: &str, wanted: [&str; 4]) -> Option<String> {
+    text.lines().filter(|line| !line.starts_with('#')).find_map(|line| {
+        let mut fields = vec![String::new()];
+        let mut characters = line.chars();
+        while let Some(character) = characters.next() {
+            match character {
+                '\\' => fields.last_mut()?.extend(characters.next()),
+                ':' if fields.len() < 5 => fields.push(String::new()),
+                other => fields.last_mut()?.push(other),
+            }
+        }
+        let fits =
+            fields.len() == 5 && fields.iter().zip(wanted).all(|(field, wanted)| field == "*" || field == wanted);
+        fits.then(|| fields.pop()).flatten()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_fitting_line_of_a_password_file_counts() {
+        let text = "# mine\nother:5432:app:u:no\n*:5432:app:u:a\\:b\\\\c:d\n*:*:*:*:last\n";
+        assert_eq!(pgpass_password(text, ["h", "5432", "app", "u"]).as_deref(), Some("a:b\\c:d"));
+        assert_eq!(pgpass_password(text, ["h", "5433", "app", "u"]).as_deref(), Some("last"));
+        assert_eq!(pgpass_password("short:line\n", ["short", "line", "", ""]), None);
+    }
+
+    #[test]
+    fn a_url_is_taken_apart() {
+        let target = Target::parse("a", "postgres://u@10.0.0.1:5433/app?sslmode=disable", None).unwrap();
+        assert_eq!(target.label(), "a (10.0.0.1:5433/app)");
+        assert!(Target::parse("a", "postgres://10.0.0.1/app", None).err().unwrap().contains("user"));
+        assert!(Target::parse("a", "postgres://u@h1,h2/app", None).err().unwrap().contains("one host"));
+        assert!(Target::parse("a", "postgres://u@h/app?sslmode=maybe", None).err().unwrap().contains("maybe"));
+        assert!(Target::parse("a", "http://u@h/app", None).err().unwrap().contains("URL"));
+    }
+}

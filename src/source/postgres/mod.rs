@@ -1,0 +1,191 @@
+//! PostgreSQL servers as a source: one logical replication slot with two-phase decoding is one stream.
+//!
+//! What a stream's messages become stands in [`assemble`], pure; around it, [`stream`] keeps the connection alive and
+//! tells the server what it may forget, [`slot`] creates the slot and [`copy`] reads what came before it.
+
+mod assemble;
+mod connect;
+mod copy;
+mod decode;
+mod error;
+mod gid;
+mod relation;
+mod slot;
+mod sql;
+mod stream;
+mod tls;
+mod transaction;
+mod tuple;
+mod wire;
+
+pub use gid::GidPattern;
+
+use super::{Catalog, Keeper, NewSlot, Prepared, Resume, Source, SourceError};
+use crate::limits;
+use crate::wal::{HybridTime, OpId, SourceTransactionId};
+use assemble::Assembler;
+use async_trait::async_trait;
+use connect::Target;
+use error::Failure;
+use rand::{RngCore, SeedableRng};
+use sql::Sql;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use stream::{Positions, PostgresStream, State};
+use tokio::sync::mpsc;
+
+/// One `[[source.tablets]]` of a `postgres` source.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The source tablet's name.
+    pub name: String,
+    /// How the server is reached.
+    pub url: String,
+    /// Where the password stands, if not in the URL.
+    pub password_file: Option<PathBuf>,
+    /// The publication, which must exist.
+    pub publication: String,
+    /// The slot, created when missing.
+    pub slot: String,
+    /// What of a gid names the transaction.
+    pub gids: GidPattern,
+    /// How long creating the slot waits for any one transaction; [`limits::SLOT_LOCK_TIMEOUT`] unless a test is in a
+    /// hurry.
+    pub slot_lock_timeout: Duration,
+}
+
+/// A PostgreSQL server's database as a source.
+pub struct PostgresSource {
+    target: Target,
+    options: Options,
+    /// A session for the questions that come again and again; one asks at a time.
+    sql: tokio::sync::Mutex<Option<Sql>>,
+    /// The open stream's.
+    positions: Mutex<Arc<Positions>>,
+}
+
+impl PostgresSource {
+    /// From the configuration. Nothing is connected yet.
+    ///
+    /// # Errors
+    /// What is wrong with the URL.
+    pub fn new(options: Options) -> Result<Self, String> {
+        let target = Target::parse(&options.name, &options.url, options.password_file.clone())?;
+        Ok(Self { target, options, sql: tokio::sync::Mutex::default(), positions: Mutex::default() })
+    }
+
+    fn at(&self, failure: &Failure) -> SourceError {
+        failure.at(&self.target.label())
+    }
+
+    /// Asks the server on the session that is kept for it.
+    async fn ask<T>(&self, question: impl AsyncFnOnce(&mut Sql) -> Result<T, Failure>) -> Result<T, SourceError> {
+        let mut kept = self.sql.lock().await;
+        let mut sql = match kept.take() {
+            Some(sql) => sql,
+            None => self.target.sql().await?,
+        };
+        let answer = tokio::time::timeout(limits::CONNECT_TIMEOUT, question(&mut sql)).await;
+        let answer = answer.unwrap_or_else(|_| Err(Failure::lost("the server does not answer")));
+        if answer.is_ok() {
+            *kept = Some(sql);
+        }
+        answer.map_err(|failure| self.at(&failure))
+    }
+
+    fn positions(&self) -> std::sync::MutexGuard<'_, Arc<Positions>> {
+        self.positions.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Source for PostgresSource {
+    fn name(&self) -> &str {
+        self.target.name()
+    }
+
+    async fn create_slot(&self, catalog: Arc<dyn Catalog>) -> Result<Option<NewSlot>, SourceError> {
+        let Options { publication, slot, slot_lock_timeout, .. } = &self.options;
+        let created = slot::create(&self.target, publication, slot, *slot_lock_timeout).await?;
+        let copy = copy::Copy::new(self.target.clone(), created.snapshot, publication.clone(), catalog);
+        let start = OpId::end_of_term(created.start);
+        Ok(Some(NewSlot { start, identity: created.identity, copy: Box::new(copy) }))
+    }
+
+    async fn open(
+        &self,
+        resume: Resume,
+        catalog: Arc<dyn Catalog>,
+    ) -> Result<(Box<dyn super::Stream>, Keeper), SourceError> {
+        let Options { publication, slot, gids, slot_lock_timeout, .. } = &self.options;
+        let label = self.target.label();
+        let mut sql = self.target.sql().await?;
+        let server = slot::inspect(&mut sql, publication, slot).await.map_err(|failure| self.at(&failure))?;
+        server.suits(&label, publication)?;
+        server.can_resume(&label, slot, resume.after.term)?;
+        let mut session = self.target.replication(*slot_lock_timeout).await?;
+        let identity = slot::identity(&mut session).await.map_err(|failure| self.at(&failure))?;
+        if !resume.identity.is_empty() && resume.identity != identity {
+            return Err(SourceError::Stop(format!(
+                "{label}: another server answers: {identity} instead of {}; correct the URL, or drop this source tablet \
+                 and add it again",
+                resume.identity
+            )));
+        }
+        // Within a term the server cannot resume: it sends that transaction again, and the rest is dropped here.
+        let after = if resume.after.index == u64::MAX { resume.after.term } else { 0 };
+        slot::start(&self.target, &mut session, publication, slot, after).await?;
+        let positions = Arc::new(Positions::default());
+        *self.positions() = positions.clone();
+        let (sender, groups) = mpsc::channel(limits::FRAME_GROUPS);
+        let keeper = stream::keep(session, sender, positions.clone(), after, server.feedback);
+        let connection = rand::rngs::SmallRng::from_os_rng().next_u64();
+        let stream = PostgresStream {
+            target: self.target.clone(),
+            groups,
+            positions,
+            catalog,
+            sql: Some(sql),
+            assembler: Assembler::new(self.target.name(), gids.clone(), connection, &resume),
+            state: State::after(resume.after),
+        };
+        Ok((Box::new(stream), Box::pin(keeper)))
+    }
+
+    async fn flushed(&self) -> Result<Option<OpId>, SourceError> {
+        let text = self.ask(async |sql| sql.text("SELECT pg_catalog.pg_current_wal_flush_lsn()").await).await?;
+        let position = text.as_deref().and_then(decode::parse_lsn).unwrap_or_default();
+        self.positions().want(position);
+        Ok(Some(OpId::end_of_term(position)))
+    }
+
+    async fn prepared(&self) -> Result<Vec<Prepared>, SourceError> {
+        let question = "SELECT gid, (EXTRACT(EPOCH FROM prepared) * 1000000)::int8
+             FROM pg_catalog.pg_prepared_xacts WHERE database = pg_catalog.current_database() ORDER BY prepared";
+        let rows = self.ask(async |sql| sql.query(question, &[]).await).await?;
+        let one = |row: &tokio_postgres::Row| {
+            let gid: String = row.get(0);
+            let transaction = SourceTransactionId::first(self.options.gids.transaction(&gid).as_bytes());
+            let since = HybridTime::from_micros(u64::try_from(row.get::<_, i64>(1)).unwrap_or_default());
+            Prepared { gid, transaction, since }
+        };
+        Ok(rows.iter().map(one).collect())
+    }
+
+    /// A PostgreSQL stream carries the end of every branch that it carries, so nothing is ever left to be asked for.
+    async fn not_running(
+        &self,
+        _transactions: Vec<SourceTransactionId>,
+    ) -> Result<(Vec<SourceTransactionId>, OpId), SourceError> {
+        Ok((Vec::new(), OpId::ZERO))
+    }
+
+    async fn nudge(&self) -> Result<(), SourceError> {
+        // A standby that does not answer must not hold it up: the message is of no worth once the stream has moved.
+        let message = "BEGIN; SET LOCAL synchronous_commit = local;
+            SELECT pg_catalog.pg_logical_emit_message(true, 'untorn', ''); COMMIT";
+        self.ask(async |sql| sql.text(message).await).await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,279 @@
+//! Slots: what stands on the server, and how one is created.
+
+use super::connect::Target;
+use super::decode::{lsn, parse_lsn};
+use super::error::Failure;
+use super::relation::{literal, quote};
+use super::sql::Sql;
+use super::wire::Replication;
+use crate::limits::FEEDBACK_INTERVAL;
+use crate::source::SourceError;
+use std::time::Duration;
+
+/// The oldest server that decodes prepared transactions for us.
+const VERSION_MIN: i32 = 150_000;
+
+/// What a server says of itself and of a slot.
+#[derive(Debug, Clone)]
+pub struct Server {
+    /// `server_version_num`.
+    pub version: i32,
+    /// Its `wal_level`.
+    pub wal_level: String,
+    /// Whether it is a standby.
+    pub standby: bool,
+    /// Whether the publication exists.
+    pub publication: bool,
+    /// How far it has flushed its WAL; zero on a standby.
+    pub flushed: u64,
+    /// How often to tell the server that we live: its `wal_sender_timeout` leaves room for three times that.
+    pub feedback: Duration,
+    /// The slot, if it exists.
+    pub slot: Option<Slot>,
+}
+
+/// A slot that exists.
+#[derive(Debug, Clone)]
+pub struct Slot {
+    /// Its output plugin; empty for a physical slot.
+    pub plugin: String,
+    /// Its database.
+    pub database: String,
+    /// The process that reads it.
+    pub active_pid: Option<i32>,
+    /// `reserved`, `extended`, `unreserved` or `lost`.
+    pub wal_status: String,
+    /// Whether it decodes prepared transactions.
+    pub two_phase: bool,
+}
+
+/// Asks a server for what a stream needs to know of it.
+///
+/// # Errors
+/// What the server said.
+pub async fn inspect(sql: &mut Sql, publication: &str, slot: &str) -> Result<Server, Failure> {
+    let version = sql.text("SHOW server_version_num").await?.and_then(|text| text.parse().ok()).unwrap_or_default();
+    let wal_level = sql.text("SHOW wal_level").await?.unwrap_or_default();
+    let standby = sql.text("SELECT pg_catalog.pg_is_in_recovery()").await?.as_deref() == Some("t");
+    let flushed = if standby { None } else { sql.text("SELECT pg_catalog.pg_current_wal_flush_lsn()").await? };
+    let timeout = sql.text("SELECT setting FROM pg_catalog.pg_settings WHERE name = 'wal_sender_timeout'").await?;
+    let timeout = timeout.and_then(|text| text.parse().ok()).filter(|&timeout| timeout > 0).map(Duration::from_millis);
+    let found = sql.query("SELECT FROM pg_catalog.pg_publication WHERE pubname = $1", &[&publication]).await?;
+    let slot = if version < VERSION_MIN {
+        None
+    } else {
+        let rows = sql
+            .query(
+                "SELECT COALESCE(plugin::text, ''), COALESCE(database::text, ''), active_pid, COALESCE(wal_status, ''),
+                        two_phase
+                 FROM pg_catalog.pg_replication_slots WHERE slot_name = $1",
+                &[&slot],
+            )
+            .await?;
+        rows.first().map(|row| Slot {
+            plugin: row.get(0),
+            database: row.get(1),
+            active_pid: row.get(2),
+            wal_status: row.get(3),
+            two_phase: row.get(4),
+        })
+    };
+    Ok(Server {
+        version,
+        wal_level,
+        standby,
+        publication: !found.is_empty(),
+        flushed: flushed.as_deref().and_then(parse_lsn).unwrap_or_default(),
+        feedback: timeout.map_or(FEEDBACK_INTERVAL, |timeout| FEEDBACK_INTERVAL.min(timeout / 3)),
+        slot,
+    })
+}
+
+impl Server {
+    /// Whether a stream can be read at all.
+    ///
+    /// # Errors
+    /// The first thing that must be mended, with what to run.
+    pub fn suits(&self, server: &str, publication: &str) -> Result<(), SourceError> {
+        let fault = if self.version < VERSION_MIN {
+            format!("the server's version is {}; PostgreSQL 15 or newer is needed", self.version)
+        } else if self.standby {
+            "the server is a standby; name the primary in the URL".to_owned()
+        } else if self.wal_level != "logical" {
+            format!(
+                "wal_level is {}, not logical; run ALTER SYSTEM SET wal_level = 'logical'; and restart the server",
+                self.wal_level
+            )
+        } else if !self.publication {
+            format!(
+                "publication {publication:?} does not exist; run CREATE PUBLICATION {} FOR ALL TABLES;",
+                quote(publication)
+            )
+        } else {
+            return Ok(());
+        };
+        Err(SourceError::Stop(format!("{server}: {fault}")))
+    }
+
+    /// Whether the slot still carries what comes after a position.
+    ///
+    /// # Errors
+    /// Why it does not, and what to run.
+    pub fn can_resume(&self, server: &str, name: &str, after: u64) -> Result<(), SourceError> {
+        let fault = match &self.slot {
+            None => {
+                format!("slot {name:?} is gone, and what it would have carried with it; copy this source tablet again")
+            }
+            Some(slot) if slot.wal_status == "lost" => format!(
+                "slot {name:?} was invalidated because it held more WAL than max_slot_wal_keep_size; copy this source \
+                 tablet again, and raise that setting"
+            ),
+            Some(slot) if slot.plugin != "pgoutput" || !slot.two_phase => format!(
+                "slot {name:?} was not created by untorn (plugin {:?}, two-phase {}); choose another name",
+                slot.plugin, slot.two_phase
+            ),
+            Some(Slot { active_pid: Some(pid), .. }) => {
+                return Err(SourceError::Retry(format!("{server}: slot {name:?} is in use by process {pid}")));
+            }
+            Some(_) if self.flushed < after => format!(
+                "the server has flushed its WAL up to {} only, below {}, which was taken from it: it has lost \
+                 transactions, or it is another server; copy this source tablet again",
+                lsn(self.flushed),
+                lsn(after)
+            ),
+            Some(_) => return Ok(()),
+        };
+        Err(SourceError::Stop(format!("{server}: {fault}")))
+    }
+}
+
+/// What tells a server and its database from others that took its place.
+///
+/// # Errors
+/// What the server said.
+pub async fn identity(session: &mut Replication) -> Result<String, Failure> {
+    let row = session.command("IDENTIFY_SYSTEM").await?;
+    let part = |index: usize| row.get(index).cloned().flatten().unwrap_or_default();
+    Ok(format!("{}/{}", part(0), part(3)))
+}
+
+/// A slot that was just created.
+pub struct Created {
+    /// Its consistent point: it carries every transaction that commits above.
+    pub start: u64,
+    /// See [`identity`].
+    pub identity: String,
+    /// A session whose transaction sees exactly what had committed at that point.
+    pub snapshot: Sql,
+}
+
+/// Creates the slot; one of that name that nobody reads is dropped first, because its copy was cut off.
+///
+/// # Errors
+/// Why it cannot be created, and what to run.
+pub async fn create(
+    target: &Target,
+    publication: &str,
+    slot: &str,
+    lock_timeout: Duration,
+) -> Result<Created, SourceError> {
+    let label = target.label();
+    let at = |failure: Failure| failure.at(&label);
+    let mut sql = target.sql().await?;
+    let server = inspect(&mut sql, publication, slot).await.map_err(at)?;
+    server.suits(&label, publication)?;
+    if let Some(old) = server.slot {
+        if let Some(pid) = old.active_pid {
+            return Err(SourceError::Retry(format!("{label}: slot {slot:?} is in use by process {pid}")));
+        }
+        if old.plugin != "pgoutput" {
+            return Err(SourceError::Stop(format!(
+                "{label}: slot {slot:?} belongs to something else (plugin {:?}); choose another name",
+                old.plugin
+            )));
+        }
+        sql.query("SELECT pg_catalog.pg_drop_replication_slot($1)", &[&slot]).await.map_err(at)?;
+    }
+    let mut session = target.replication(lock_timeout).await?;
+    let identity = identity(&mut session).await.map_err(at)?;
+    let command = format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput (SNAPSHOT 'export', TWO_PHASE)", quote(slot));
+    let row = match session.command(&command).await {
+        Ok(row) => row,
+        // The lock that it waits for is a transaction's own.
+        Err(failure) if failure.code == "55P03" => {
+            let who = blockers(&mut sql).await.map_err(at)?;
+            return Err(SourceError::Retry(format!("{label}: creating slot {slot:?} waits for {who}")));
+        }
+        Err(failure) => return Err(at(failure)),
+    };
+    let (Some(Some(start)), Some(Some(snapshot))) = (row.get(1), row.get(2)) else {
+        return Err(SourceError::Stop(format!("{label}: the server created slot {slot:?} without a snapshot")));
+    };
+    let start = parse_lsn(start).ok_or_else(|| {
+        SourceError::Stop(format!("{label}: slot {slot:?} starts at {start:?}, which is no position"))
+    })?;
+    // The snapshot dies with the session's next command, so it is taken over while the session waits.
+    let begin =
+        format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}", literal(snapshot));
+    sql.text(&begin).await.map_err(at)?;
+    Ok(Created { start, identity, snapshot: sql })
+}
+
+/// The transactions that keep a slot from being created, oldest first.
+async fn blockers(sql: &mut Sql) -> Result<String, Failure> {
+    let prepared = sql
+        .query(
+            "SELECT gid, database::text, EXTRACT(EPOCH FROM now() - prepared)::float8
+             FROM pg_catalog.pg_prepared_xacts ORDER BY prepared LIMIT 5",
+            &[],
+        )
+        .await?;
+    if !prepared.is_empty() {
+        let one = |row: &tokio_postgres::Row| {
+            let (gid, database, age): (String, String, f64) = (row.get(0), row.get(1), row.get(2));
+            let end = literal(&gid).replacen('E', "", usize::from(!gid.contains('\\')));
+            format!(
+                "prepared transaction {gid:?} of database {database:?}, {age:.0} s old (COMMIT PREPARED {end}; or ROLLBACK PREPARED {end};)"
+            )
+        };
+        return Ok(prepared.iter().map(one).collect::<Vec<_>>().join(", "));
+    }
+    let running = sql
+        .query(
+            "SELECT pid, EXTRACT(EPOCH FROM now() - xact_start)::float8
+             FROM pg_catalog.pg_stat_activity
+             WHERE backend_xid IS NOT NULL AND pid <> pg_catalog.pg_backend_pid() ORDER BY xact_start LIMIT 5",
+            &[],
+        )
+        .await?;
+    let one = |row: &tokio_postgres::Row| {
+        let (pid, age): (i32, Option<f64>) = (row.get(0), row.get(1));
+        format!("the transaction of process {pid}, {:.0} s old", age.unwrap_or_default())
+    };
+    if running.is_empty() {
+        return Ok("a transaction that has ended by now".into());
+    }
+    Ok(running.iter().map(one).collect::<Vec<_>>().join(", "))
+}
+
+/// Begins to stream from a slot.
+///
+/// # Errors
+/// Why it cannot, and what to run.
+pub async fn start(
+    target: &Target,
+    session: &mut Replication,
+    publication: &str,
+    slot: &str,
+    after: u64,
+) -> Result<(), SourceError> {
+    let publications = quote(publication).replace('\'', "''");
+    let command = format!(
+        "START_REPLICATION SLOT {} LOGICAL {} (proto_version '{}', publication_names '{publications}', \
+         streaming 'on', two_phase 'on')",
+        quote(slot),
+        lsn(after),
+        super::decode::PROTOCOL_VERSION,
+    );
+    session.start(&command).await.map_err(|failure| failure.at(&target.label()))
+}

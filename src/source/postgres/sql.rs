@@ -1,0 +1,82 @@
+//! A session for SQL that drives its own connection: whoever waits for an answer moves the bytes, so that no task needs
+//! to be started for it.
+
+use super::error::Failure;
+use std::future::Future;
+use std::pin::Pin;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Config, CopyOutStream, Row, SimpleQueryMessage, Socket};
+
+/// A session.
+pub struct Sql {
+    client: Client,
+    connection: Pin<Box<dyn Future<Output = Result<(), tokio_postgres::Error>> + Send>>,
+}
+
+impl Sql {
+    /// Connects.
+    ///
+    /// # Errors
+    /// What the server or the way to it said.
+    pub async fn connect<T>(config: &Config, tls: T) -> Result<Self, Failure>
+    where
+        T: MakeTlsConnect<Socket> + Send + 'static,
+        T::Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        T::TlsConnect: Send,
+        <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
+    {
+        let (client, connection) = config.connect(tls).await?;
+        Ok(Self { client, connection: Box::pin(connection) })
+    }
+
+    /// Rows of a query.
+    ///
+    /// # Errors
+    /// What the server or the way to it said; after a lost connection the session is of no further use.
+    pub async fn query(&mut self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Failure> {
+        drive(&mut self.connection, self.client.query(sql, parameters)).await
+    }
+
+    /// Runs statements without parameters and answers the first column of the last row, as text.
+    ///
+    /// # Errors
+    /// As [`Self::query`].
+    pub async fn text(&mut self, sql: &str) -> Result<Option<String>, Failure> {
+        let answers = drive(&mut self.connection, self.client.simple_query(sql)).await?;
+        Ok(answers.iter().rev().find_map(|answer| match answer {
+            SimpleQueryMessage::Row(row) => row.try_get(0).ok().flatten().map(str::to_owned),
+            _ => None,
+        }))
+    }
+
+    /// Begins a `COPY … TO STDOUT`; its rows come by [`Self::next_copied`].
+    ///
+    /// # Errors
+    /// As [`Self::query`].
+    pub async fn copy_out(&mut self, sql: &str) -> Result<Pin<Box<CopyOutStream>>, Failure> {
+        Ok(Box::pin(drive(&mut self.connection, self.client.copy_out(sql)).await?))
+    }
+
+    /// The next piece of a copy.
+    ///
+    /// # Errors
+    /// As [`Self::query`].
+    pub async fn next_copied(&mut self, copy: &mut Pin<Box<CopyOutStream>>) -> Result<Option<bytes::Bytes>, Failure> {
+        use futures::TryStreamExt;
+        drive(&mut self.connection, copy.try_next()).await
+    }
+}
+
+/// Waits for an answer while moving the connection's bytes.
+async fn drive<T>(
+    connection: &mut Pin<Box<dyn Future<Output = Result<(), tokio_postgres::Error>> + Send>>,
+    answer: impl Future<Output = Result<T, tokio_postgres::Error>>,
+) -> Result<T, Failure> {
+    tokio::select! {
+        biased;
+        answer = answer => answer.map_err(Failure::from),
+        ended = connection => Err(ended.err().map_or_else(|| Failure::lost("the server closed the connection"), Failure::from)),
+    }
+}

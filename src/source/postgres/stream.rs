@@ -1,0 +1,289 @@
+//! A running stream: the keeper reads the socket and tells the server what it may forget, whoever stalls; the stream
+//! decodes, learns the shapes of tables, and assembles.
+
+use super::assemble::{Assembler, Change};
+use super::connect::Target;
+use super::decode::{self, Decoder, Frame};
+use super::error::Failure;
+use super::relation::Relation;
+use super::sql::Sql;
+use super::wire::Replication;
+use crate::limits;
+use crate::source::{Catalog, SourceError, Stream, StreamEvent};
+use crate::wal::{HybridTime, OpId};
+use async_trait::async_trait;
+use bytes::Bytes;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
+
+/// What the stream, its keeper and its source tell one another. All positions are end positions and only grow.
+#[derive(Default)]
+pub struct Positions {
+    /// The server may forget everything up to here.
+    confirm: AtomicU64,
+    /// The server was told so up to here.
+    told: AtomicU64,
+    /// Somebody waits for the stream to come this far.
+    wanted: AtomicU64,
+    changed: Notify,
+}
+
+impl Positions {
+    /// Asks the server where it is until the stream has come this far.
+    pub fn want(&self, position: u64) {
+        self.wanted.fetch_max(position, Ordering::Relaxed);
+        self.changed.notify_one();
+    }
+
+    fn confirm(&self, position: u64) {
+        if self.confirm.fetch_max(position, Ordering::Relaxed) < position {
+            self.changed.notify_one();
+        }
+    }
+}
+
+type Group = Result<Vec<Bytes>, Failure>;
+
+/// Reads the socket until the stream is dropped or the connection ends; `feedback` is how often the server must hear of
+/// us at least.
+pub async fn keep(
+    mut session: Replication,
+    groups: mpsc::Sender<Group>,
+    positions: Arc<Positions>,
+    start: u64,
+    feedback: Duration,
+) {
+    let mut received = start;
+    let mut waiting: Option<Vec<Bytes>> = None;
+    let mut last_told = Instant::now();
+    loop {
+        let confirm = positions.confirm.load(Ordering::Relaxed);
+        let wanted = positions.wanted.load(Ordering::Relaxed) > received && waiting.is_none();
+        let interval =
+            if wanted || confirm > positions.told.load(Ordering::Relaxed) { limits::PING_INTERVAL } else { feedback };
+        let mut asked = false;
+        let end = tokio::select! {
+            () = groups.closed() => {
+                // The server learns what it may forget before it hears that nobody listens.
+                let _ = tell(&mut session, &positions, received, false).await;
+                return;
+            }
+            permit = groups.reserve(), if waiting.is_some() => match permit {
+                Ok(permit) => {
+                    if let Some(group) = waiting.take() {
+                        permit.send(Ok(group));
+                    }
+                    continue;
+                }
+                Err(_) => return,
+            },
+            read = session.read(), if waiting.is_none() => match read {
+                Ok(group) => {
+                    for frame in &group {
+                        let (reply_wanted, position) = decode::header(frame);
+                        asked |= reply_wanted;
+                        received = received.max(position);
+                    }
+                    waiting = Some(group);
+                    if !asked {
+                        continue;
+                    }
+                    None
+                }
+                Err(failure) => Some(failure),
+            },
+            () = positions.changed.notified() => {
+                if last_told.elapsed() < limits::PING_INTERVAL {
+                    continue;
+                }
+                None
+            }
+            () = tokio::time::sleep_until(last_told + interval) => None,
+        };
+        let end = match end {
+            Some(failure) => Some(failure),
+            None => tell(&mut session, &positions, received, wanted).await.err(),
+        };
+        last_told = Instant::now();
+        if let Some(failure) = end {
+            if let Some(group) = waiting.take() {
+                let _ = groups.send(Ok(group)).await;
+            }
+            let _ = groups.send(Err(failure)).await;
+            return;
+        }
+    }
+}
+
+async fn tell(session: &mut Replication, positions: &Positions, received: u64, ask: bool) -> Result<(), Failure> {
+    let confirm = positions.confirm.load(Ordering::Relaxed);
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let now = HybridTime::from_micros(u64::try_from(now.as_micros()).unwrap_or(u64::MAX));
+    session.write(&decode::status_update(received, confirm, now, ask)).await?;
+    positions.told.fetch_max(confirm, Ordering::Relaxed);
+    Ok(())
+}
+
+/// An open stream.
+pub struct PostgresStream {
+    /// The server.
+    pub target: Target,
+    /// Where the keeper's frames come out.
+    pub groups: mpsc::Receiver<Group>,
+    /// What the keeper is told.
+    pub positions: Arc<Positions>,
+    /// The log's catalog of tables.
+    pub catalog: Arc<dyn Catalog>,
+    /// A session to ask for the columns of tables.
+    pub sql: Option<Sql>,
+    /// Where the messages go.
+    pub assembler: Assembler,
+    /// State of the connection, empty at its start.
+    pub state: State,
+}
+
+/// How far a connection is.
+pub struct State {
+    decoder: Decoder,
+    frames: VecDeque<Bytes>,
+    /// A table whose shape must be known before the next frame is looked at.
+    relation: Option<pg_walstream::protocol::LogicalReplicationMessage>,
+    failed: Option<SourceError>,
+    /// The end of the last batch that was handed over, and how far the stream was known to have come then.
+    yielded: OpId,
+    head: OpId,
+    acknowledged: OpId,
+}
+
+impl State {
+    /// For a connection that resumes after a position.
+    #[must_use]
+    pub fn after(after: OpId) -> Self {
+        Self {
+            decoder: Decoder::new(),
+            frames: VecDeque::new(),
+            relation: None,
+            failed: None,
+            yielded: after,
+            head: OpId::ZERO,
+            acknowledged: OpId::ZERO,
+        }
+    }
+}
+
+impl PostgresStream {
+    fn take(&mut self, frame: Bytes) -> Result<(), String> {
+        match self.state.decoder.decode(frame)? {
+            Frame::Keepalive { end, sent_at } => self.assembler.keepalive(end, sent_at),
+            Frame::Message { message, .. } if Relation::from_message(&message).is_some() => {
+                self.state.relation = Some(message);
+            }
+            Frame::Message { sent_at, wal_at, sub_xid, message } => {
+                self.assembler.message(Change { wal_at, sub_xid }, sent_at, message)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Learns the shape of the table that waits for it. Starts anew when it is cancelled.
+    async fn learn(&mut self) -> Result<(), SourceError> {
+        let Some(mut relation) = self.state.relation.as_ref().and_then(Relation::from_message) else { return Ok(()) };
+        let id = relation.id;
+        let server = self.target.label();
+        let mut sql = match self.sql.take() {
+            Some(sql) => sql,
+            None => self.target.sql().await?,
+        };
+        relation.ask_for_key(&mut sql).await.map_err(|failure| failure.at(&server))?;
+        let shape = relation.shape(&mut sql, &server, self.catalog.as_ref()).await?;
+        self.sql = Some(sql);
+        self.assembler.relation(id, Arc::new(shape));
+        self.state.relation = None;
+        Ok(())
+    }
+
+    fn received(&mut self, group: Option<Group>) {
+        match group {
+            Some(Ok(frames)) => self.state.frames = frames.into(),
+            Some(Err(failure)) => self.state.failed = Some(failure.at(&self.target.label())),
+            None => self.state.failed = Some(Failure::lost("nobody reads it any more").at(&self.target.label())),
+        }
+    }
+
+    fn hand_over(&mut self, event: StreamEvent) -> StreamEvent {
+        if let StreamEvent::Batch(batch) = &event {
+            self.state.yielded = batch.upto;
+            self.state.head = self.state.head.max(batch.head);
+            self.confirm();
+        }
+        event
+    }
+
+    /// The server may forget what is acknowledged; and once everything that was handed over is, also what carried
+    /// nothing behind it. Only end positions are ever told: a transaction that begins below one is not sent again.
+    fn confirm(&self) {
+        let state = &self.state;
+        if state.acknowledged >= state.yielded {
+            self.positions.confirm(state.acknowledged.term.min(state.yielded.term).max(state.head.term));
+        } else if state.acknowledged.index == u64::MAX {
+            self.positions.confirm(state.acknowledged.term);
+        }
+    }
+}
+
+#[async_trait]
+impl Stream for PostgresStream {
+    async fn next(&mut self) -> Result<StreamEvent, SourceError> {
+        loop {
+            if let Some(event) = self.assembler.poll(false) {
+                return Ok(self.hand_over(event));
+            }
+            if self.state.relation.is_some() && self.state.failed.is_none() {
+                match self.learn().await {
+                    Ok(()) => {}
+                    // The frame is kept: the next call tries again.
+                    Err(error @ SourceError::Retry(_)) => return Err(error),
+                    Err(error) => self.state.failed = Some(error),
+                }
+                continue;
+            }
+            if self.state.failed.is_none()
+                && let Some(frame) = self.state.frames.pop_front()
+            {
+                if let Err(damage) = self.take(frame) {
+                    self.state.failed = Some(SourceError::Stop(format!("{}: {damage}", self.target.label())));
+                }
+                continue;
+            }
+            if self.state.failed.is_none()
+                && let Ok(group) = self.groups.try_recv()
+            {
+                self.received(Some(group));
+                continue;
+            }
+            // Nothing more has come: what is there need not wait.
+            if let Some(event) = self.assembler.poll(true) {
+                return Ok(self.hand_over(event));
+            }
+            if let Some(error) = &self.state.failed {
+                return Err(error.clone());
+            }
+            let group = self.groups.recv().await;
+            self.received(group);
+        }
+    }
+
+    fn acknowledge(&mut self, upto: OpId) {
+        self.state.acknowledged = self.state.acknowledged.max(upto);
+        self.confirm();
+    }
+
+    fn acknowledged(&self) -> OpId {
+        let told = OpId::end_of_term(self.positions.told.load(Ordering::Relaxed));
+        told.min(self.state.acknowledged)
+    }
+}

@@ -1,0 +1,4 @@
+//! What several modules of this test need.
+
+pub mod postgres;
+pub mod replay;

@@ -1,0 +1,219 @@
+//! Real PostgreSQL 15 servers in temporary folders.
+
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
+
+/// How long a server may take to start; only a broken one takes as long.
+const START_DEADLINE: Duration = Duration::from_secs(60);
+
+/// A cluster with one server. Dropping it kills the server and removes the folder.
+pub struct Postgres {
+    folder: TempDir,
+    port: u16,
+    settings: Vec<String>,
+    server: Option<Child>,
+}
+
+impl Postgres {
+    /// Starts a server that suits a stream: logical WAL, prepared transactions, no fsync.
+    pub async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// Starts one with further settings, each `name=value`; they win over the usual ones.
+    pub async fn start_with(settings: &[&str]) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let data = folder.path().join("data");
+        run(Command::new("cp").arg("-a").arg(template()).arg(&data));
+        own(folder.path());
+        let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
+        let usual = ["wal_level=logical", "max_prepared_transactions=20", "fsync=off", "max_connections=40"];
+        let settings = usual.iter().chain(settings).map(|setting| (*setting).to_owned()).collect();
+        let mut postgres = Self { folder, port, settings, server: None };
+        postgres.start_server().await;
+        postgres
+    }
+
+    /// Starts the server again after [`Self::stop`] or [`Self::kill`].
+    pub async fn start_server(&mut self) {
+        let data = self.folder.path().join("data");
+        let mut command = as_server(Command::new(program("postgres")));
+        command.arg("-D").arg(&data).arg("-p").arg(self.port.to_string());
+        command.arg("-k").arg(self.folder.path()).arg("-h").arg("127.0.0.1");
+        for setting in &self.settings {
+            command.arg("-c").arg(setting);
+        }
+        let log = std::fs::File::create(self.folder.path().join("log")).expect("a log file");
+        command.stdout(Stdio::null()).stderr(log).stdin(Stdio::null());
+        self.server = Some(command.spawn().expect("postgres starts"));
+        let deadline = Instant::now() + START_DEADLINE;
+        while let Err(error) = tokio_postgres::connect(&self.url("postgres"), NoTls).await {
+            let log = || std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
+            assert!(Instant::now() < deadline, "the server does not start: {error}\n{}", log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Shuts the server down, its sessions with it.
+    pub fn stop(&mut self) {
+        self.signal("INT");
+        self.wait();
+    }
+
+    /// Kills the server with all its processes: a crash.
+    pub fn kill(&mut self) {
+        self.signal("KILL");
+        self.wait();
+        // Its children end by themselves once they notice; until then they hold the shared memory.
+        let held = self.folder.path().join("data/postmaster.pid");
+        let _ = std::fs::remove_file(held);
+        std::thread::sleep(Duration::from_millis(300));
+    }
+
+    /// The port on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The folder that holds its Unix socket.
+    pub fn socket_folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The URL of a database for the superuser, who is let in without a password.
+    pub fn url(&self, database: &str) -> String {
+        format!("postgres://postgres@127.0.0.1:{}/{database}?sslmode=disable", self.port)
+    }
+
+    /// A session of its own.
+    pub async fn connect(&self) -> Client {
+        let (client, connection) = tokio_postgres::connect(&self.url("postgres"), NoTls).await.expect("a session");
+        tokio::spawn(connection);
+        client
+    }
+
+    /// Runs statements, one after the other, and answers the rows of the last, columns joined by `|`.
+    pub async fn execute(&self, sql: &str) -> Vec<String> {
+        execute(&self.connect().await, sql).await
+    }
+
+    /// From here on everybody but the superuser is asked for a password.
+    pub async fn require_passwords(&self) {
+        let rules = "local all postgres trust\nhost all postgres all trust\nlocal all all scram-sha-256\n\
+            host all all all scram-sha-256\nlocal replication all scram-sha-256\nhost replication all all scram-sha-256\n";
+        std::fs::write(self.folder.path().join("data/pg_hba.conf"), rules).expect("the rules can be written");
+        self.execute("SELECT pg_reload_conf()").await;
+    }
+
+    /// Sends a signal to the walsender of a slot.
+    pub async fn signal_walsender(&self, slot: &str, signal: &str) {
+        let pid =
+            self.execute(&format!("SELECT active_pid FROM pg_replication_slots WHERE slot_name = '{slot}'")).await;
+        run(Command::new("kill").arg(format!("-{signal}")).arg(&pid[0]));
+    }
+
+    fn signal(&self, signal: &str) {
+        let server = self.server.as_ref().expect("the server runs");
+        run(Command::new("kill").arg(format!("-{signal}")).arg(server.id().to_string()));
+    }
+
+    fn wait(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            server.wait().expect("the server ends");
+        }
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            // Immediate shutdown reaches every process of the server; a killed one would leave them behind.
+            let _ = Command::new("kill").arg("-QUIT").arg(server.id().to_string()).status();
+            let _ = server.wait();
+        }
+    }
+}
+
+/// Runs statements on a session, as [`Postgres::execute`].
+pub async fn execute(client: &Client, sql: &str) -> Vec<String> {
+    let answers = client.simple_query(sql).await.unwrap_or_else(|e| panic!("{sql}: {e:?}"));
+    let mut rows = Vec::new();
+    for answer in answers {
+        match answer {
+            SimpleQueryMessage::Row(row) => {
+                let cells: Vec<_> = (0..row.len()).map(|column| row.get(column).unwrap_or("NULL")).collect();
+                rows.push(cells.join("|"));
+            }
+            SimpleQueryMessage::RowDescription(_) => rows.clear(),
+            _ => {}
+        }
+    }
+    rows
+}
+
+/// A cluster made once in a test process, to be copied: `initdb` takes seconds.
+fn template() -> PathBuf {
+    static TEMPLATE: OnceLock<TempDir> = OnceLock::new();
+    let folder = TEMPLATE.get_or_init(|| {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        own(folder.path());
+        let mut initdb = as_server(Command::new(program("initdb")));
+        initdb.arg("-D").arg(folder.path().join("data"));
+        initdb.args(["-U", "postgres", "-A", "trust", "-N", "-E", "UTF8", "--locale=C"]).stdout(Stdio::null());
+        run(&mut initdb);
+        folder
+    });
+    folder.path().join("data")
+}
+
+/// A program of PostgreSQL 15.
+fn program(name: &str) -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let debian = PathBuf::from("/usr/lib/postgresql/15/bin");
+    let found = std::iter::once(debian).chain(std::env::split_paths(&path)).map(|folder| folder.join(name));
+    found
+        .into_iter()
+        .find(|path| path.exists())
+        .unwrap_or_else(|| panic!("{name} of PostgreSQL 15 is not installed; run: apt-get install postgresql-15"))
+}
+
+/// PostgreSQL refuses to run as root: then it runs as the user `postgres`, which its package brings.
+fn as_server(mut command: Command) -> Command {
+    if let Some((user, group)) = server_user() {
+        command.uid(user).gid(group);
+    }
+    command.current_dir("/");
+    command
+}
+
+fn own(folder: &Path) {
+    if let Some((user, group)) = server_user() {
+        std::os::unix::fs::chown(folder, Some(user), Some(group)).expect("the folder is ours to give away");
+    }
+}
+
+fn server_user() -> Option<(u32, u32)> {
+    static USER: OnceLock<Option<(u32, u32)>> = OnceLock::new();
+    let id = |arguments: &[&str]| {
+        let output = Command::new("id").args(arguments).output().expect("id runs");
+        String::from_utf8_lossy(&output.stdout).trim().parse::<u32>().ok()
+    };
+    *USER.get_or_init(|| {
+        if id(&["-u"]) != Some(0) {
+            return None;
+        }
+        let user = id(&["-u", "postgres"]).zip(id(&["-g", "postgres"]));
+        Some(user.expect("root needs the user `postgres`; run: apt-get install postgresql-15"))
+    })
+}
+
+fn run(command: &mut Command) {
+    let status = command.status().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    assert!(status.success(), "{command:?}: {status}");
+}
