@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests: a call that fails is a failed test")]
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests: a call that fails is a failed test")]
+
 mod cli;
 mod docs;
 mod log_owners;

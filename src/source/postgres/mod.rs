@@ -4,6 +4,7 @@
 //! tells the server what it may forget, [`slot`] creates the slot and [`copy`] reads what came before it.
 
 mod assemble;
+mod check;
 mod connect;
 mod copy;
 mod decode;
@@ -18,6 +19,7 @@ mod transaction;
 mod tuple;
 mod wire;
 
+pub use check::Finding;
 pub use gid::GidPattern;
 
 use super::{Catalog, Keeper, NewSlot, Prepared, Resume, Source, SourceError};
