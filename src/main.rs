@@ -31,7 +31,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
             };
             return Ok(runtime()?.block_on(demo::run(args, start)));
         }
-        Command::Check(args) => println!("{}", runtime()?.block_on(cli::check(&args))?),
+        Command::Check(args) => runtime()?.block_on(cli::check(&args, &mut out))?,
         Command::Status(args) => runtime()?.block_on(cli::status(&args, &mut out))?,
         Command::Explain(args) => runtime()?.block_on(cli::explain(&args, &mut out))?,
         Command::Scan(args) => runtime()?.block_on(cli::scan(&args, &mut out))?,

@@ -21,7 +21,8 @@ fn text(bytes: &[u8]) -> &str {
 
 #[test]
 fn usage_exits_2() {
-    for args in [&["nonsense"][..], &["scan"], &["explain"], &["scan", "--table", "t", "--at", "noon"], &["check"], &[]] {
+    for args in [&["nonsense"][..], &["scan"], &["explain"], &["scan", "--table", "t", "--at", "noon"], &["check"], &[]]
+    {
         assert_eq!(code(&untorn(args)), 2, "{args:?}");
     }
     assert_eq!(code(&untorn(&["--version"])), 0);
