@@ -1,9 +1,12 @@
 //! The integration tests, in one binary: linking is what costs time.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests: a call that fails is a failed test")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests: a call that fails is a failed test")]
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests: a call that fails is a failed test")]
 
+mod cli;
+mod docs;
 mod log_owners;
 mod loop_disk;
 mod power_cut;
