@@ -413,3 +413,6 @@ fn invented_key(stream: &str, wal_at: u64, nth: u64) -> Key {
 
 /// Bytes that a record without a row takes, about.
 const RECORD_BYTES: usize = 96;
+
+#[cfg(test)]
+mod tests;
