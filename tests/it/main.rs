@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests: a call that fails is a failed test")]
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests: a call that fails is a failed test")]
-
 mod cli;
 mod docs;
 mod log_owners;
@@ -12,8 +10,6 @@ mod power_cut;
 mod power_cut_tablet;
 mod runtime;
 mod script;
+mod scripts;
 mod source_postgres;
 mod support;
-//! Integration tests, all in one binary: linking is what costs time.
-
-mod scripts;
