@@ -65,6 +65,8 @@ pub const SLED_UNSYNCED_BYTES: usize = 64 << 10;
 pub const SQLITE_ROW_BYTES: usize = 1 << 20;
 /// Bytes that SQLite's write-ahead file keeps after a checkpoint.
 pub const SQLITE_WAL_BYTES: i64 = 4 << 20;
+/// Bytes of the reserve file in a data folder: recovery writes an epoch and flushes a memtable before anything can be freed.
+pub const RESERVE_BYTES: usize = 32 << 20;
 /// Bytes of a page of rows.
 pub const PAGE_BYTES: usize = 1 << 20;
 /// The smallest memory budget, in bytes: one batch in work and one prefetched, for 16 streams.

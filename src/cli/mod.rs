@@ -5,9 +5,15 @@
 
 mod ask;
 mod check;
+mod data_dir;
+mod run;
+mod signals;
+mod tablet;
 
 pub use ask::{explain, scan, status};
 pub use check::check;
+pub use run::run;
+pub use tablet::tablet;
 
 use crate::admin::scan::ScanAt;
 use crate::config::Faults;
@@ -32,6 +38,10 @@ pub struct Cli {
 pub enum Command {
     /// Show whole transactions arriving, in one process and without set-up
     Demo(DemoArgs),
+    /// Run the daemon
+    Run(ConfigArgs),
+    /// Serve replica tablets, and their change records
+    Tablet(ConfigArgs),
     /// Check a configuration: every fault at once
     Check(CheckArgs),
     /// What a daemon does right now
@@ -57,6 +67,14 @@ pub struct AdminArgs {
     /// The daemon's admin address
     #[arg(long, value_name = "URL", env = "UNTORN_ADMIN", default_value = "http://127.0.0.1:7100")]
     pub admin: String,
+}
+
+/// `untorn run` and `untorn tablet`.
+#[derive(Args, Debug)]
+pub struct ConfigArgs {
+    /// The configuration file
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
 }
 
 /// `untorn check`.
