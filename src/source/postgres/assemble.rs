@@ -206,10 +206,10 @@ impl Assembler {
                 let shape = self.shape(relation_id)?;
                 let updated = shape.update(old_tuple, new_tuple);
                 let (old, key, op) = updated.map_err(|e| format!("{}: {e}", shape.schema.name))?;
-                if let Some(old) = old {
-                    self.write(change.sub_xid, &shape, old, WriteOp::Delete)?;
-                }
-                self.write(change.sub_xid, &shape, key, op)
+                // The new row comes first: what did not change is filled from the old key's newest earlier write, and
+                // that must not be this update's own delete.
+                self.write(change.sub_xid, &shape, key, op)?;
+                old.map_or(Ok(()), |old| self.write(change.sub_xid, &shape, old, WriteOp::Delete))
             }
             Message::Delete { relation_id, old_tuple, .. } => {
                 let shape = self.shape(relation_id)?;
@@ -413,3 +413,6 @@ fn invented_key(stream: &str, wal_at: u64, nth: u64) -> Key {
 
 /// Bytes that a record without a row takes, about.
 const RECORD_BYTES: usize = 96;
+
+#[cfg(test)]
+mod tests;

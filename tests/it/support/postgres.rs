@@ -103,6 +103,14 @@ impl Postgres {
         execute(&self.connect().await, sql).await
     }
 
+    /// From here on everybody but the superuser is asked for a password.
+    pub async fn require_passwords(&self) {
+        let rules = "local all postgres trust\nhost all postgres all trust\nlocal all all scram-sha-256\n\
+            host all all all scram-sha-256\nlocal replication all scram-sha-256\nhost replication all all scram-sha-256\n";
+        std::fs::write(self.folder.path().join("data/pg_hba.conf"), rules).expect("the rules can be written");
+        self.execute("SELECT pg_reload_conf()").await;
+    }
+
     /// Sends a signal to the walsender of a slot.
     pub async fn signal_walsender(&self, slot: &str, signal: &str) {
         let pid =
