@@ -6,11 +6,13 @@
 mod ask;
 mod check;
 
+pub use crate::admin::Format;
 pub use ask::{explain, scan, status};
 pub use check::check;
 
 use crate::admin::scan::ScanAt;
 use crate::config::Faults;
+use crate::demo::DemoArgs;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -45,44 +47,12 @@ pub enum Command {
     Scan(ScanArgs),
 }
 
-/// How an answer is printed.
-#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Format {
-    /// For people.
-    Text,
-    /// For scripts.
-    Json,
-}
-
 /// Where the daemon is.
 #[derive(Args, Debug)]
 pub struct AdminArgs {
     /// The daemon's admin address
     #[arg(long, value_name = "URL", env = "UNTORN_ADMIN", default_value = "http://127.0.0.1:7100")]
     pub admin: String,
-}
-
-/// `untorn demo`.
-#[derive(Args, Debug)]
-pub struct DemoArgs {
-    /// How long it runs; until Ctrl-C when absent
-    #[arg(long, value_name = "N")]
-    pub seconds: Option<u64>,
-    /// Tablets of the source
-    #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
-    pub source_tablets: u32,
-    /// Tablets of the replica
-    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
-    pub replica_tablets: u32,
-    /// Show what readers would see if transactions were not held back until they are whole
-    #[arg(long)]
-    pub without_gate: bool,
-    /// Keep the log and the tablets here; a folder that goes away when absent
-    #[arg(long)]
-    pub dir: Option<PathBuf>,
-    /// A screen, or JSON with the result on the last line
-    #[arg(long, value_enum, default_value = "text")]
-    pub format: Format,
 }
 
 /// A command that a configuration rules.
