@@ -6,6 +6,7 @@
 mod ask;
 mod check;
 
+pub use crate::admin::Format;
 pub use ask::{explain, scan, status};
 pub use check::check;
 
@@ -32,6 +33,10 @@ pub struct Cli {
 pub enum Command {
     /// Show whole transactions arriving, in one process and without set-up
     Demo(DemoArgs),
+    /// Run the daemon. SIGTERM drains and exits 0; a second one exits at once
+    Run(ConfigArgs),
+    /// Run a tablet server: serves TabletService and CdcService
+    Tablet(ConfigArgs),
     /// Check a configuration: every fault at once
     Check(CheckArgs),
     /// What a daemon does right now
@@ -42,21 +47,20 @@ pub enum Command {
     Scan(ScanArgs),
 }
 
-/// How an answer is printed.
-#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Format {
-    /// For people.
-    Text,
-    /// For scripts.
-    Json,
-}
-
 /// Where the daemon is.
 #[derive(Args, Debug)]
 pub struct AdminArgs {
     /// The daemon's admin address
     #[arg(long, value_name = "URL", env = "UNTORN_ADMIN", default_value = "http://127.0.0.1:7100")]
     pub admin: String,
+}
+
+/// A command that a configuration rules.
+#[derive(Args, Debug)]
+pub struct ConfigArgs {
+    /// The configuration file
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
 }
 
 /// `untorn check`.
