@@ -6,16 +6,23 @@
 //! 1. [`wal`]: the vocabulary. 2. [`coordinator`]: the protocol, pure. 3. [`router`]: key → replica tablet, pure.
 //! 4. [`mvcc`]: visibility and resolution rules, pure. 5. [`flow`]: a poller's bookkeeping, pure.
 //! 6. [`txn_log`]: the transaction log and its engines. 7. [`tablet`]: replica tablets and their engines.
-//! 8. [`source`]: where streams come from. 9. [`applier`]: the runtime. Then the surfaces.
+//! 8. [`source`]: where streams come from. 9. [`applier`]: the runtime. Then the surfaces, [`demo`] among them.
 
+pub mod admin;
 pub mod applier;
+pub mod cli;
+pub mod config;
 pub mod coordinator;
+pub mod demo;
+pub mod docs;
 pub mod flow;
 pub mod limits;
+pub mod metrics;
 pub mod mvcc;
 pub mod proto;
 pub mod router;
 pub mod source;
 pub mod tablet;
+pub mod telemetry;
 pub mod txn_log;
 pub mod wal;

@@ -22,6 +22,9 @@ pub const DRAIN_MS: u64 = 5_000;
 pub const EMPTY_POLL_PAUSE_MS: u64 = 10;
 /// Bytes of a source's transaction id: ids go into log entries.
 pub const SOURCE_TRANSACTION_ID_BYTES_MAX: usize = 1_024;
+/// Milliseconds that a report which overtook another on the network waits for it at the transaction leader; after that
+/// the other is taken for lost, and its stream opens again.
+pub const REPORT_ORDER_MS: u64 = 2_000;
 /// Bytes of one CDC record. Routed on, it must fit in a message with its batch's schemas; what is larger stops the
 /// stream by name.
 pub const CDC_RECORD_BYTES_MAX: usize = 32 << 20;
@@ -46,8 +49,32 @@ pub const LONG_POLL_MS: u64 = 500;
 pub const SNAPSHOT_AFTER_BYTES: usize = 8 << 20;
 /// Bytes of one log entry before the next one is begun. etcd refuses requests above 1.5 MiB.
 pub const ENTRY_BYTES: usize = 1 << 20;
+/// Milliseconds that opening a log waits for its owner to go away: a process that was killed a moment ago still holds
+/// its locks until the kernel has torn it down. Anyone who lives longer than this is another owner.
+pub const LOG_OWNER_WAIT_MS: u64 = 3_000;
+/// Bytes of one value in sled. sled puts a page above 128 KiB into a file of its own, which it never syncs; a page holds
+/// up to about 20 values.
+pub const SLED_VALUE_BYTES: usize = 4_000;
+/// Bytes of sled's page cache. The log is read once, at the start; more would only be held twice.
+pub const SLED_CACHE_BYTES: u64 = 8 << 20;
+/// Bytes of values written to sled between two barriers at most. With the pages that sled rewrites meanwhile (one for
+/// every ten changes) that is less than one of its segments (512 KiB), so that no segment is reused before what moved
+/// out of it is durable.
+pub const SLED_UNSYNCED_BYTES: usize = 64 << 10;
+/// Bytes of a snapshot in one row of SQLite, which refuses rows above 1 GB and copies each in memory.
+pub const SQLITE_ROW_BYTES: usize = 1 << 20;
+/// Bytes that SQLite's write-ahead file keeps after a checkpoint.
+pub const SQLITE_WAL_BYTES: i64 = 4 << 20;
 /// Bytes of a page of rows.
 pub const PAGE_BYTES: usize = 1 << 20;
+/// The smallest memory budget, in bytes: one batch in work and one prefetched, for 16 streams.
+pub const MEMORY_BUDGET_MIN: u64 = 32 << 20;
+/// Streams of one daemon. Each is a connection, a few tasks and a label value of about a dozen metrics.
+pub const STREAMS_MAX: usize = 1024;
+/// Embedded tablets of one daemon. Each is a folder with file handles of its own.
+pub const TABLETS_MAX: u32 = 256;
+/// Scans that one process serves at the same time. Each holds a page of rows for every tablet.
+pub const SCANS_MAX: usize = 16;
 
 /// How long connecting to a server may take, TLS and login included.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -116,3 +143,21 @@ pub const APPLIER_DRAIN_MS: u64 = 20_000;
 
 const _: () = assert!(CDC_RECORD_BYTES_MAX * 2 <= GRPC_MESSAGE_BYTES_MAX, "a record must fit in a batch's message");
 const _: () = assert!(BATCH_BYTES * 4 < GRPC_MESSAGE_BYTES_MAX, "a batch must fit in a message with room to spare");
+/// Bytes of a key. The embedded store writes a key's length in 16 bits; PostgreSQL's own index keys end below 3 KiB.
+pub const KEY_BYTES_MAX: usize = 60 << 10;
+/// Calls that wait for a tablet's worker before callers wait for a place. Each holds at most about one batch.
+pub const TABLET_QUEUE: usize = 64;
+/// Calls that one durability barrier of a tablet's storage covers at most: bounds how long the first of them waits.
+pub const TABLET_GROUP: usize = 256;
+/// Bytes of versions that are written in one atomic step when decisions are applied: a huge transaction takes several.
+pub const APPLY_BYTES: usize = 1 << 20;
+/// Milliseconds that a read waits for a tablet to hear the log before it says that it did not.
+pub const READ_WAIT_MS: u64 = 5_000;
+/// Keys of one undecided branch that are remembered to find conflicts; a branch with more conflicts with every other.
+pub const CONFLICT_KEYS_MAX: usize = 1 << 16;
+/// Bytes of a tablet's newest writes of one kind that are held in memory before they go to a table file.
+pub const STORE_MEMTABLE_BYTES: u64 = 16 << 20;
+/// Bytes of blocks of table files that the tablets of one folder hold in memory.
+pub const STORE_CACHE_BYTES: u64 = 32 << 20;
+/// Bytes of journals of the tablets of one folder; above, the oldest writes in memory go to table files.
+pub const STORE_JOURNAL_BYTES: u64 = 256 << 20;

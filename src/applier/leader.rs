@@ -1,8 +1,9 @@
 //! The transaction leader as pollers see it: in this process, or over gRPC.
 
 use crate::coordinator::{CopyState, Release, Report, TabletMap};
+use crate::proto::transaction::TransactionRecord;
 use crate::source::Resume;
-use crate::wal::{Column, Epoch, OpId, ReplicaTabletId, SourceTabletId, TableSchema};
+use crate::wal::{Column, Epoch, OpId, ReplicaTabletId, SourceTabletId, TableSchema, TransactionId};
 use async_trait::async_trait;
 
 /// What a poller learns when it opens its stream.
@@ -70,7 +71,7 @@ pub trait TransactionLeader: Send + Sync {
     async fn open_stream(&self, name: &str, puller: &str) -> Result<StreamOpened, LeaderError>;
 
     /// Reports facts; answers once they are durable in the log with their checkpoint. Reports of one stream are handed
-    /// in in order, and several may be on their way.
+    /// in in order, and several may be on their way: a report is handed in when its future is first polled.
     async fn report(&self, report: Report) -> Result<Reported, LeaderError>;
 
     /// The catalog: see [`crate::source::Catalog`].
@@ -92,6 +93,9 @@ pub trait TransactionLeader: Send + Sync {
 
     /// The stream runs, or why it does not: what `status` and `explain` show.
     async fn stream_state(&self, stream: SourceTabletId, puller: Epoch, state: StreamState) -> Result<(), LeaderError>;
+
+    /// The transaction record; `None` when the log never heard of it or has forgotten it.
+    async fn transaction_record(&self, transaction: TransactionId) -> Result<Option<TransactionRecord>, LeaderError>;
 }
 
 /// What a stream's puller is doing.

@@ -1,4 +1,317 @@
 //! The runtime: the async shell around the pure machines. It moves bytes, runs outputs, and is the one place that
 //! spawns.
+//!
+//! [`Applier::start`] composes it: the task that owns the transaction leader's machine, the thread that owns the log, an
+//! executor for each replica tablet, a poller for each stream. All of them belong to the [`Applier`] and end with it.
 
+mod copier;
+mod driver;
+mod ended;
+mod executor;
 pub mod leader;
+pub mod leader_grpc;
+mod leader_local;
+mod log_thread;
+mod poller;
+mod probes;
+mod pull;
+mod reads;
+mod recovery;
+mod streams;
+mod tablets;
+
+pub use driver::{Inputs, Pullers, Shown};
+pub use ended::Ended;
+pub use reads::{NotReady, Reader, TableScan};
+pub use recovery::RecoveryError;
+pub use streams::Progress;
+pub use tablets::{NamedTablet, Tablets};
+
+use crate::coordinator::Settings;
+use crate::limits::{APPLIER_DRAIN_MS, LEADER_INPUTS};
+use crate::source::Source;
+use crate::txn_log::TransactionLog;
+use crate::wal::{Epoch, LogPosition, SourceTabletId};
+use driver::{Driver, Input};
+use ended::now;
+use executor::Executor;
+use leader::TransactionLeader;
+use poller::Poller;
+use probes::Probes;
+use recovery::Recovered;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use streams::{SharedBudget, StreamSide};
+use tablets::ApplyQueue;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{JoinError, JoinSet};
+
+/// Who owns the transaction records.
+pub enum Leadership {
+    /// This process, by this log.
+    Here {
+        /// The log, not open yet.
+        log: Box<dyn TransactionLog>,
+        /// How transactions are decided.
+        settings: Settings,
+    },
+    /// Another process.
+    Elsewhere(Arc<dyn TransactionLeader>),
+}
+
+/// What an applier is made of.
+pub struct Components {
+    /// Who owns the transaction records.
+    pub leadership: Leadership,
+    /// The replica tablets.
+    pub tablets: Tablets,
+    /// The source's tablets. A leader asks their servers even when others pull them.
+    pub sources: Vec<Arc<dyn Source>>,
+    /// Whether this process pulls them.
+    pub pull: bool,
+    /// Bytes of records that may be on their way, over all streams.
+    pub memory_budget: usize,
+    /// This process, for people.
+    pub owner: String,
+}
+
+/// Why an applier could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The log could not be taken over.
+    #[error("the transaction log: {0}")]
+    Recovery(#[from] RecoveryError),
+    /// The log was made with another configuration: the text says what differs and how to mend it.
+    #[error("{0}")]
+    Configuration(String),
+    /// The log's thread could not be started.
+    #[error("the log's thread: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// A running applier. Dropping it ends all of its tasks at once, as a crash would; see [`Applier::drain`].
+pub struct Applier {
+    leader: Arc<dyn TransactionLeader>,
+    led: Option<Led>,
+    streams: Vec<Arc<StreamSide>>,
+    tablets: Tablets,
+    draining: watch::Sender<bool>,
+    pollers: JoinSet<Result<(), Ended>>,
+}
+
+/// The part of an applier that owns the transaction records.
+struct Led {
+    inputs: Inputs,
+    shown: watch::Receiver<Shown>,
+    pullers: watch::Receiver<Pullers>,
+    epoch: Epoch,
+    queues: Vec<Arc<ApplyQueue>>,
+    executors: JoinSet<Result<(), Ended>>,
+    driver: JoinSet<Ended>,
+}
+
+impl Applier {
+    /// Starts an applier; answers once the log is taken over and everything runs. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start(components: Components) -> Result<Self, StartError> {
+        let Components { leadership, tablets, sources, pull, memory_budget, owner } = components;
+        let streams: Vec<_> = sources.into_iter().map(|source| Arc::new(StreamSide::new(source))).collect();
+        let (leader, led): (Arc<dyn TransactionLeader>, _) = match leadership {
+            Leadership::Elsewhere(leader) => (leader, None),
+            Leadership::Here { log, settings } => {
+                let led = lead(log, settings, &tablets, &streams, &owner).await?;
+                (Arc::new(led.inputs.clone()), Some(led))
+            }
+        };
+        let (draining, drain) = watch::channel(false);
+        let mut pollers = JoinSet::new();
+        if pull {
+            let budget = Arc::new(SharedBudget::new(memory_budget, streams.len()));
+            for (index, side) in streams.iter().enumerate() {
+                let poller = Poller {
+                    side: Arc::clone(side),
+                    index,
+                    leader: Arc::clone(&leader),
+                    tablets: tablets.clone(),
+                    budget: Arc::clone(&budget),
+                    queues: led.as_ref().map_or_else(Vec::new, |led| led.queues.clone()),
+                    pullers: led.as_ref().map(|led| led.pullers.clone()),
+                    draining: drain.clone(),
+                    puller: owner.clone(),
+                };
+                pollers.spawn(poller.run(seed(index)));
+            }
+        }
+        Ok(Self { leader, led, streams, tablets, draining, pollers })
+    }
+
+    /// The transaction leader that this applier's pollers report to, to be served to others.
+    #[must_use]
+    pub fn leader(&self) -> Arc<dyn TransactionLeader> {
+        Arc::clone(&self.leader)
+    }
+
+    /// Reads of the replica; `None` where another process leads.
+    #[must_use]
+    pub fn reader(&self) -> Option<Reader> {
+        let led = self.led.as_ref()?;
+        Some(Reader { shown: led.shown.clone(), tablets: self.tablets.clone() })
+    }
+
+    /// The leader's inputs, for looks at its machine; `None` where another process leads.
+    #[must_use]
+    pub fn inputs(&self) -> Option<Inputs> {
+        self.led.as_ref().map(|led| led.inputs.clone())
+    }
+
+    /// Waits until the applier ends by itself, and says why.
+    pub async fn wait(&mut self) -> Ended {
+        let Some(led) = &mut self.led else { return first_end(&mut self.pollers).await };
+        tokio::select! {
+            biased;
+            ended = led.driver.join_next() => match ended {
+                Some(ended) => ended.unwrap_or_else(panicked),
+                None => Ended::Failed("the transaction leader has ended".into()),
+            },
+            ended = first_end(&mut led.executors) => ended,
+            ended = first_end(&mut self.pollers) => ended,
+        }
+    }
+
+    /// Pulls no more, and ends once everything that is on its way has arrived: stored, reported, decided as far as can
+    /// be, applied, and durable. What is not drained in time is resumed at the next start.
+    pub async fn drain(mut self) -> Ended {
+        let late = |what: &str| Ended::NotDrained(what.to_owned());
+        let deadline = tokio::time::Instant::now() + Duration::from_millis(APPLIER_DRAIN_MS);
+        self.draining.send_replace(true);
+        match tokio::time::timeout_at(deadline, all(&mut self.pollers)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(ended)) => return ended,
+            Err(_) => return late("a stream's last batch"),
+        }
+        let Some(mut led) = self.led.take() else { return Ended::Drained };
+        // Everything said so far is in the log, and handed to the tablets' queues, before they are closed.
+        led.inputs.settle().await;
+        led.queues.iter().for_each(|queue| queue.close());
+        match tokio::time::timeout_at(deadline, all(&mut led.executors)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(ended)) => return ended,
+            Err(_) => return late("a replica tablet's last decisions"),
+        }
+        led.inputs.send(Input::Stop).await;
+        match tokio::time::timeout_at(deadline, led.driver.join_next()).await {
+            Ok(Some(ended)) => ended.unwrap_or_else(panicked),
+            Ok(None) => Ended::Drained,
+            Err(_) => late("the log's last entry"),
+        }
+    }
+}
+
+/// Takes the log over, and starts what a leader needs.
+async fn lead(
+    mut log: Box<dyn TransactionLog>,
+    settings: Settings,
+    tablets: &Tablets,
+    streams: &[Arc<StreamSide>],
+    owner: &str,
+) -> Result<Led, StartError> {
+    let release = settings.release;
+    let (log_commands, commands) = mpsc::channel(4);
+    let (events, log_events) = mpsc::channel(4);
+    let (recovered, recovery) = oneshot::channel();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let log_owner = owner.to_owned();
+    std::thread::Builder::new().name("log".into()).spawn(move || {
+        runtime.block_on(async move {
+            let answer = recovery::recover(log.as_mut(), &log_owner, settings).await;
+            let epoch = answer.as_ref().map(|recovered| recovered.opened.epoch).ok();
+            if recovered.send(answer).is_ok()
+                && let Some(epoch) = epoch
+            {
+                log_thread::run(log, epoch, commands, events).await;
+            }
+        });
+    })?;
+    let recovered = recovery.await.map_err(|_| std::io::Error::other("it ended before it had opened the log"))?;
+    let Recovered { mut coordinator, opened, bytes, snapshot_bytes } = recovered?;
+    let (epoch, log_id) = (opened.epoch, opened.log_id);
+    coordinator.handle_opened(now(), epoch, owner, &tablets.cut()).map_err(StartError::Configuration)?;
+    let by_number: BTreeMap<SourceTabletId, _> =
+        streams.iter().map(|side| (coordinator.handle_stream_joined(now(), &side.name), Arc::clone(side))).collect();
+    let (sender, receiver) = mpsc::channel(LEADER_INPUTS);
+    let inputs = Inputs::new(sender);
+    let mut executors = JoinSet::new();
+    let mut queues = BTreeMap::new();
+    for (index, tablet) in tablets.of(coordinator.map()).map_err(StartError::Configuration)?.into_iter().enumerate() {
+        let queue = Arc::new(ApplyQueue::default());
+        queues.insert(tablet.id, (Arc::clone(&queue), Vec::new()));
+        let executor = Executor {
+            applied: coordinator.state().applied.get(&tablet.id).copied().unwrap_or_default(),
+            tablet,
+            queue,
+            inputs: inputs.clone(),
+            log_id: log_id.clone(),
+            owner: epoch,
+        };
+        executors.spawn(executor.run(seed(index)));
+    }
+    let (shown, shown_to) = watch::channel(Shown::default());
+    let (pullers, pullers_to) = watch::channel(Pullers::default());
+    let all_queues = queues.values().map(|(queue, _)| Arc::clone(queue)).collect();
+    let driver = Driver {
+        coordinator,
+        inputs: receiver,
+        log: log_commands,
+        log_events,
+        queues,
+        probes: Probes::new(Arc::new(by_number), inputs.clone()),
+        shown,
+        pullers,
+        owner: epoch,
+        log_id,
+        release,
+        waiting: BTreeMap::new(),
+        in_flight: None,
+        bytes,
+        snapshot_bytes,
+        snapshot_in_flight: false,
+        settling: Vec::new(),
+        tables_changed: true,
+        decided: LogPosition(0),
+    };
+    let mut drivers = JoinSet::new();
+    drivers.spawn(driver.run());
+    Ok(Led { inputs, shown: shown_to, pullers: pullers_to, epoch, queues: all_queues, executors, driver: drivers })
+}
+
+/// A seed for the jitter of one task's waits.
+fn seed(index: usize) -> u64 {
+    u64::from(std::process::id()) << 16 | index as u64
+}
+
+/// The first end that ends the applier. Tasks that ended because they were done do not.
+async fn first_end(tasks: &mut JoinSet<Result<(), Ended>>) -> Ended {
+    while let Some(ended) = tasks.join_next().await {
+        match ended {
+            Ok(Ok(())) => {}
+            Ok(Err(ended)) => return ended,
+            Err(error) => return panicked(error),
+        }
+    }
+    std::future::pending().await
+}
+
+/// Waits until all have ended.
+async fn all(tasks: &mut JoinSet<Result<(), Ended>>) -> Result<(), Ended> {
+    while let Some(ended) = tasks.join_next().await {
+        ended.unwrap_or_else(|error| Err(panicked(error)))?;
+    }
+    Ok(())
+}
+
+fn panicked(error: JoinError) -> Ended {
+    Ended::Failed(format!("a task failed: {error}"))
+}

@@ -1,7 +1,9 @@
 //! How untorn's gRPC connections are set up, at both ends.
 
 use crate::limits::{GRPC_CONNECT_MS, GRPC_KEEPALIVE_MS, GRPC_WINDOW_BYTES};
+use std::error::Error;
 use std::time::Duration;
+use tonic::Status;
 use tonic::transport::{Channel, Endpoint, Server};
 
 /// A URL that no connection can be made to.
@@ -43,4 +45,20 @@ pub fn server() -> Server {
         .http2_keepalive_timeout(keepalive)
         .initial_stream_window_size(GRPC_WINDOW_BYTES)
         .initial_connection_window_size(GRPC_WINDOW_BYTES * 4)
+}
+
+/// What a status says, with the causes that tonic keeps beneath it: "tcp connect error" alone helps nobody.
+#[must_use]
+pub fn describe(status: &Status) -> String {
+    let mut text = format!("{:?}: {}", status.code(), status.message());
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        let beneath = error.to_string();
+        if !text.contains(&beneath) {
+            text.push_str(": ");
+            text.push_str(&beneath);
+        }
+        cause = error.source();
+    }
+    text
 }

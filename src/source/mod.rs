@@ -4,6 +4,7 @@
 //! tablet sent, in order; it keeps its connection alive by itself while nobody calls it (an applier that stalls must
 //! not look like a dead client), for which `open` hands back a future that the applier spawns.
 
+pub mod cdc;
 pub mod postgres;
 
 use crate::wal::{

@@ -11,8 +11,16 @@
 
 pub mod cdc_service;
 pub mod change_log;
+#[cfg(test)]
+pub mod conformance;
+pub mod embedded;
+pub mod engine;
+pub mod format;
 pub mod grpc;
+pub mod keys;
+pub mod memory;
 pub mod server;
+pub mod store;
 
 pub use crate::coordinator::{Applied, Decided, ReadPoint, Work};
 use crate::wal::{

@@ -7,6 +7,27 @@
 //! Durable means durable: when `append` returns a position, a power cut does not take the entry away, and no reader is
 //! shown it earlier. A failed durability barrier is final (C11): the engine answers [`LogError::Poisoned`] from then
 //! on, and the process stops and recovers from what is on disk.
+//!
+#![doc = include_str!("../docs/transaction-log.md")]
+
+pub mod conformance;
+mod engine;
+mod handle;
+mod head;
+mod memory;
+mod owner;
+mod read_back;
+mod sled;
+mod sqlite;
+mod unreliable;
+mod witness;
+
+pub use engine::{EngineConfig, engine};
+pub use memory::MemoryLog;
+pub use read_back::{Fate, read_back};
+pub use sled::SledLog;
+pub use sqlite::SqliteLog;
+pub use unreliable::{Faults, Unreliable};
 
 use crate::wal::{Epoch, LogPosition};
 use async_trait::async_trait;
@@ -104,7 +125,8 @@ pub trait TransactionLog: Send {
     /// Stores a snapshot durably, in place of the one before. Its position must be held or trimmed.
     ///
     /// # Errors
-    /// Every kind but `Conflict`.
+    /// [`LogError::Conflict`] when its position is beyond the last entry or below the snapshot that is held, whose
+    /// entries may be trimmed; else as `append`.
     async fn write_snapshot(&mut self, epoch: Epoch, snapshot: Snapshot) -> Result<(), LogError>;
 
     /// The newest snapshot, if there is one.
@@ -118,4 +140,31 @@ pub trait TransactionLog: Send {
     /// # Errors
     /// [`LogError::Conflict`] when no snapshot includes `up_to`; else as `append`.
     async fn trim(&mut self, epoch: Epoch, up_to: LogPosition) -> Result<(), LogError>;
+}
+
+#[async_trait]
+impl TransactionLog for Box<dyn TransactionLog> {
+    async fn open(&mut self, owner: &str) -> Result<Opened, LogError> {
+        (**self).open(owner).await
+    }
+
+    async fn append(&mut self, expected: LogPosition, epoch: Epoch, entry: Bytes) -> Result<LogPosition, LogError> {
+        (**self).append(expected, epoch, entry).await
+    }
+
+    async fn read(&mut self, from: LogPosition, max_bytes: usize) -> Result<Vec<LogRecord>, LogError> {
+        (**self).read(from, max_bytes).await
+    }
+
+    async fn write_snapshot(&mut self, epoch: Epoch, snapshot: Snapshot) -> Result<(), LogError> {
+        (**self).write_snapshot(epoch, snapshot).await
+    }
+
+    async fn read_snapshot(&mut self) -> Result<Option<Snapshot>, LogError> {
+        (**self).read_snapshot().await
+    }
+
+    async fn trim(&mut self, epoch: Epoch, up_to: LogPosition) -> Result<(), LogError> {
+        (**self).trim(epoch, up_to).await
+    }
 }

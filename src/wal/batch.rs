@@ -5,7 +5,8 @@ use super::{HybridTime, OpId, Record, SourceTransactionId, Write};
 /// A run of records of one stream.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct SourceBatch {
-    /// The records in stream order, each with its position; positions rise, and all lie above the batch before.
+    /// The records in stream order, each with its position; positions rise, and all lie above the batch before. Only
+    /// Schema records may share the position of the record that follows them.
     pub records: Vec<(OpId, Record)>,
     /// Chunks that took their place in this batch: the transaction that ends here was sent before its end.
     pub adopted: Vec<ChunkOrigin>,

@@ -3,8 +3,7 @@
 //! Layout: `version: u8`, `crc32: u32` little-endian over version and payload, payload. A reader refuses a version
 //! above its own by name and a checksum that does not match as damage. Enums in payloads grow only at their end.
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 /// Bytes before the payload.
 const HEADER: usize = 5;
@@ -38,11 +37,12 @@ pub fn encode<T: Serialize>(version: u8, value: &T) -> Result<Vec<u8>, CodecErro
     Ok(out)
 }
 
-/// Decodes what [`encode`] wrote under `version` or an older one that `T` still reads.
+/// Decodes what [`encode`] wrote under `version` or an older one that `T` still reads. What `T` borrows, it borrows from
+/// `bytes`.
 ///
 /// # Errors
 /// [`CodecError::Newer`] for a version above `version`; [`CodecError::Damaged`] for everything else.
-pub fn decode<T: DeserializeOwned>(version: u8, bytes: &[u8]) -> Result<T, CodecError> {
+pub fn decode<'a, T: Deserialize<'a>>(version: u8, bytes: &'a [u8]) -> Result<T, CodecError> {
     let (Some(&found), Some(sum), Some(payload)) = (bytes.first(), bytes.get(1..HEADER), bytes.get(HEADER..)) else {
         return Err(CodecError::Damaged(format!("only {} bytes", bytes.len())));
     };

@@ -2,5 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests: a call that fails is a failed test")]
 
+mod log_owners;
+mod loop_disk;
+mod power_cut;
+mod power_cut_tablet;
 mod source_postgres;
 mod support;

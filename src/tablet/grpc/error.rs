@@ -3,6 +3,7 @@
 use super::super::TabletError;
 use crate::proto::tablet as pb;
 use crate::proto::tablet::tablet_error::Error;
+use crate::proto::transport::describe;
 use crate::proto::wire::Malformed;
 use crate::wal::{Epoch, LogPosition};
 use prost::Message;
@@ -62,5 +63,5 @@ pub fn from_status(status: &Status) -> TabletError {
             Error::Poisoned(why) => TabletError::Poisoned(why),
         })
     };
-    typed().unwrap_or_else(|| TabletError::Indeterminate(format!("{:?}: {}", status.code(), status.message())))
+    typed().unwrap_or_else(|| TabletError::Indeterminate(describe(status)))
 }

@@ -6,6 +6,8 @@ mod client;
 mod convert;
 mod error;
 mod service;
+#[cfg(test)]
+mod tests;
 
 pub use client::GrpcTablet;
 pub use service::{Tablets, tablet_service};

@@ -1,0 +1,146 @@
+//! The admin surface as the command line reads it.
+
+use super::explain::Explanation;
+use super::scan::{ScanAt, ScanRow};
+use super::status::Status;
+use super::wire::BadMessage;
+use crate::limits;
+use crate::proto::admin as proto;
+use crate::proto::admin::admin_service_client::AdminServiceClient;
+use crate::wal::Column;
+use std::time::Duration;
+use tonic::Streaming;
+use tonic::transport::{Channel, Endpoint};
+
+/// How long the daemon may take to accept a connection.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens there.
+    #[error("no daemon answers at {url} ({error}); is it running, and is --admin right?")]
+    Unreachable {
+        /// Where.
+        url: String,
+        /// The connection's error.
+        error: String,
+    },
+    /// The daemon says no, and why.
+    #[error("{0}")]
+    Refused(String),
+    /// The answer ended before it was complete.
+    #[error("the answer was cut off: {0}")]
+    CutOff(String),
+    /// The answer cannot be read.
+    #[error(transparent)]
+    Bad(#[from] BadMessage),
+}
+
+/// A connection to a daemon.
+pub struct AdminClient(AdminServiceClient<Channel>);
+
+impl AdminClient {
+    /// Connects to `http://host:port`.
+    ///
+    /// # Errors
+    /// [`ClientError::Unreachable`].
+    pub async fn connect(url: &str) -> Result<Self, ClientError> {
+        let unreachable =
+            |error: tonic::transport::Error| ClientError::Unreachable { url: url.to_owned(), error: reason(&error) };
+        let endpoint = Endpoint::from_shared(url.to_owned()).map_err(unreachable)?.connect_timeout(CONNECT);
+        let channel = endpoint.connect().await.map_err(unreachable)?;
+        Ok(Self(AdminServiceClient::new(channel).max_decoding_message_size(limits::GRPC_MESSAGE_BYTES_MAX)))
+    }
+
+    /// What the daemon does right now.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] or [`ClientError::Bad`].
+    pub async fn status(&mut self) -> Result<Status, ClientError> {
+        let response = self.0.status(proto::StatusRequest {}).await.map_err(refused)?;
+        Ok(response.into_inner().try_into()?)
+    }
+
+    /// Every transaction that fits; at least one.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`], also when none fits, or [`ClientError::Bad`].
+    pub async fn explain(&mut self, transaction: &str) -> Result<Vec<Explanation>, ClientError> {
+        let request = proto::ExplainRequest { transaction: transaction.to_owned() };
+        let response = self.0.explain(request).await.map_err(refused)?;
+        let explanations = response.into_inner().explanations;
+        Ok(explanations.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?)
+    }
+
+    /// All rows of a table.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`], with `not ready: …` before the first safe point.
+    pub async fn scan(&mut self, table: &str, at: ScanAt) -> Result<Rows, ClientError> {
+        let at = match at {
+            ScanAt::Safe => proto::scan_request::At::Safe(proto::Safe {}),
+            ScanAt::Latest => proto::scan_request::At::Latest(proto::Latest {}),
+            ScanAt::Time(time) => proto::scan_request::At::HybridTime(time.to_u64()),
+        };
+        let request = proto::ScanRequest { table: table.to_owned(), at: Some(at) };
+        let mut parts = self.0.scan(request).await.map_err(refused)?.into_inner();
+        match next(&mut parts).await? {
+            proto::scan_response::Part::Header(header) => {
+                Ok(Rows { columns: header.columns.into_iter().map(Into::into).collect(), parts, received: 0 })
+            }
+            _ => Err(ClientError::CutOff("it does not begin with a header".into())),
+        }
+    }
+}
+
+/// The rows of a scan as they come.
+pub struct Rows {
+    /// The columns that every row follows.
+    pub columns: Vec<Column>,
+    parts: Streaming<proto::ScanResponse>,
+    received: u64,
+}
+
+impl Rows {
+    /// The next rows; `None` only when every row has come.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] or [`ClientError::CutOff`]: what came so far is a part of the rows.
+    pub async fn next(&mut self) -> Result<Option<Vec<ScanRow>>, ClientError> {
+        match next(&mut self.parts).await? {
+            proto::scan_response::Part::Rows(rows) => {
+                self.received += rows.rows.len() as u64;
+                Ok(Some(rows.rows.into_iter().map(Into::into).collect()))
+            }
+            proto::scan_response::Part::End(end) if end.rows == self.received => Ok(None),
+            proto::scan_response::Part::End(end) => {
+                Err(ClientError::CutOff(format!("{} rows were sent and {} came", end.rows, self.received)))
+            }
+            proto::scan_response::Part::Header(_) => Err(ClientError::CutOff("a second header came".into())),
+        }
+    }
+}
+
+/// The innermost cause of a transport's error, which is the one that says something ("Connection refused").
+pub fn reason(error: &dyn std::error::Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
+async fn next(parts: &mut Streaming<proto::ScanResponse>) -> Result<proto::scan_response::Part, ClientError> {
+    let part = parts.message().await.map_err(refused)?.and_then(|response| response.part);
+    part.ok_or_else(|| ClientError::CutOff("the stream ended without its end".into()))
+}
+
+fn refused(status: tonic::Status) -> ClientError {
+    match status.code() {
+        tonic::Code::Cancelled | tonic::Code::Unknown | tonic::Code::Internal => {
+            ClientError::CutOff(status.message().to_owned())
+        }
+        _ => ClientError::Refused(status.message().to_owned()),
+    }
+}

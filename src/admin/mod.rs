@@ -1,0 +1,35 @@
+//! What a daemon says of itself, and its rows: one model ([`status`], [`explain`]), served over gRPC and HTTP on one
+//! port ([`server`]) and read by the command line ([`client`]).
+//!
+//! The runtime stands behind it as [`Inspect`]; nothing here looks into it any further.
+
+pub mod client;
+pub mod connect;
+pub mod explain;
+pub mod scan;
+pub mod server;
+pub mod status;
+mod table;
+mod timestamp;
+mod wire;
+
+use async_trait::async_trait;
+use explain::Explanation;
+use scan::{Scan, ScanAt, ScanError};
+use status::Status;
+
+/// What a running daemon can be asked. Every call answers from what the process knows and waits for no server.
+#[async_trait]
+pub trait Inspect: Send + Sync + 'static {
+    /// What it does right now.
+    async fn status(&self) -> Status;
+
+    /// Every transaction that fits: untorn's id, the source's id, or `tablet:xid`. Empty when none does.
+    async fn explain(&self, transaction: &str) -> Vec<Explanation>;
+
+    /// All rows of a table at one read point, which is fixed before this answers.
+    ///
+    /// # Errors
+    /// See [`ScanError`].
+    async fn scan(&self, table: &str, at: ScanAt) -> Result<Scan, ScanError>;
+}

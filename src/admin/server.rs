@@ -1,0 +1,185 @@
+//! The admin surface: gRPC and HTTP on one port, and the metrics listener. These hand back futures; the caller runs
+//! them.
+
+use super::Inspect;
+use super::scan::{ScanAt, ScanError};
+use crate::limits;
+use crate::proto::admin as proto;
+use crate::proto::admin::admin_service_server::{AdminService, AdminServiceServer};
+use axum::extract::{Path, State};
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use axum::{Json, Router};
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
+use metrics_exporter_prometheus::PrometheusHandle;
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, TryAcquireError};
+use tonic::service::Routes;
+use tonic::{Request, Response, Status};
+
+/// How often samples of histograms are folded into their buckets, so that they do not pile up while nobody asks.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// Serves AdminService, `/status`, `/explain/{transaction}`, `/livez` and `/readyz` until `stop` ends and the calls
+/// that were under way are answered.
+///
+/// # Errors
+/// When the listener fails.
+pub async fn admin(
+    listener: TcpListener,
+    inspect: Arc<dyn Inspect>,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
+    let service = AdminServiceServer::new(Service {
+        inspect: Arc::clone(&inspect),
+        scans: Arc::new(Semaphore::new(limits::SCANS_MAX)),
+    })
+    .max_encoding_message_size(limits::GRPC_MESSAGE_BYTES_MAX);
+    let http = Router::new()
+        .route("/status", get(status))
+        .route("/explain/{transaction}", get(explain))
+        .with_state(Arc::clone(&inspect))
+        .merge(health(inspect));
+    // Without this, gRPC's answer to an unknown service, which HTTP takes for a 200, would be that of the whole port.
+    let unknown = async || StatusCode::NOT_FOUND;
+    let router = Routes::new(service).prepare().into_axum_router().merge(http).fallback(unknown);
+    axum::serve(listener, router).with_graceful_shutdown(stop).await
+}
+
+/// Serves `/metrics`, `/livez` and `/readyz` until `stop` ends. `inspect` is absent where there is nothing to be ready
+/// for but answering (a tablet server).
+///
+/// # Errors
+/// When the listener fails.
+pub async fn metrics(
+    listener: TcpListener,
+    recorder: PrometheusHandle,
+    inspect: Option<Arc<dyn Inspect>>,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
+    let health = match inspect {
+        Some(inspect) => health(inspect),
+        None => Router::new().route("/livez", get(async || "ok\n")).route("/readyz", get(async || "ok\n")),
+    };
+    let scraped = recorder.clone();
+    let render = move || {
+        let body = scraped.render();
+        async move { ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], body) }
+    };
+    let server = axum::serve(listener, health.route("/metrics", get(render))).with_graceful_shutdown(stop);
+    let upkeep = async {
+        loop {
+            tokio::time::sleep(UPKEEP).await;
+            recorder.run_upkeep();
+        }
+    };
+    tokio::select! {
+        served = server.into_future() => served,
+        () = upkeep => Ok(()),
+    }
+}
+
+/// `/livez`: the process answers. `/readyz`: reads at safe time are served.
+fn health(inspect: Arc<dyn Inspect>) -> Router {
+    let ready = async |State(inspect): State<Arc<dyn Inspect>>| {
+        let status = inspect.status().await;
+        let code = if status.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        (code, status.to_string())
+    };
+    Router::new().route("/livez", get(async || "ok\n")).route("/readyz", get(ready)).with_state(inspect)
+}
+
+async fn status(State(inspect): State<Arc<dyn Inspect>>) -> impl IntoResponse {
+    Json(inspect.status().await)
+}
+
+/// An array of all that fit; 404 with an empty one when none does.
+async fn explain(State(inspect): State<Arc<dyn Inspect>>, Path(transaction): Path<String>) -> impl IntoResponse {
+    let explanations = inspect.explain(&transaction).await;
+    let code = if explanations.is_empty() { StatusCode::NOT_FOUND } else { StatusCode::OK };
+    (code, Json(explanations))
+}
+
+struct Service {
+    inspect: Arc<dyn Inspect>,
+    scans: Arc<Semaphore>,
+}
+
+#[tonic::async_trait]
+impl AdminService for Service {
+    async fn status(&self, _: Request<proto::StatusRequest>) -> Result<Response<proto::StatusResponse>, Status> {
+        Ok(Response::new(self.inspect.status().await.into()))
+    }
+
+    async fn explain(
+        &self,
+        request: Request<proto::ExplainRequest>,
+    ) -> Result<Response<proto::ExplainResponse>, Status> {
+        let transaction = request.into_inner().transaction;
+        let explanations = self.inspect.explain(&transaction).await;
+        if explanations.is_empty() {
+            return Err(Status::not_found(format!("no transaction {transaction}")));
+        }
+        Ok(Response::new(proto::ExplainResponse { explanations: explanations.into_iter().map(Into::into).collect() }))
+    }
+
+    type ScanStream = BoxStream<'static, Result<proto::ScanResponse, Status>>;
+
+    async fn scan(&self, request: Request<proto::ScanRequest>) -> Result<Response<Self::ScanStream>, Status> {
+        let request = request.into_inner();
+        let at = match request.at {
+            None | Some(proto::scan_request::At::Safe(_)) => ScanAt::Safe,
+            Some(proto::scan_request::At::Latest(_)) => ScanAt::Latest,
+            Some(proto::scan_request::At::HybridTime(time)) => ScanAt::Time(crate::wal::HybridTime::from_u64(time)),
+        };
+        let permit = Arc::clone(&self.scans).try_acquire_owned().map_err(|error| match error {
+            TryAcquireError::NoPermits => refused(ScanError::Busy(limits::SCANS_MAX)),
+            TryAcquireError::Closed => Status::unavailable("the process is stopping"),
+        })?;
+        let scan = self.inspect.scan(&request.table, at).await.map_err(refused)?;
+        let header = proto::ScanHeader { columns: scan.columns.into_iter().map(Into::into).collect() };
+        let mut sent = 0_u64;
+        let mut failed = false;
+        let rows = scan.rows.map(Some).chain(stream::iter([None])).filter_map(move |page| {
+            // The permit is held until the last page is sent or the client is gone.
+            let _held = &permit;
+            let part = match page {
+                Some(Ok(rows)) => {
+                    sent += rows.len() as u64;
+                    let rows = rows.into_iter().map(Into::into).collect();
+                    Some(Ok(proto::scan_response::Part::Rows(proto::ScanRows { rows })))
+                }
+                Some(Err(error)) => {
+                    failed = true;
+                    Some(Err(refused(error)))
+                }
+                // The end is said only after all rows.
+                None if failed => None,
+                None => Some(Ok(proto::scan_response::Part::End(proto::ScanEnd { rows: sent }))),
+            };
+            std::future::ready(part)
+        });
+        let parts = stream::iter([Ok(proto::scan_response::Part::Header(header))]).chain(rows);
+        Ok(Response::new(parts.map(|part| part.map(|part| proto::ScanResponse { part: Some(part) })).boxed()))
+    }
+}
+
+fn refused(error: ScanError) -> Status {
+    let text = error.to_string();
+    match error {
+        ScanError::NotReady(_) => Status::failed_precondition(text),
+        ScanError::UnknownTable(_) => Status::not_found(text),
+        ScanError::NotServed(_) => Status::out_of_range(text),
+        ScanError::Busy(_) => Status::resource_exhausted(text),
+        ScanError::Failed(_) => Status::unavailable(text),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,431 @@
+//! The task that owns the transaction leader's machine.
+
+use super::ended::{Ended, now};
+use super::leader::{LeaderError, Reported, StreamOpened, StreamState};
+use super::log_thread::{LogCommand, LogEvent};
+use super::probes::Probes;
+use super::tablets::ApplyQueue;
+use crate::coordinator::{
+    Applied, Coordinator, CopyState, Decided, Fence, Output, Promise, ReadPoint, Refused, Release, Report,
+    StreamOpening, TabletMap,
+};
+use crate::limits::{SNAPSHOT_AFTER_BYTES, TICK_MS};
+use crate::source::{OpenBranch, Resume};
+use crate::txn_log::Snapshot;
+use crate::wal::{
+    Column, Epoch, HybridTime, LogPosition, OpId, ReplicaTabletId, SourceTabletId, SourceTransactionId, TableSchema,
+};
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::MissedTickBehavior;
+use tracing::{error, info};
+
+/// Where an answer goes.
+pub(super) type Reply<T> = oneshot::Sender<Result<T, LeaderError>>;
+
+/// Looks at the machine.
+pub(super) type Look = Box<dyn FnOnce(&Coordinator, HybridTime) + Send>;
+
+/// The way to the transaction leader of this process. It is a [`super::leader::TransactionLeader`].
+#[derive(Clone)]
+pub struct Inputs(pub(super) mpsc::Sender<Input>);
+
+/// What the leader is told or asked.
+pub(super) enum Input {
+    OpenStream {
+        name: String,
+        puller: String,
+        reply: Reply<StreamOpened>,
+    },
+    Report {
+        report: Report,
+        reply: Reply<Reported>,
+    },
+    Table {
+        name: String,
+        columns: Vec<Column>,
+        reply: Reply<TableSchema>,
+    },
+    Slot {
+        stream: SourceTabletId,
+        puller: Epoch,
+        start: OpId,
+        identity: String,
+        reply: Reply<()>,
+    },
+    Copy {
+        stream: SourceTabletId,
+        puller: Epoch,
+        table: String,
+        state: CopyState,
+        reply: Reply<()>,
+    },
+    State {
+        stream: SourceTabletId,
+        puller: Epoch,
+        state: StreamState,
+        reply: Reply<()>,
+    },
+    Fence(Option<Fence>),
+    FenceResolved {
+        stream: SourceTabletId,
+        transactions: Vec<SourceTransactionId>,
+        position: OpId,
+    },
+    Round {
+        begun_after: LogPosition,
+        positions: Option<Vec<(SourceTabletId, OpId)>>,
+    },
+    Applied {
+        tablet: ReplicaTabletId,
+        applied: Applied,
+    },
+    Look(Look),
+    /// Answered once everything said before is durable and its outputs are handed over.
+    Settle {
+        reply: oneshot::Sender<()>,
+    },
+    /// Append what there is to say, then end.
+    Stop,
+}
+
+/// What readers need to know before they read, as of the newest durable entry.
+#[derive(Clone, Debug, Default)]
+pub struct Shown {
+    /// The `latest` read point, once anything may be shown.
+    pub latest: Option<ReadPoint>,
+    /// The `safe` read point, once there is one.
+    pub safe: Option<ReadPoint>,
+    /// Every version of every table's shape.
+    pub tables: Arc<Vec<TableSchema>>,
+    /// The key → tablet map.
+    pub map: Arc<TabletMap>,
+}
+
+/// What the leader says of its streams, beside what its machine knows.
+#[derive(Clone, Debug, Default)]
+pub struct Pullers {
+    /// What each stream's puller says that it does.
+    pub states: BTreeMap<SourceTabletId, StreamState>,
+    /// Streams that the machine stopped, and why: their pullers must open them again.
+    pub stopped: BTreeMap<SourceTabletId, String>,
+}
+
+/// The task that owns the machine: drains inputs, appends entries one at a time (facts gather while one is on its way,
+/// which is the group commit), answers what has become durable, and runs outputs.
+pub(super) struct Driver {
+    pub(super) coordinator: Coordinator,
+    pub(super) inputs: mpsc::Receiver<Input>,
+    pub(super) log: mpsc::Sender<LogCommand>,
+    pub(super) log_events: mpsc::Receiver<LogEvent>,
+    pub(super) queues: BTreeMap<ReplicaTabletId, (Arc<ApplyQueue>, Vec<Decided>)>,
+    pub(super) probes: Probes,
+    pub(super) shown: watch::Sender<Shown>,
+    pub(super) pullers: watch::Sender<Pullers>,
+    pub(super) owner: Epoch,
+    pub(super) log_id: String,
+    pub(super) release: Release,
+    /// Answers that wait for the log to be durable up to a position.
+    pub(super) waiting: BTreeMap<LogPosition, Vec<Box<dyn FnOnce() + Send>>>,
+    /// The position and bytes of the append that is on its way.
+    pub(super) in_flight: Option<(LogPosition, usize)>,
+    /// Bytes appended since the last snapshot, and that one's.
+    pub(super) bytes: usize,
+    pub(super) snapshot_bytes: usize,
+    pub(super) snapshot_in_flight: bool,
+    pub(super) settling: Vec<oneshot::Sender<()>>,
+    pub(super) tables_changed: bool,
+    pub(super) decided: LogPosition,
+}
+
+impl Driver {
+    /// Runs until it is stopped, or the log is lost.
+    pub(super) async fn run(mut self) -> Ended {
+        let mut tick = tokio::time::interval(Duration::from_millis(TICK_MS));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut batch = Vec::new();
+        let mut stopping = false;
+        self.tables_changed = true;
+        self.show();
+        loop {
+            if let Err(ended) = self.advance().await {
+                return ended;
+            }
+            if self.in_flight.is_none() {
+                self.settling.drain(..).for_each(|reply| {
+                    reply.send(()).ok();
+                });
+            }
+            if stopping && self.in_flight.is_none() && !self.snapshot_in_flight {
+                return Ended::Drained;
+            }
+            tokio::select! {
+                biased;
+                event = self.log_events.recv() => match event {
+                    Some(LogEvent::Durable(position)) => self.durable(position),
+                    Some(LogEvent::SnapshotStored) => self.snapshot_in_flight = false,
+                    Some(LogEvent::Ended(ended)) => return ended,
+                    None => return Ended::Failed("the log's thread has ended".into()),
+                },
+                _ = tick.tick() => self.coordinator.handle_tick(now()),
+                taken = self.inputs.recv_many(&mut batch, 64) => {
+                    if taken == 0 {
+                        return Ended::Drained;
+                    }
+                    for input in batch.drain(..) {
+                        stopping |= matches!(input, Input::Stop);
+                        self.handle(input);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Begins the next append if none is on its way, and runs every output.
+    async fn advance(&mut self) -> Result<(), Ended> {
+        if self.in_flight.is_none() {
+            self.snapshot_if_due().await?;
+            if let Some(entry) = self.coordinator.poll_entry() {
+                let position = entry.position;
+                let bytes = entry.encode().map_err(|error| Ended::Failed(format!("entry {position}: {error}")))?;
+                self.in_flight = Some((position, bytes.len()));
+                self.command(LogCommand::Append { position, entry: Bytes::from(bytes) }).await?;
+            }
+        }
+        while let Some(output) = self.coordinator.poll_output() {
+            self.run_output(output);
+        }
+        let through = self.coordinator.durable();
+        let safe_time = self.coordinator.safe().map_or(HybridTime::MIN, |point| point.time);
+        for (queue, work) in self.queues.values_mut() {
+            queue.hand_over(work, through, safe_time, self.decided);
+        }
+        Ok(())
+    }
+
+    async fn command(&mut self, command: LogCommand) -> Result<(), Ended> {
+        // The thread ends only after it said why.
+        self.log.send(command).await.map_err(|_| Ended::Failed("the log's thread has ended".into()))
+    }
+
+    /// Between two appends, everything folded is durable: the moment for a snapshot.
+    async fn snapshot_if_due(&mut self) -> Result<(), Ended> {
+        if self.snapshot_in_flight || self.bytes < SNAPSHOT_AFTER_BYTES.max(self.snapshot_bytes) {
+            return Ok(());
+        }
+        let (position, state) =
+            self.coordinator.snapshot().map_err(|error| Ended::Failed(format!("the snapshot: {error}")))?;
+        if position != self.coordinator.durable() {
+            return Ok(());
+        }
+        self.bytes = 0;
+        self.snapshot_bytes = state.len();
+        self.snapshot_in_flight = true;
+        self.command(LogCommand::Snapshot(Snapshot { position, state: state.into() })).await
+    }
+
+    fn run_output(&mut self, output: Output) {
+        match output {
+            Output::Apply { tablet, decided } => {
+                self.decided = self.decided.max(decided.position);
+                if let Some((_, work)) = self.queues.get_mut(&tablet) {
+                    work.push(decided);
+                }
+            }
+            Output::StopStream { stream, cause } => self.stop_stream(stream, cause),
+            probe => self.probes.run(probe),
+        }
+    }
+
+    fn stop_stream(&mut self, stream: SourceTabletId, cause: String) {
+        error!(%stream, %cause, "the stream stops");
+        self.coordinator.handle_stream_stopped(stream, Some(cause.clone()));
+        self.pullers.send_modify(|pullers| {
+            pullers.states.insert(stream, StreamState::Stopped { cause: cause.clone() });
+            pullers.stopped.insert(stream, cause);
+        });
+    }
+
+    fn durable(&mut self, position: LogPosition) {
+        if let Some((_, bytes)) = self.in_flight.take() {
+            self.bytes += bytes;
+        }
+        self.coordinator.handle_durable(position);
+        self.show();
+        let later = self.waiting.split_off(&position.next());
+        for answers in std::mem::replace(&mut self.waiting, later).into_values() {
+            answers.into_iter().for_each(|answer| answer());
+        }
+    }
+
+    /// Shows readers how far they may read now.
+    fn show(&mut self) {
+        let (latest, safe) = (self.coordinator.latest(), self.coordinator.safe());
+        let tables = std::mem::take(&mut self.tables_changed).then(|| Arc::new(self.coordinator.table_versions()));
+        let map = self.coordinator.map();
+        self.shown.send_modify(|shown| {
+            (shown.latest, shown.safe) = (latest, safe);
+            if let Some(tables) = tables {
+                shown.tables = tables;
+            }
+            if shown.map.version != map.version {
+                shown.map = Arc::new(map.clone());
+            }
+        });
+    }
+
+    /// Gives an answer once the log is durable up to where it rests on.
+    fn promise<T: Send + 'static, U: Send + 'static>(
+        &mut self,
+        promised: Result<Promise<T>, Refused>,
+        reply: Reply<U>,
+        answer: impl FnOnce(T) -> U + Send + 'static,
+    ) {
+        match promised {
+            Err(refused) => {
+                reply.send(Err(refused.into())).ok();
+            }
+            Ok(Promise { after, value }) => {
+                let answer = move || {
+                    reply.send(Ok(answer(value))).ok();
+                };
+                if after <= self.coordinator.durable() {
+                    answer();
+                } else {
+                    self.waiting.entry(after).or_default().push(Box::new(answer));
+                }
+            }
+        }
+    }
+
+    fn handle(&mut self, input: Input) {
+        let now = now();
+        match input {
+            Input::Report { report, reply } => {
+                let stream = report.stream;
+                if let Some(cause) = self.pullers.borrow().stopped.get(&stream) {
+                    reply.send(Err(LeaderError::Stop(cause.clone()))).ok();
+                    return;
+                }
+                let promised = self.coordinator.handle_report(now, report);
+                self.promise(promised, reply, |checkpoint| Reported { checkpoint, acknowledge: checkpoint });
+            }
+            Input::Applied { tablet, applied } => self.coordinator.handle_applied(tablet, applied),
+            Input::OpenStream { name, puller, reply } => {
+                let promised = self.coordinator.handle_open_stream(now, &name);
+                if let Ok(promise) = &promised {
+                    let stream = promise.value.stream;
+                    info!(stream = %name, %puller, epoch = %promise.value.puller, "a puller takes the stream");
+                    self.pullers.send_if_modified(|pullers| pullers.stopped.remove(&stream).is_some());
+                }
+                let given = Given {
+                    owner: self.owner,
+                    log_id: self.log_id.clone(),
+                    map: self.coordinator.map().clone(),
+                    streams: self.coordinator.streams().into_iter().map(|view| (view.name, view.stream)).collect(),
+                    release: self.release,
+                };
+                self.promise(promised, reply, |opening| given.opened(opening));
+            }
+            Input::Table { name, columns, reply } => {
+                let promise = self.coordinator.handle_table(now, &name, columns);
+                self.tables_changed = true;
+                if promise.after <= self.coordinator.durable() {
+                    self.show();
+                }
+                self.promise(Ok(promise), reply, |schema| schema);
+            }
+            Input::Slot { stream, puller, start, identity, reply } => {
+                let promised = self.coordinator.handle_slot(now, stream, puller, start, &identity);
+                self.promise(promised, reply, |()| ());
+            }
+            Input::Copy { stream, puller, table, state, reply } => {
+                let promised = self.coordinator.handle_copy(now, stream, puller, &table, state);
+                self.promise(promised, reply, |()| ());
+            }
+            Input::State { stream, puller, state, reply } => {
+                let held = self.coordinator.state().stream(stream).map(|record| record.puller);
+                if held != Some(puller) {
+                    let cause = format!("another puller has stream {stream}");
+                    reply.send(Err(LeaderError::Fenced(cause))).ok();
+                    return;
+                }
+                let cause = match &state {
+                    StreamState::Stopped { cause } => Some(cause.clone()),
+                    _ => None,
+                };
+                self.coordinator.handle_stream_stopped(stream, cause);
+                self.pullers.send_modify(|pullers| {
+                    pullers.states.insert(stream, state);
+                });
+                reply.send(Ok(())).ok();
+            }
+            Input::Fence(fence) => self.coordinator.handle_fence(now, fence),
+            Input::FenceResolved { stream, transactions, position } => {
+                self.coordinator.handle_fence_resolved(now, stream, transactions, position);
+            }
+            Input::Round { begun_after, positions } => self.coordinator.handle_round(now, begun_after, positions),
+            Input::Settle { reply } => self.settling.push(reply),
+            Input::Look(look) => look(&self.coordinator, now),
+            Input::Stop => {}
+        }
+    }
+}
+
+/// What every puller is given beside its stream's opening.
+struct Given {
+    owner: Epoch,
+    log_id: String,
+    map: TabletMap,
+    streams: Vec<(String, SourceTabletId)>,
+    release: Release,
+}
+
+impl Given {
+    fn opened(self, opening: StreamOpening) -> StreamOpened {
+        let done = |(table, state): &(String, CopyState)| match state {
+            CopyState::Done { snapshot, .. } => Some((table.clone(), *snapshot)),
+            _ => None,
+        };
+        let open_branches = opening.open_branches.into_iter().map(|branch| OpenBranch {
+            transaction: branch.transaction,
+            label: branch.label,
+            opened: branch.opened,
+            records: branch.records,
+            applying: branch.applying,
+        });
+        StreamOpened {
+            stream: opening.stream,
+            puller: opening.puller,
+            owner: self.owner,
+            log_id: self.log_id,
+            map: self.map,
+            streams: self.streams,
+            release: self.release,
+            slot_stands: opening.slot.is_some(),
+            resume: Resume {
+                stream: opening.stream,
+                identity: opening.identity,
+                after: opening.checkpoint,
+                open_branches: open_branches.collect(),
+                copied: opening.copies.iter().filter_map(done).collect(),
+            },
+            copies: opening.copies.into_iter().filter(|(_, state)| !matches!(state, CopyState::Done { .. })).collect(),
+            stored: opening.stored,
+        }
+    }
+}
+
+impl From<Refused> for LeaderError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::OutOfOrder { held, follows } => Self::OutOfOrder { held, follows },
+            Refused::Fenced { .. } => Self::Fenced(refused.to_string()),
+            Refused::Damage(cause) => Self::Stop(cause),
+            Refused::UnknownStream(_) => Self::Unavailable(refused.to_string()),
+        }
+    }
+}

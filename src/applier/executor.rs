@@ -1,0 +1,172 @@
+//! Carries decisions to one replica tablet.
+
+use super::driver::Inputs;
+use super::ended::{Ended, Trouble};
+use super::tablets::{ApplyQueue, Tablet};
+use crate::coordinator::Decided;
+use crate::flow::Backoff;
+use crate::limits::{
+    APPLY_BATCH_DECISIONS, RETRY_FIRST_MS, RETRY_LAST_MS, STOPPED_RETRY_MS, SYNC_AFTER_MS, SYNC_AT_LEAST_EVERY_MS,
+};
+use crate::tablet::{Applied, ApplyBatch, TabletError};
+use crate::wal::{Epoch, LogPosition};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+use tracing::{info, warn};
+
+/// One replica tablet's executor: hands it every decision in log order, one batch at a time, while the next one gathers.
+/// Decisions are kept until the tablet has applied them durably, so that one which lost its memory is told again.
+pub(super) struct Executor {
+    pub(super) tablet: Tablet,
+    pub(super) queue: Arc<ApplyQueue>,
+    pub(super) inputs: Inputs,
+    pub(super) log_id: String,
+    pub(super) owner: Epoch,
+    /// What the tablet has durably applied, by the log at first: it can never hold less (C14).
+    pub(super) applied: LogPosition,
+}
+
+impl Executor {
+    /// Runs until the queue is closed and the tablet has applied all of it durably.
+    pub(super) async fn run(mut self, seed: u64) -> Result<(), Ended> {
+        let mut backoff =
+            Backoff::new(Duration::from_millis(RETRY_FIRST_MS), Duration::from_millis(RETRY_LAST_MS), seed);
+        let mut kept = VecDeque::new();
+        let mut said = None;
+        loop {
+            let wait = match self.session(&mut kept, &mut backoff, &mut said).await {
+                Ok(()) => return Ok(()),
+                Err(Trouble::Ended(ended)) => return Err(ended),
+                Err(Trouble::Retry(cause)) => {
+                    self.say(&mut said, cause);
+                    backoff.next_wait()
+                }
+                Err(Trouble::Stop(cause)) => {
+                    self.say(&mut said, cause);
+                    Duration::from_millis(STOPPED_RETRY_MS)
+                }
+            };
+            sleep(wait).await;
+        }
+    }
+
+    /// Says a cause once, not at every attempt.
+    fn say(&self, said: &mut Option<String>, cause: String) {
+        if said.as_ref() != Some(&cause) {
+            warn!(tablet = %self.tablet.name, %cause, "decisions wait for the replica tablet");
+            *said = Some(cause);
+        }
+    }
+
+    async fn session(
+        &mut self,
+        kept: &mut VecDeque<Decided>,
+        backoff: &mut Backoff,
+        said: &mut Option<String>,
+    ) -> Result<(), Trouble> {
+        let announced = self.tablet.leader.announce(&self.log_id, self.tablet.id, self.owner).await;
+        let announced = announced.map_err(|error| self.trouble(&error))?;
+        let mut heard = announced.heard;
+        self.applied(announced.applied, kept).await?;
+        if said.take().is_some() {
+            info!(tablet = %self.tablet.name, "the replica tablet takes decisions again");
+        }
+        let mut synced = Instant::now();
+        loop {
+            let gathered = self.queue.take_into(kept);
+            if gathered.through > heard {
+                let batch = self.batch(kept, heard, gathered.through, gathered.safe_time);
+                match self.tablet.leader.apply(batch).await {
+                    Ok(applied) => {
+                        backoff.reset();
+                        heard = applied.heard;
+                        self.applied(applied.applied, kept).await?;
+                    }
+                    // It holds less than before when it started again, and more when an answer was lost.
+                    Err(TabletError::HeardOther { heard: other, .. }) => {
+                        heard = other;
+                        self.check(other)?;
+                    }
+                    Err(error) => return Err(self.trouble(&error)),
+                }
+                if synced.elapsed() < Duration::from_millis(SYNC_AT_LEAST_EVERY_MS) {
+                    continue;
+                }
+            } else if self.applied >= gathered.decided {
+                if gathered.closing {
+                    return Ok(());
+                }
+                self.queue.moved().await;
+                continue;
+            } else if !gathered.closing {
+                tokio::select! {
+                    () = self.queue.moved() => continue,
+                    () = sleep(Duration::from_millis(SYNC_AFTER_MS)) => {}
+                }
+            }
+            synced = Instant::now();
+            if self.applied < gathered.decided {
+                let Applied { heard: now_heard, applied } =
+                    self.tablet.leader.sync().await.map_err(|error| self.trouble(&error))?;
+                heard = now_heard;
+                self.applied(applied, kept).await?;
+            }
+        }
+    }
+
+    /// What follows `heard`, cut at a position so that one call stays short.
+    fn batch(
+        &self,
+        kept: &VecDeque<Decided>,
+        heard: LogPosition,
+        through: LogPosition,
+        safe_time: crate::wal::HybridTime,
+    ) -> ApplyBatch {
+        let from = kept.partition_point(|decided| decided.position <= heard);
+        let mut to = kept.len();
+        let mut through = through;
+        if let Some(last) = kept.get(from + APPLY_BATCH_DECISIONS) {
+            through = last.position;
+            to = kept.partition_point(|decided| decided.position <= through);
+        }
+        let work = kept.range(from..to).cloned().collect();
+        ApplyBatch { owner: self.owner, follows: heard, through, safe_time, work }
+    }
+
+    /// The tablet has durably applied the log up to here: what lies below need not be kept.
+    async fn applied(&mut self, applied: LogPosition, kept: &mut VecDeque<Decided>) -> Result<(), Trouble> {
+        self.check(applied)?;
+        let done = kept.partition_point(|decided| decided.position <= applied);
+        kept.drain(..done);
+        self.queue.done(done);
+        if applied > self.applied {
+            self.applied = applied;
+            self.inputs.applied(self.tablet.id, Applied { heard: applied, applied }).await;
+        }
+        Ok(())
+    }
+
+    fn check(&self, held: LogPosition) -> Result<(), Trouble> {
+        if held >= self.applied {
+            return Ok(());
+        }
+        Err(Trouble::Stop(format!(
+            "replica tablet {} holds the log up to {held} only, but had durably applied it up to {}: it lost \
+             acknowledged writes; bring its folder back, or set up the replica again from a new copy",
+            self.tablet.name, self.applied
+        )))
+    }
+
+    /// What an error means for this owner: a tablet that has seen a higher epoch ends it.
+    fn trouble(&self, error: &TabletError) -> Trouble {
+        match error {
+            TabletError::Fenced { held } => Trouble::Ended(Ended::Fenced(format!(
+                "replica tablet {} has seen owner epoch {held}, this one's is {}",
+                self.tablet.name, self.owner
+            ))),
+            error => self.tablet.trouble(error),
+        }
+    }
+}

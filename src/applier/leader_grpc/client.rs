@@ -1,0 +1,128 @@
+//! The client: a [`TransactionLeader`] that lives in another process.
+
+use super::super::leader::{LeaderError, Reported, StreamOpened, StreamState, TransactionLeader};
+use super::convert::report_bytes;
+use super::error::from_status;
+use crate::coordinator::{CopyState, Report};
+use crate::limits::{CALL_MS, GRPC_MESSAGE_BYTES_MAX};
+use crate::proto::transaction as pb;
+use crate::proto::transaction::transaction_service_client::TransactionServiceClient;
+use crate::proto::transport::{self, BadUrl};
+use crate::wal::{Column, Epoch, OpId, SourceTabletId, TableSchema, TransactionId};
+use async_trait::async_trait;
+use std::fmt::Display;
+use std::time::Duration;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Response, Status};
+
+/// The transaction leader at an address. It connects when it is first called, and again whenever it must; every call
+/// has a deadline of [`CALL_MS`].
+#[derive(Clone, Debug)]
+pub struct GrpcLeader {
+    client: TransactionServiceClient<Channel>,
+    url: String,
+}
+
+impl GrpcLeader {
+    /// The leader at `url` (`http://host:port`). To be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`BadUrl`].
+    pub fn new(url: &str) -> Result<Self, BadUrl> {
+        let client = TransactionServiceClient::new(transport::channel(url)?)
+            .max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(GRPC_MESSAGE_BYTES_MAX);
+        Ok(Self { client, url: url.to_owned() })
+    }
+
+    /// Who did not answer, and why.
+    fn unavailable(&self, why: impl Display) -> LeaderError {
+        LeaderError::Unavailable(format!("{}: {why}", self.url))
+    }
+
+    /// What the leader answered.
+    fn answer<T>(&self, result: Result<Response<T>, Status>) -> Result<T, LeaderError> {
+        result.map(Response::into_inner).map_err(|status| match from_status(&status) {
+            LeaderError::Unavailable(why) => self.unavailable(why),
+            error => error,
+        })
+    }
+}
+
+/// The request with its deadline.
+fn request<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(Duration::from_millis(CALL_MS));
+    request
+}
+
+// Cloning a generated client is cheap, and its calls want it mutable: each call has its own.
+#[async_trait]
+impl TransactionLeader for GrpcLeader {
+    async fn open_stream(&self, name: &str, puller: &str) -> Result<StreamOpened, LeaderError> {
+        let message = pb::OpenStreamRequest { name: name.to_owned(), puller: puller.to_owned() };
+        let opened = self.answer(self.client.clone().open_stream(request(message)).await)?;
+        opened.try_into().map_err(|fault| self.unavailable(fault))
+    }
+
+    async fn report(&self, report: Report) -> Result<Reported, LeaderError> {
+        let bytes = report_bytes(&report).map_err(|fault| LeaderError::Stop(fault.to_string()))?;
+        let message = pb::ReportRequest { report: bytes.into() };
+        let reported = self.answer(self.client.clone().report(request(message)).await)?;
+        reported.try_into().map_err(|fault| self.unavailable(fault))
+    }
+
+    async fn table(
+        &self,
+        stream: SourceTabletId,
+        name: &str,
+        columns: Vec<Column>,
+    ) -> Result<TableSchema, LeaderError> {
+        let columns = columns.into_iter().map(Into::into).collect();
+        let message = pb::TableRequest { stream: stream.0, name: name.to_owned(), columns };
+        Ok(self.answer(self.client.clone().table(request(message)).await)?.into())
+    }
+
+    async fn slot(
+        &self,
+        stream: SourceTabletId,
+        puller: Epoch,
+        start: OpId,
+        identity: &str,
+    ) -> Result<(), LeaderError> {
+        let start = Some(start.into());
+        let message = pb::SlotRequest { stream: stream.0, puller: puller.0, start, identity: identity.to_owned() };
+        let pb::SlotResponse {} = self.answer(self.client.clone().slot(request(message)).await)?;
+        Ok(())
+    }
+
+    async fn copy(
+        &self,
+        stream: SourceTabletId,
+        puller: Epoch,
+        table: &str,
+        state: CopyState,
+    ) -> Result<(), LeaderError> {
+        let state = Some(state.into());
+        let message = pb::CopyRequest { stream: stream.0, puller: puller.0, table: table.to_owned(), state };
+        let pb::CopyResponse {} = self.answer(self.client.clone().copy(request(message)).await)?;
+        Ok(())
+    }
+
+    async fn stream_state(&self, stream: SourceTabletId, puller: Epoch, state: StreamState) -> Result<(), LeaderError> {
+        let message = pb::StreamStateRequest { stream: stream.0, puller: puller.0, state: Some(state.into()) };
+        let pb::StreamStateResponse {} = self.answer(self.client.clone().set_stream_state(request(message)).await)?;
+        Ok(())
+    }
+
+    async fn transaction_record(
+        &self,
+        transaction: TransactionId,
+    ) -> Result<Option<pb::TransactionRecord>, LeaderError> {
+        let message = pb::GetTransactionRecordRequest { transaction_id: transaction.0 };
+        match self.client.clone().get_transaction_record(request(message)).await {
+            Err(status) if status.code() == Code::NotFound => Ok(None),
+            answered => self.answer(answered).map(Some),
+        }
+    }
+}

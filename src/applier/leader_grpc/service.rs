@@ -1,0 +1,104 @@
+//! The service.
+
+use super::super::leader::{LeaderError, TransactionLeader};
+use super::convert::report_from;
+use super::error::{malformed, to_status};
+use super::order::ReportOrder;
+use crate::limits::GRPC_MESSAGE_BYTES_MAX;
+use crate::proto::tablet::TableSchema;
+use crate::proto::transaction as pb;
+use crate::proto::transaction::transaction_service_server::{TransactionService, TransactionServiceServer};
+use crate::proto::wire::{op_id, required};
+use crate::wal::{Column, Epoch, SourceTabletId, TransactionId};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use tonic::{Request, Response, Status};
+
+/// A service of this leader.
+#[must_use]
+pub fn transaction_service(leader: Arc<dyn TransactionLeader>) -> TransactionServiceServer<impl TransactionService> {
+    TransactionServiceServer::new(Service { leader, order: ReportOrder::default() })
+        .max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(GRPC_MESSAGE_BYTES_MAX)
+}
+
+struct Service {
+    leader: Arc<dyn TransactionLeader>,
+    order: ReportOrder,
+}
+
+/// What the leader answered as what the wire carries.
+fn answer<T, U: From<T>>(result: Result<T, LeaderError>) -> Result<Response<U>, Status> {
+    result.map(|value| Response::new(value.into())).map_err(to_status)
+}
+
+#[tonic::async_trait]
+impl TransactionService for Service {
+    async fn open_stream(
+        &self,
+        request: Request<pb::OpenStreamRequest>,
+    ) -> Result<Response<pb::OpenStreamResponse>, Status> {
+        let request = request.into_inner();
+        let opened = self.leader.open_stream(&request.name, &request.puller).await.map_err(to_status)?;
+        self.order.opened(opened.stream, opened.puller, opened.resume.after);
+        Ok(Response::new(opened.into()))
+    }
+
+    async fn report(&self, request: Request<pb::ReportRequest>) -> Result<Response<pb::ReportResponse>, Status> {
+        let report = report_from(&request.into_inner().report).map_err(malformed)?;
+        self.order.turn(&report).await;
+        let (stream, puller, upto) = (report.stream, report.puller, report.upto);
+        let mut call = pin!(self.leader.report(report));
+        // The first poll hands the report in; only then may the one behind it follow.
+        let first = futures::poll!(call.as_mut());
+        self.order.handed_in(stream, puller, upto);
+        match first {
+            Poll::Ready(result) => answer(result),
+            Poll::Pending => answer(call.await),
+        }
+    }
+
+    async fn table(&self, request: Request<pb::TableRequest>) -> Result<Response<TableSchema>, Status> {
+        let request = request.into_inner();
+        let columns = request.columns.into_iter().map(Column::from).collect();
+        answer(self.leader.table(SourceTabletId(request.stream), &request.name, columns).await)
+    }
+
+    async fn slot(&self, request: Request<pb::SlotRequest>) -> Result<Response<pb::SlotResponse>, Status> {
+        let request = request.into_inner();
+        let (stream, puller) = (SourceTabletId(request.stream), Epoch(request.puller));
+        let start = op_id("start", request.start).map_err(malformed)?;
+        self.leader.slot(stream, puller, start, &request.identity).await.map_err(to_status)?;
+        Ok(Response::new(pb::SlotResponse {}))
+    }
+
+    async fn copy(&self, request: Request<pb::CopyRequest>) -> Result<Response<pb::CopyResponse>, Status> {
+        let request = request.into_inner();
+        let (stream, puller) = (SourceTabletId(request.stream), Epoch(request.puller));
+        let state = required("state", request.state).and_then(TryInto::try_into).map_err(malformed)?;
+        self.leader.copy(stream, puller, &request.table, state).await.map_err(to_status)?;
+        Ok(Response::new(pb::CopyResponse {}))
+    }
+
+    async fn set_stream_state(
+        &self,
+        request: Request<pb::StreamStateRequest>,
+    ) -> Result<Response<pb::StreamStateResponse>, Status> {
+        let request = request.into_inner();
+        let (stream, puller) = (SourceTabletId(request.stream), Epoch(request.puller));
+        let state = required("state", request.state).and_then(TryInto::try_into).map_err(malformed)?;
+        self.leader.stream_state(stream, puller, state).await.map_err(to_status)?;
+        Ok(Response::new(pb::StreamStateResponse {}))
+    }
+
+    async fn get_transaction_record(
+        &self,
+        request: Request<pb::GetTransactionRecordRequest>,
+    ) -> Result<Response<pb::TransactionRecord>, Status> {
+        let transaction = TransactionId(request.into_inner().transaction_id);
+        let record = self.leader.transaction_record(transaction).await.map_err(to_status)?;
+        let none = || Status::not_found(format!("transaction {transaction} was never heard of, or is forgotten"));
+        record.map(Response::new).ok_or_else(none)
+    }
+}

@@ -1,0 +1,110 @@
+//! The thread that owns the transaction log. Engines block, and one caller at a time is their contract.
+
+use super::ended::Ended;
+use crate::flow::Backoff;
+use crate::limits::{RETRY_FIRST_MS, RETRY_LAST_MS};
+use crate::txn_log::{Fate, LogError, Snapshot, TransactionLog, read_back};
+use crate::wal::{Epoch, LogPosition};
+use bytes::Bytes;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tracing::warn;
+
+/// What the log is to do, in order.
+#[derive(Debug)]
+pub(super) enum LogCommand {
+    /// Append an entry.
+    Append { position: LogPosition, entry: Bytes },
+    /// Store a snapshot, then forget what it includes.
+    Snapshot(Snapshot),
+}
+
+/// What became of it.
+#[derive(Debug)]
+pub(super) enum LogEvent {
+    /// The entry at this position is durable.
+    Durable(LogPosition),
+    /// The snapshot is durable.
+    SnapshotStored,
+    /// The log is lost to this owner.
+    Ended(Ended),
+}
+
+/// Runs commands until there are no more, or the log is lost.
+pub(super) async fn run(
+    mut log: Box<dyn TransactionLog>,
+    epoch: Epoch,
+    mut commands: mpsc::Receiver<LogCommand>,
+    events: mpsc::Sender<LogEvent>,
+) {
+    while let Some(command) = commands.recv().await {
+        let event = match command {
+            LogCommand::Append { position, entry } => {
+                append(log.as_mut(), epoch, position, entry).await.map(|()| LogEvent::Durable(position))
+            }
+            LogCommand::Snapshot(snapshot) => {
+                store_snapshot(log.as_mut(), epoch, snapshot).await.map(|()| LogEvent::SnapshotStored)
+            }
+        };
+        let last = event.is_err();
+        if events.send(event.unwrap_or_else(LogEvent::Ended)).await.is_err() || last {
+            return;
+        }
+    }
+}
+
+/// Appends until the outcome is known. An entry whose append was not answered is appended again at the same position:
+/// whichever of the two lands stands there once, and nothing else may (C6).
+async fn append(log: &mut dyn TransactionLog, epoch: Epoch, position: LogPosition, entry: Bytes) -> Result<(), Ended> {
+    let mut backoff = patience(epoch);
+    loop {
+        let error = match log.append(position, epoch, entry.clone()).await {
+            Ok(_) => return Ok(()),
+            Err(error) => error,
+        };
+        let happened = match &error {
+            // The position may be taken by this very entry, whose first append was not answered.
+            LogError::Conflict { .. } | LogError::Indeterminate(_) => {
+                match read_back(log, position, epoch, &entry).await {
+                    Ok(Fate::Happened) => return Ok(()),
+                    Ok(Fate::Not) => Some(false),
+                    Ok(Fate::Open) => None,
+                    Err(error) => match Ended::of_log(&error) {
+                        Some(ended) => return Err(ended),
+                        None => None,
+                    },
+                }
+            }
+            _ => None,
+        };
+        if happened == Some(false) {
+            return Err(Ended::Fenced(format!("the log holds another entry at {position}")));
+        }
+        match Ended::of_log(&error) {
+            Some(ended) => return Err(ended),
+            None => warn!(%position, %error, "the append is tried again"),
+        }
+        tokio::time::sleep(backoff.next_wait()).await;
+    }
+}
+
+async fn store_snapshot(log: &mut dyn TransactionLog, epoch: Epoch, snapshot: Snapshot) -> Result<(), Ended> {
+    let position = snapshot.position;
+    let mut backoff = patience(epoch);
+    loop {
+        let stored = match log.write_snapshot(epoch, snapshot.clone()).await {
+            Ok(()) => log.trim(epoch, position).await,
+            Err(error) => Err(error),
+        };
+        let Err(error) = stored else { return Ok(()) };
+        match Ended::of_log(&error) {
+            Some(ended) => return Err(ended),
+            None => warn!(%position, %error, "the snapshot is tried again"),
+        }
+        tokio::time::sleep(backoff.next_wait()).await;
+    }
+}
+
+fn patience(epoch: Epoch) -> Backoff {
+    Backoff::new(Duration::from_millis(RETRY_FIRST_MS), Duration::from_millis(RETRY_LAST_MS), epoch.0)
+}

@@ -1,0 +1,197 @@
+//! One stream's task: opens it, copies what came before it, and pulls it, again and again.
+
+use super::copier;
+use super::driver::Pullers;
+use super::ended::{Ended, Trouble};
+use super::leader::{LeaderError, StreamOpened, StreamState, TransactionLeader};
+use super::pull::Pull;
+use super::streams::{SharedBudget, StreamSide};
+use super::tablets::{ApplyQueue, Tablet, Tablets};
+use crate::coordinator::Release;
+use crate::flow::{Assembler, Backoff, Opening};
+use crate::limits::{RETRY_FIRST_MS, RETRY_LAST_MS, STOPPED_RETRY_MS};
+use crate::source::{Catalog, SourceError};
+use crate::wal::{Column, Epoch, OpId, ReplicaTabletId, SourceTabletId, TableSchema};
+use async_trait::async_trait;
+use futures::future::try_join_all;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tracing::{info, warn};
+
+/// One stream's poller.
+pub(super) struct Poller {
+    pub(super) side: Arc<StreamSide>,
+    /// Its number in the budget.
+    pub(super) index: usize,
+    pub(super) leader: Arc<dyn TransactionLeader>,
+    pub(super) tablets: Tablets,
+    pub(super) budget: Arc<SharedBudget>,
+    /// Decisions that wait for the tablets, when the leader is in this process.
+    pub(super) queues: Vec<Arc<ApplyQueue>>,
+    /// Streams that the leader's machine stopped, when it is in this process.
+    pub(super) pullers: Option<watch::Receiver<Pullers>>,
+    pub(super) draining: watch::Receiver<bool>,
+    /// This process, for people.
+    pub(super) puller: String,
+}
+
+/// How a session ended well.
+pub(super) enum SessionEnd {
+    /// The stream was prepared; it is to be opened again.
+    Again,
+    /// Everything that was on its way has arrived, as was asked.
+    Drained,
+}
+
+/// The catalog of the leader, for one stream.
+struct LeaderCatalog {
+    leader: Arc<dyn TransactionLeader>,
+    stream: SourceTabletId,
+}
+
+#[async_trait]
+impl Catalog for LeaderCatalog {
+    async fn table(&self, name: &str, columns: Vec<Column>) -> Result<TableSchema, SourceError> {
+        self.leader.table(self.stream, name, columns).await.map_err(|error| match error {
+            LeaderError::Stop(cause) => SourceError::Stop(cause),
+            other => SourceError::Retry(other.to_string()),
+        })
+    }
+}
+
+impl Poller {
+    /// Runs until it is told to drain, or the applier must end.
+    pub(super) async fn run(mut self, seed: u64) -> Result<(), Ended> {
+        let mut backoff =
+            Backoff::new(Duration::from_millis(RETRY_FIRST_MS), Duration::from_millis(RETRY_LAST_MS), seed);
+        let mut said = None;
+        loop {
+            let mut opened = None;
+            let mut draining = self.draining.clone();
+            let side = Arc::clone(&self.side);
+            let session = tokio::select! {
+                session = self.session(&mut opened, &mut backoff) => session,
+                // What is still being opened or copied is not waited for; what is being pulled drains by itself.
+                () = drained_before_pulling(&mut draining, &side) => return Ok(()),
+            };
+            let (state, wait) = match session {
+                Ok(SessionEnd::Drained) => return Ok(()),
+                Ok(SessionEnd::Again) => continue,
+                Err(Trouble::Ended(ended)) => return Err(ended),
+                Err(Trouble::Retry(cause)) => (StreamState::Waiting { cause }, backoff.next_wait()),
+                Err(Trouble::Stop(cause)) => (StreamState::Stopped { cause }, Duration::from_millis(STOPPED_RETRY_MS)),
+            };
+            self.say(&mut said, &state);
+            if let Some((stream, puller)) = opened {
+                // Whoever cannot be told asks again when it opens.
+                self.leader.stream_state(stream, puller, state).await.ok();
+            }
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = asked_to_drain(&mut self.draining) => return Ok(()),
+            }
+        }
+    }
+
+    /// Says a cause once, not at every attempt.
+    fn say(&self, said: &mut Option<StreamState>, state: &StreamState) {
+        if said.as_ref() == Some(state) {
+            return;
+        }
+        match state {
+            StreamState::Stopped { cause } => warn!(stream = %self.side.name, %cause, "the stream stops"),
+            StreamState::Waiting { cause } => warn!(stream = %self.side.name, %cause, "the stream is opened again"),
+            _ => {}
+        }
+        *said = Some(state.clone());
+    }
+
+    async fn session(
+        &self,
+        opened_as: &mut Option<(SourceTabletId, Epoch)>,
+        backoff: &mut Backoff,
+    ) -> Result<SessionEnd, Trouble> {
+        let opened = self.leader.open_stream(&self.side.name, &self.puller).await?;
+        *opened_as = Some((opened.stream, opened.puller));
+        let tablets = self.tablets.of(&opened.map).map_err(Trouble::Stop)?;
+        let marks = announce(&tablets, &opened).await?;
+        let catalog = Arc::new(LeaderCatalog { leader: Arc::clone(&self.leader), stream: opened.stream });
+        if !opened.slot_stands {
+            let (leader, side) = (self.leader.as_ref(), &self.side);
+            copier::create_slot(leader, side, &opened, &tablets, catalog).await?;
+            return Ok(SessionEnd::Again);
+        }
+        let (stream, keeper) = self.side.source.open(opened.resume.clone(), catalog).await?;
+        let mut keepers = JoinSet::new();
+        keepers.spawn(keeper);
+        self.leader.stream_state(opened.stream, opened.puller, StreamState::Running).await?;
+        info!(stream = %self.side.name, puller = %opened.puller, after = %opened.resume.after, "the stream runs");
+        backoff.reset();
+        let pull = Pull {
+            assembler: Assembler::new(opening(&opened, marks)),
+            stream,
+            opened: &opened,
+            tablets: &tablets,
+            poller: self,
+        };
+        pull.run().await
+    }
+}
+
+/// Ends when draining is asked for while no records are on their way. What is being pulled drains by itself, and this
+/// must not end before it.
+async fn drained_before_pulling(draining: &mut watch::Receiver<bool>, side: &StreamSide) {
+    asked_to_drain(draining).await;
+    if side.is_pulled() {
+        std::future::pending().await
+    }
+}
+
+/// Ends when draining is asked for.
+pub(super) async fn asked_to_drain(draining: &mut watch::Receiver<bool>) {
+    if draining.wait_for(|draining| *draining).await.is_err() {
+        // The applier is gone, and this task with it.
+        std::future::pending().await
+    }
+}
+
+/// Every tablet hears of the new puller before its mark is read (C7), and must hold what the log says it stored (C14).
+async fn announce(tablets: &[Tablet], opened: &StreamOpened) -> Result<Vec<(ReplicaTabletId, OpId)>, Trouble> {
+    let announced = tablets.iter().map(|tablet| async move {
+        let mark = tablet.leader.announce_puller(opened.stream, opened.owner, opened.puller).await;
+        let mark = mark.map_err(|error| tablet.trouble(&error))?.stored;
+        let logged = opened.stored.iter().find(|(id, _)| *id == tablet.id).map_or(OpId::ZERO, |(_, at)| *at);
+        if mark < logged {
+            return Err(Trouble::Stop(format!(
+                "replica tablet {} holds this stream up to {mark} only, but the log says that it stored it up to \
+                 {logged}: it lost acknowledged writes; bring its folder back, or set up the replica again from a new \
+                 copy",
+                tablet.name
+            )));
+        }
+        Ok((tablet.id, mark))
+    });
+    try_join_all(announced).await
+}
+
+fn opening(opened: &StreamOpened, marks: Vec<(ReplicaTabletId, OpId)>) -> Opening {
+    let branches = |applying: bool| {
+        let chosen = opened.resume.open_branches.iter().filter(move |branch| branch.applying == applying);
+        chosen.map(|branch| (branch.transaction.clone(), branch.opened)).collect()
+    };
+    Opening {
+        stream: opened.stream,
+        owner: opened.owner,
+        puller: opened.puller,
+        map: opened.map.clone(),
+        report_conflicts: opened.release == Release::Atomic,
+        streams: opened.streams.iter().cloned().collect(),
+        checkpoint: opened.resume.after,
+        open: branches(false),
+        // Only where a branch is named by its transaction alone: a prepared one is ended by where it opened.
+        applied: if opened.release == Release::CommonClock { branches(true) } else { Vec::new() },
+        marks,
+    }
+}

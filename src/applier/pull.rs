@@ -1,0 +1,208 @@
+//! Pulling an open stream: records in, parts out to the tablets, reports out to the leader.
+
+use super::ended::{Trouble, now};
+use super::leader::{LeaderError, Reported, StreamOpened, StreamState};
+use super::poller::{Poller, SessionEnd, asked_to_drain};
+use super::tablets::Tablet;
+use crate::flow::{Assembled, Assembler, Window};
+use crate::limits::{BATCH_BYTES, REPORT_IDLE_MS, REPORTS_IN_FLIGHT, STALL_SHOWS_AFTER_MS, TICK_MS};
+use crate::source::{Stream, StreamEvent};
+use crate::tablet::{ChunkBatch, Stored};
+use crate::wal::{OpId, ReplicaTabletId};
+use futures::future::{BoxFuture, OptionFuture, try_join_all};
+use futures::stream::{FuturesOrdered, StreamExt};
+use std::time::Duration;
+use tokio::time::{Instant, sleep, sleep_until};
+
+/// An open stream that is being pulled.
+pub(super) struct Pull<'a> {
+    pub(super) assembler: Assembler,
+    pub(super) stream: Box<dyn Stream>,
+    pub(super) opened: &'a StreamOpened,
+    pub(super) tablets: &'a [Tablet],
+    pub(super) poller: &'a Poller,
+}
+
+/// Bytes that a stream holds of the shared budget; given back with the stream, however it ends.
+struct Held<'a> {
+    poller: &'a Poller,
+    bytes: usize,
+}
+
+impl Held<'_> {
+    fn take(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        self.poller.budget.take(self.poller.index, bytes);
+    }
+
+    fn give_back(&mut self, bytes: usize) {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        self.poller.budget.give_back(self.poller.index, bytes);
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.give_back(self.bytes);
+        self.poller.side.pulled(false);
+    }
+}
+
+impl Pull<'_> {
+    /// Pulls until the stream fails, or everything has drained as was asked.
+    ///
+    /// One loop, no task of its own for any part of it: while one run is being stored, the next gathers, and the reports
+    /// of those before are on their way to the log.
+    pub(super) async fn run(mut self) -> Result<SessionEnd, Trouble> {
+        let Poller { side, budget, leader, queues, pullers, draining, index, .. } = self.poller;
+        let (mut draining, mut pullers) = (draining.clone(), pullers.clone());
+        let mut window = Window::new(self.opened.resume.after, REPORTS_IN_FLIGHT);
+        let mut held = Held { poller: self.poller, bytes: 0 };
+        let mut storing: OptionFuture<BoxFuture<'_, Result<Assembled, Trouble>>> = None.into();
+        let mut staging: OptionFuture<BoxFuture<'_, Result<(), Trouble>>> = None.into();
+        let mut is_staging = false;
+        let mut reports: FuturesOrdered<BoxFuture<'_, Result<Reported, LeaderError>>> = FuturesOrdered::new();
+        let mut stalled_at = None;
+        let mut stall_shown = false;
+        let mut acknowledged = OpId::ZERO;
+        side.pulled(true);
+        loop {
+            for transactions in side.take_not_running(self.assembler.passed()) {
+                self.assembler.push_not_running(transactions);
+            }
+            if stalled_at.is_none()
+                && window.may_store()
+                && let Some(run) = self.assembler.take()
+            {
+                window.received(run.report.upto);
+                window.storing(run.report.upto, run.bytes);
+                storing = Some(store(self.tablets, run)).into();
+                stalled_at = Some(Instant::now() + Duration::from_millis(STALL_SHOWS_AFTER_MS));
+            }
+            let drain = *draining.borrow();
+            if drain && window.is_empty() && !is_staging {
+                return Ok(SessionEnd::Drained);
+            }
+            let freed = budget.freed();
+            let full = queues.iter().any(|queue| queue.is_full());
+            let may_pull =
+                !drain && !is_staging && !full && self.assembler.bytes() < BATCH_BYTES && budget.may_pull(*index);
+            tokio::select! {
+                biased;
+                Some(stored) = &mut storing => {
+                    storing = None.into();
+                    stalled_at = None;
+                    let mut run = stored?;
+                    window.stored();
+                    if std::mem::take(&mut stall_shown) {
+                        let state = StreamState::Running;
+                        leader.stream_state(self.opened.stream, self.opened.puller, state).await?;
+                    }
+                    acknowledged = self.stream.acknowledged();
+                    run.report.acknowledged = acknowledged;
+                    reports.push_back(leader.report(run.report));
+                    self.note(&window);
+                }
+                Some(reported) = reports.next() => {
+                    let reported = reported?;
+                    held.give_back(window.reported(reported.checkpoint).map_err(Trouble::Retry)?);
+                    self.stream.acknowledge(reported.acknowledge);
+                    self.note(&window);
+                }
+                Some(staged) = &mut staging => {
+                    staging = None.into();
+                    is_staging = false;
+                    staged?;
+                }
+                event = self.stream.next(), if may_pull => {
+                    side.note(|progress| progress.answered_at = now());
+                    match event? {
+                        StreamEvent::Batch(batch) => {
+                            held.take(batch.bytes);
+                            window.received(batch.upto);
+                            self.assembler.push(batch).map_err(Trouble::Stop)?;
+                        }
+                        StreamEvent::Chunk(chunk) => {
+                            let parts = self.assembler.chunk(chunk).map_err(Trouble::Stop)?;
+                            staging = Some(stage(self.tablets, parts)).into();
+                            is_staging = true;
+                        }
+                    }
+                }
+                () = freed, if !may_pull => {}
+                () = sleep(Duration::from_millis(TICK_MS)), if full => {}
+                () = side.woken() => {}
+                () = asked_to_drain(&mut draining), if !drain => {}
+                cause = stopped(&mut pullers, self.opened) => return Err(Trouble::Stop(cause)),
+                () = sleep_until(stalled_at.unwrap_or_else(Instant::now)), if stalled_at.is_some() && !stall_shown => {
+                    stall_shown = true;
+                    let state = StreamState::BackPressure { tablet: self.slowest() };
+                    leader.stream_state(self.opened.stream, self.opened.puller, state).await?;
+                }
+                () = sleep(Duration::from_millis(REPORT_IDLE_MS)), if window.is_empty() && may_pull => {
+                    if self.stream.acknowledged() > acknowledged {
+                        self.assembler.push_nothing();
+                    }
+                }
+            }
+        }
+    }
+
+    fn note(&self, window: &Window) {
+        let [received, durable, checkpointed] = window.positions();
+        self.poller.side.note(|progress| {
+            (progress.received, progress.durable, progress.checkpointed) = (received, durable, checkpointed);
+        });
+    }
+
+    /// The tablets that the run in work goes to.
+    fn slowest(&self) -> String {
+        self.tablets.iter().map(|tablet| tablet.name.as_str()).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// Ends when the leader's machine has stopped this stream.
+async fn stopped(
+    pullers: &mut Option<tokio::sync::watch::Receiver<super::driver::Pullers>>,
+    opened: &StreamOpened,
+) -> String {
+    if let Some(pullers) = pullers
+        && let Ok(pullers) = pullers.wait_for(|pullers| pullers.stopped.contains_key(&opened.stream)).await
+        && let Some(cause) = pullers.stopped.get(&opened.stream)
+    {
+        return cause.clone();
+    }
+    std::future::pending().await
+}
+
+/// Stores a run's parts at their tablets, all at once. A part that was not answered, or not in order, ends the session:
+/// the next one begins with the marks that the tablets then hold, and the source sends again what is missing.
+fn store<'a>(tablets: &'a [Tablet], mut run: Assembled) -> BoxFuture<'a, Result<Assembled, Trouble>> {
+    Box::pin(async move {
+        let parts = std::mem::take(&mut run.parts).into_iter().map(|(id, batch)| async move {
+            let tablet = find(tablets, id)?;
+            tablet.leader.write_provisional(batch).await.map_err(|error| tablet.trouble(&error))
+        });
+        for Stored { conflicts, .. } in try_join_all(parts).await? {
+            run.add_conflicts(conflicts);
+        }
+        Ok(run)
+    })
+}
+
+/// Stages a chunk's parts.
+fn stage(tablets: &[Tablet], parts: Vec<(ReplicaTabletId, ChunkBatch)>) -> BoxFuture<'_, Result<(), Trouble>> {
+    Box::pin(async move {
+        let parts = parts.into_iter().map(|(id, chunk)| async move {
+            let tablet = find(tablets, id)?;
+            tablet.leader.stage_chunk(chunk).await.map_err(|error| tablet.trouble(&error))
+        });
+        try_join_all(parts).await.map(|_| ())
+    })
+}
+
+fn find(tablets: &[Tablet], id: ReplicaTabletId) -> Result<&Tablet, Trouble> {
+    let found = tablets.iter().find(|tablet| tablet.id == id);
+    found.ok_or_else(|| Trouble::Retry(format!("the map does not name replica tablet {id}")))
+}

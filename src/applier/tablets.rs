@@ -1,0 +1,153 @@
+//! The replica tablets as the applier's tasks share them.
+
+use super::ended::Trouble;
+use crate::coordinator::{Decided, TabletMap};
+use crate::limits::DECISIONS_WAITING;
+use crate::tablet::{TabletError, TabletLeader};
+use crate::wal::{HybridTime, LogPosition, ReplicaTabletId};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::Notify;
+
+/// A replica tablet of the configuration.
+#[derive(Clone)]
+pub struct NamedTablet {
+    /// Its name.
+    pub name: String,
+    /// The first key that it holds, where the map is cut by key ranges.
+    pub from_key: Option<Vec<u8>>,
+    /// Where its leader is reached.
+    pub leader: Arc<dyn TabletLeader>,
+}
+
+/// The replica tablets of the configuration, and where they live.
+#[derive(Clone)]
+pub struct Tablets {
+    named: Arc<[NamedTablet]>,
+    here: bool,
+}
+
+/// One replica tablet under the log's number.
+#[derive(Clone)]
+pub(super) struct Tablet {
+    pub(super) id: ReplicaTabletId,
+    pub(super) name: String,
+    pub(super) leader: Arc<dyn TabletLeader>,
+    here: bool,
+}
+
+impl Tablets {
+    /// Tablets in the map's order. `here` says whether they live in this process, which must end when one's storage fails.
+    #[must_use]
+    pub fn new(tablets: impl IntoIterator<Item = NamedTablet>, here: bool) -> Self {
+        Self { named: tablets.into_iter().collect(), here }
+    }
+
+    /// The map that the configuration asks for: names, and first keys where it is cut by ranges.
+    pub(super) fn cut(&self) -> Vec<(String, Option<Vec<u8>>)> {
+        self.named.iter().map(|tablet| (tablet.name.clone(), tablet.from_key.clone())).collect()
+    }
+
+    /// The tablets of a map, in its order.
+    ///
+    /// # Errors
+    /// The map names a tablet that the configuration does not.
+    pub(super) fn of(&self, map: &TabletMap) -> Result<Vec<Tablet>, String> {
+        let tablets = map.tablets.iter().map(|mapped| {
+            let named = self.named.iter().find(|named| named.name == mapped.name).ok_or_else(|| {
+                format!(
+                    "the log's map names replica tablet {:?}, which is not in the configuration; add it to \
+                     [[replica.tablets]]",
+                    mapped.name
+                )
+            })?;
+            let (name, leader) = (mapped.name.clone(), Arc::clone(&named.leader));
+            Ok(Tablet { id: mapped.id, name, leader, here: self.here })
+        });
+        tablets.collect()
+    }
+}
+
+impl Tablet {
+    /// What an error of this tablet means for whoever met it.
+    pub(super) fn trouble(&self, error: &TabletError) -> Trouble {
+        Trouble::of_tablet(&self.name, self.here, error)
+    }
+}
+
+/// Decisions on their way from the leader to one replica tablet.
+#[derive(Debug, Default)]
+pub(super) struct ApplyQueue {
+    state: Mutex<Gathered>,
+    /// What waits here or at the executor.
+    waiting: AtomicUsize,
+    moved: Notify,
+}
+
+/// What gathered while the tablet was busy.
+#[derive(Debug, Default)]
+pub(super) struct Gathered {
+    /// The decisions, positions rising.
+    pub(super) work: VecDeque<Decided>,
+    /// Every decision at or below this one that concerns the tablet was handed over.
+    pub(super) through: LogPosition,
+    /// The newest safe time at or below `through`.
+    pub(super) safe_time: HybridTime,
+    /// The newest decision for any tablet: a transaction is forgotten once *every* tablet has durably applied the log up
+    /// to its decision, also one that had nothing to do for it.
+    pub(super) decided: LogPosition,
+    /// No more will come.
+    pub(super) closing: bool,
+}
+
+impl ApplyQueue {
+    /// Hands decisions over, all of them up to `through`.
+    pub(super) fn hand_over(
+        &self,
+        work: &mut Vec<Decided>,
+        through: LogPosition,
+        safe_time: HybridTime,
+        decided: LogPosition,
+    ) {
+        self.waiting.fetch_add(work.len(), Ordering::Relaxed);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if work.is_empty() && state.through == through {
+            return;
+        }
+        state.work.extend(work.drain(..));
+        state.through = through;
+        state.safe_time = safe_time;
+        state.decided = decided;
+        drop(state);
+        self.moved.notify_one();
+    }
+
+    /// No more will come: the executor ends once the tablet has applied everything durably.
+    pub(super) fn close(&self) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).closing = true;
+        self.moved.notify_one();
+    }
+
+    /// Moves everything that gathered behind `kept`.
+    pub(super) fn take_into(&self, kept: &mut VecDeque<Decided>) -> Gathered {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.append(&mut state.work);
+        Gathered { work: VecDeque::new(), ..*state }
+    }
+
+    /// Waits until something was handed over.
+    pub(super) async fn moved(&self) {
+        self.moved.notified().await;
+    }
+
+    /// The tablet has made this many durable.
+    pub(super) fn done(&self, decisions: usize) {
+        self.waiting.fetch_sub(decisions, Ordering::Relaxed);
+    }
+
+    /// Whether so many wait that pulling should pause.
+    pub(super) fn is_full(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > DECISIONS_WAITING
+    }
+}

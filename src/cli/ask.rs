@@ -1,0 +1,81 @@
+//! Commands that ask a running daemon: `status`, `explain`, `scan`.
+
+use super::{ExplainArgs, Failure, Format, RowFormat, ScanArgs, StatusArgs};
+use crate::admin::client::{AdminClient, ClientError};
+use crate::admin::scan::{JsonRows, csv_row};
+use std::io::{self, Write};
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Failed(format!("standard output: {error}"))
+    }
+}
+
+impl From<serde_json::Error> for Failure {
+    fn from(error: serde_json::Error) -> Self {
+        Self::Failed(format!("standard output: {error}"))
+    }
+}
+
+/// Prints what the daemon does.
+///
+/// # Errors
+/// When it does not answer. A daemon that is not ready is an answer.
+pub async fn status(args: &StatusArgs, out: &mut (impl Write + Send)) -> Result<(), Failure> {
+    let status = AdminClient::connect(&args.admin.admin).await?.status().await?;
+    match args.format {
+        Format::Text => write!(out, "{status}")?,
+        Format::Json => writeln!(out, "{}", serde_json::to_string(&status)?)?,
+    }
+    Ok(out.flush()?)
+}
+
+/// Prints every transaction that fits.
+///
+/// # Errors
+/// When none fits, or the daemon does not answer.
+pub async fn explain(args: &ExplainArgs, out: &mut (impl Write + Send)) -> Result<(), Failure> {
+    let explanations = AdminClient::connect(&args.admin.admin).await?.explain(&args.transaction).await?;
+    for (i, explanation) in explanations.iter().enumerate() {
+        match args.format {
+            Format::Text if i > 0 => write!(out, "\n{explanation}")?,
+            Format::Text => write!(out, "{explanation}")?,
+            Format::Json => writeln!(out, "{}", serde_json::to_string(explanation)?)?,
+        }
+    }
+    Ok(out.flush()?)
+}
+
+/// Prints all rows of a table. What was printed counts only if this succeeds.
+///
+/// # Errors
+/// When the daemon is not ready, does not answer, or stops answering before the last row.
+pub async fn scan(args: &ScanArgs, out: &mut (impl Write + Send)) -> Result<(), Failure> {
+    let mut rows = AdminClient::connect(&args.admin.admin).await?.scan(&args.table, args.at).await?;
+    let json = JsonRows::new(&rows.columns, args.with_time);
+    while let Some(page) = rows.next().await? {
+        match args.format {
+            RowFormat::Json => {
+                let mut text = String::new();
+                for row in &page {
+                    json.row(row, &mut text).map_err(|error| Failure::Failed(error.to_string()))?;
+                }
+                out.write_all(text.as_bytes())?;
+            }
+            RowFormat::Csv => {
+                let mut bytes = Vec::new();
+                for row in &page {
+                    csv_row(row, args.with_time, &mut bytes);
+                }
+                out.write_all(&bytes)?;
+            }
+        }
+    }
+    Ok(out.flush()?)
+}

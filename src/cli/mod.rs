@@ -1,0 +1,199 @@
+//! The command line: what people and scripts call.
+//!
+//! Exit codes: 0 done; 1 failed, differs, unknown transaction or not ready; 2 usage; 64 bad configuration. With
+//! `--format json` standard output carries JSON and nothing else; everything else goes to standard error.
+
+mod ask;
+mod check;
+
+pub use ask::{explain, scan, status};
+pub use check::check;
+
+use crate::admin::scan::ScanAt;
+use crate::config::Faults;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// The exit code of a configuration with faults (sysexits' EX_USAGE, which PostgreSQL's tools leave alone).
+pub const BAD_CONFIGURATION: u8 = 64;
+
+/// Keeps a replica universe in step with a source universe, and never shows a torn transaction.
+#[derive(Parser, Debug)]
+#[command(name = "untorn", version, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Show it: a source under load, a replica, and an auditor, in this process
+    Demo(DemoArgs),
+    /// Run the daemon. SIGTERM drains and exits 0; a second one exits at once
+    Run(ConfigArgs),
+    /// Run a tablet server: serves TabletService and CdcService
+    Tablet(ConfigArgs),
+    /// Check a configuration: every fault at once
+    Check(CheckArgs),
+    /// What a daemon does right now
+    Status(StatusArgs),
+    /// Why a transaction waits, and for whom
+    Explain(ExplainArgs),
+    /// Print all rows of a table at one read point
+    Scan(ScanArgs),
+}
+
+/// How an answer is printed.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// For scripts.
+    Json,
+}
+
+/// Where the daemon is.
+#[derive(Args, Debug)]
+pub struct AdminArgs {
+    /// The daemon's admin address
+    #[arg(long, value_name = "URL", env = "UNTORN_ADMIN", default_value = "http://127.0.0.1:7100")]
+    pub admin: String,
+}
+
+/// `untorn demo`.
+#[derive(Args, Debug)]
+pub struct DemoArgs {
+    /// How long it runs; until Ctrl-C when absent
+    #[arg(long, value_name = "N")]
+    pub seconds: Option<u64>,
+    /// Tablets of the source
+    #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub source_tablets: u32,
+    /// Tablets of the replica
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub replica_tablets: u32,
+    /// Show what readers would see if transactions were not held back until they are whole
+    #[arg(long)]
+    pub without_gate: bool,
+    /// Keep the log and the tablets here; a folder that goes away when absent
+    #[arg(long)]
+    pub dir: Option<PathBuf>,
+    /// A screen, or JSON with the result on the last line
+    #[arg(long, value_enum, default_value = "text")]
+    pub format: Format,
+}
+
+/// A command that a configuration rules.
+#[derive(Args, Debug)]
+pub struct ConfigArgs {
+    /// The configuration file
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+}
+
+/// `untorn check`.
+#[derive(Args, Debug)]
+pub struct CheckArgs {
+    /// The configuration file
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Also ask the servers that it names
+    #[arg(long)]
+    pub connect: bool,
+}
+
+/// `untorn status`.
+#[derive(Args, Debug)]
+pub struct StatusArgs {
+    /// Where the daemon is.
+    #[command(flatten)]
+    pub admin: AdminArgs,
+    /// A table, or one JSON object
+    #[arg(long, value_enum, default_value = "text")]
+    pub format: Format,
+}
+
+/// `untorn explain`.
+#[derive(Args, Debug)]
+pub struct ExplainArgs {
+    /// untorn's id, the source's id (a gid), or tablet:xid; what fits several prints them all
+    #[arg(value_name = "TXN")]
+    pub transaction: String,
+    /// Where the daemon is.
+    #[command(flatten)]
+    pub admin: AdminArgs,
+    /// Sentences, or one JSON object a line
+    #[arg(long, value_enum, default_value = "text")]
+    pub format: Format,
+}
+
+/// How rows are printed.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RowFormat {
+    /// One JSON object a line.
+    Json,
+    /// As COPY writes it.
+    Csv,
+}
+
+/// `untorn scan`.
+#[derive(Args, Debug)]
+pub struct ScanArgs {
+    /// The table
+    #[arg(long, value_name = "SCHEMA.TABLE")]
+    pub table: String,
+    /// The read point: safe (complete in the source's order), latest, or a hybrid time
+    #[arg(long, default_value = "safe", value_name = "safe|latest|HYBRID_TIME")]
+    pub at: ScanAt,
+    /// Add each row's commit time, `_hybrid_time`
+    #[arg(long)]
+    pub with_time: bool,
+    /// Where the daemon is.
+    #[command(flatten)]
+    pub admin: AdminArgs,
+    /// JSON objects, or CSV as PostgreSQL's COPY writes it
+    #[arg(long, value_enum, default_value = "json")]
+    pub format: RowFormat,
+}
+
+/// Why a command did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The configuration has faults.
+    #[error(transparent)]
+    Configuration(#[from] Faults),
+    /// Anything else.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl Failure {
+    /// What the process exits with.
+    #[must_use]
+    pub const fn exit_code(&self) -> u8 {
+        match self {
+            Self::Configuration(_) => BAD_CONFIGURATION,
+            Self::Failed(_) => 1,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_read_point_is_checked_before_anything_is_asked() {
+        let cli = |at: &str| Cli::try_parse_from(["untorn", "scan", "--table", "public.t", "--at", at]);
+        assert!(cli("latest").is_ok() && cli("7").is_ok());
+        assert_eq!(cli("noon").unwrap_err().exit_code(), 2);
+    }
+}

@@ -1,0 +1,156 @@
+//! The product as the demo starts it: CDC pollers over loopback, the sled log, embedded LSM tablets.
+
+use super::Plan;
+use super::replica::{Oldest, Replica, Status, StreamStatus};
+use crate::applier::{Applier, Components, Ended, Inputs, Leadership, NamedTablet, Reader, Tablets};
+use crate::coordinator::{Coordinator, Missing, ReadPoint, Release, Settings, Wait};
+use crate::source::Source;
+use crate::source::cdc::{CdcSource, CdcTablet, StreamNames};
+use crate::tablet::engine::{TabletOptions, Worker};
+use crate::tablet::{ReadPage, ReadRequest, TabletError, TabletLeader, embedded};
+use crate::txn_log::SledLog;
+use crate::wal::{HybridTime, TableId};
+use async_trait::async_trait;
+use std::io;
+use std::sync::Arc;
+use tokio::sync::Mutex;
+
+/// Who reads the source's WALs.
+const READER: &str = "untorn-demo";
+/// Bytes of records on their way, over all streams.
+const MEMORY_BUDGET: usize = 128 << 20;
+
+/// A running applier over embedded tablets.
+pub struct Pipeline {
+    applier: Mutex<Applier>,
+    reader: Reader,
+    inputs: Inputs,
+}
+
+impl Pipeline {
+    /// Starts the applier that the plan asks for. `spawn` runs a tablet store's worker on a thread of its own.
+    ///
+    /// # Errors
+    /// What failed, for people.
+    pub async fn start(plan: Plan, spawn: impl Fn(Worker) -> io::Result<()>) -> Result<Self, String> {
+        let names: Vec<_> = (1..=plan.replica_tablets).map(|number| format!("replica-{number}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        // Every version is compared at the end, so none is collected.
+        let options = TabletOptions { keep_age: None, ..TabletOptions::default() };
+        let opened = embedded::open(&plan.data_dir.join("tablets"), &names, options);
+        let (engines, workers) = opened.map_err(|error| error.to_string())?;
+        for worker in workers {
+            spawn(worker).map_err(|error| format!("a tablet's thread: {error}"))?;
+        }
+        let tablets = names.iter().zip(engines).map(|(name, engine)| {
+            let leader: Arc<dyn TabletLeader> = Arc::new(engine);
+            NamedTablet { name: (*name).to_owned(), from_key: None, leader }
+        });
+
+        let streams: StreamNames = plan.source_tablets.iter().map(|name| (name.clone(), name.clone())).collect();
+        let streams = Arc::new(streams);
+        let mut sources: Vec<Arc<dyn Source>> = Vec::with_capacity(streams.len());
+        for name in &plan.source_tablets {
+            let url = format!("http://{}", plan.source);
+            let tablet = CdcTablet { name: name.clone(), url, tablet: name.clone() };
+            let source = CdcSource::new(tablet, READER, Arc::clone(&streams)).map_err(|error| error.to_string())?;
+            sources.push(Arc::new(source));
+        }
+
+        let components = Components {
+            leadership: Leadership::Here {
+                log: Box::new(SledLog::new(plan.data_dir.join("log"))),
+                settings: Settings { release: Release::CommonClock, gate: plan.gate, ..Settings::default() },
+            },
+            tablets: Tablets::new(tablets, true),
+            sources,
+            pull: true,
+            memory_budget: MEMORY_BUDGET,
+            owner: "untorn demo".into(),
+        };
+        let applier = Applier::start(components).await.map_err(|error| error.to_string())?;
+        let (Some(reader), Some(inputs)) = (applier.reader(), applier.inputs()) else {
+            return Err("the applier does not lead".into());
+        };
+        Ok(Self { applier: Mutex::new(applier), reader, inputs })
+    }
+}
+
+#[async_trait]
+impl Replica for Pipeline {
+    fn tablets(&self) -> usize {
+        self.reader.tablet_count()
+    }
+
+    fn table(&self, name: &str) -> Option<TableId> {
+        self.reader.table(name).map(|schema| schema.table)
+    }
+
+    fn latest(&self) -> Option<ReadPoint> {
+        self.reader.latest().ok()
+    }
+
+    fn safe(&self) -> Option<ReadPoint> {
+        self.reader.safe().ok()
+    }
+
+    async fn safe_above(&self, time: HybridTime) -> Option<HybridTime> {
+        let mut shown = self.reader.shown();
+        let above = |safe: Option<ReadPoint>| safe.map(|safe| safe.time).filter(|&safe| safe > time);
+        let shown = shown.wait_for(|shown| above(shown.safe).is_some()).await.ok()?;
+        above(shown.safe)
+    }
+
+    async fn read(&self, tablet: usize, request: ReadRequest) -> Result<ReadPage, TabletError> {
+        self.reader.page(tablet, request).await
+    }
+
+    async fn status(&self) -> Status {
+        self.inputs.look(status).await.unwrap_or_default()
+    }
+
+    async fn failed(&self) -> String {
+        self.applier.lock().await.wait().await.to_string()
+    }
+
+    async fn stop(self) {
+        match self.applier.into_inner().drain().await {
+            Ended::Drained => {}
+            ended => tracing::warn!(%ended, "the applier did not drain"),
+        }
+    }
+}
+
+/// What the transaction leader knows, for people.
+fn status(coordinator: &Coordinator, now: HybridTime) -> Status {
+    let counts = coordinator.transaction_counts();
+    let streams: Vec<_> = coordinator
+        .state()
+        .streams
+        .iter()
+        .map(|stream| StreamStatus {
+            name: stream.name.clone(),
+            state: if stream.safe_time_heard { "running" } else { "coming up" }.into(),
+            lag_seconds: stream.safe_time.seconds_behind(now),
+        })
+        .collect();
+    let name = |stream| coordinator.state().stream(stream).map(|record| record.name.clone());
+    let oldest = coordinator.oldest_waiting().map(|oldest| Oldest {
+        tablet: match oldest.waits_for {
+            Some(Wait::Gate(Missing::Applying(stream) | Missing::Commit(Some(stream)))) => name(stream),
+            Some(Wait::StoppedStream(stream) | Wait::Copy(stream)) => name(stream),
+            _ => None,
+        },
+        transaction: oldest.source_id,
+        since_seconds: oldest.since.seconds_behind(now),
+        text: oldest.text,
+    });
+    Status {
+        streams,
+        held_by: coordinator.held_by().and_then(name),
+        waiting_to_commit: counts.waiting_to_commit,
+        pending: counts.pending,
+        committed_not_applied: counts.committed_not_applied,
+        oldest,
+    }
+}

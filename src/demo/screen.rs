@@ -1,0 +1,353 @@
+//! The live screen, drawn from what is known and nothing else: no terminal, no clock.
+
+use super::progress::{Latency, Numbers};
+use super::replica::{Oldest, Status};
+use super::report::grouped;
+use ratatui::Frame;
+use ratatui::layout::{Alignment, Constraint, Layout, Rect};
+use ratatui::style::{Color, Modifier, Style, Stylize};
+use ratatui::text::{Line, Span};
+use ratatui::widgets::{Block, BorderType, Paragraph, Sparkline, Wrap};
+use std::collections::VecDeque;
+use std::fmt;
+
+/// Rates that the sparkline remembers: more than the widest screen shows.
+const RATES_MAX: usize = 512;
+/// The widest bar of a stream's lag, and the lag that fills it.
+const BAR: usize = 10;
+const BAR_SECONDS: f64 = 0.1;
+
+/// What the screen shows.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// Tablets of the source universe.
+    pub source_tablets: usize,
+    /// Tablets of the replica universe.
+    pub replica_tablets: usize,
+    /// Whether the gate is on.
+    pub gate: bool,
+    /// The numbers now.
+    pub numbers: Numbers,
+    /// Visible transactions, their rows and snapshots, a second, between the last two looks.
+    pub rates: [u64; 3],
+    /// Transactions a second at each look, newest last.
+    pub history: VecDeque<u64>,
+    /// What the pipeline does.
+    pub status: Status,
+    /// What the demo is doing besides, if anything: coming up, or comparing at its end.
+    pub notice: Option<&'static str>,
+}
+
+impl View {
+    /// Takes a new look.
+    pub fn look(&mut self, numbers: Numbers, status: Status) {
+        let seconds = numbers.elapsed.saturating_sub(self.numbers.elapsed).as_secs_f64();
+        if seconds > 0.0 {
+            let rate = |now: u64, before: u64| (now.saturating_sub(before) as f64 / seconds).round() as u64;
+            self.rates = [
+                rate(numbers.visible, self.numbers.visible),
+                rate(numbers.visible_rows, self.numbers.visible_rows),
+                rate(numbers.snapshots, self.numbers.snapshots),
+            ];
+            self.history.push_back(self.rates[0]);
+            if self.history.len() > RATES_MAX {
+                self.history.pop_front();
+            }
+        }
+        self.numbers = numbers;
+        self.status = status;
+    }
+
+    /// Draws everything.
+    pub fn draw(&self, frame: &mut Frame<'_>) {
+        let [title, top, rates, bottom, foot] = Layout::vertical([
+            Constraint::Length(1),
+            Constraint::Length(8),
+            Constraint::Min(4),
+            Constraint::Length(8),
+            Constraint::Length(1),
+        ])
+        .areas(frame.area());
+        let [left, right] = Layout::horizontal([Constraint::Percentage(50); 2]).areas(top);
+        let [streams, waits] = Layout::horizontal([Constraint::Percentage(50); 2]).areas(bottom);
+        self.draw_title(frame, title);
+        self.draw_transactions(frame, left);
+        self.draw_torn(frame, right);
+        self.draw_rates(frame, rates);
+        self.draw_streams(frame, streams);
+        self.draw_waits(frame, waits);
+        self.draw_foot(frame, foot);
+    }
+
+    fn draw_title(&self, frame: &mut Frame<'_>, area: Rect) {
+        let gate = if self.gate { "gate on".green() } else { "GATE OFF".red().bold() };
+        let tablets =
+            format!(" · {} source tablets → {} replica tablets · ", self.source_tablets, self.replica_tablets);
+        let seconds = self.numbers.elapsed.as_secs();
+        frame.render_widget(Line::from(vec![" untorn demo".bold(), tablets.into(), gate]), area);
+        let clock = format!("{:02}:{:02} ", seconds / 60, seconds % 60);
+        frame.render_widget(Line::from(clock).alignment(Alignment::Right), area);
+    }
+
+    fn draw_transactions(&self, frame: &mut Frame<'_>, area: Rect) {
+        let [transactions, rows, _] = self.rates;
+        let Latency { p50, p99, .. } = self.numbers.recent;
+        let pair = |left: String, unit: &'static str, right: String, other: &'static str| {
+            Line::from(vec![
+                format!(" {left:>9}").bold(),
+                format!("{unit:<8}").dim(),
+                format!("{right:>9}").bold(),
+                other.dim(),
+            ])
+        };
+        let visible = format!(" {:>9}", grouped(self.numbers.visible)).bold().cyan();
+        let lines = vec![
+            Line::from(vec![visible, " committed and visible".dim()]),
+            Line::default(),
+            pair(grouped(transactions), " /s", grouped(rows), " rows/s"),
+            Line::default(),
+            Line::from(" commit → visible".dim()),
+            pair(format!("{p50:.1}"), " ms p50", format!("{p99:.1}"), " ms p99"),
+        ];
+        frame.render_widget(Paragraph::new(lines).block(block("transactions")), area);
+    }
+
+    fn draw_torn(&self, frame: &mut Frame<'_>, area: Rect) {
+        let color = if self.numbers.torn == 0 { Color::Green } else { Color::Red };
+        let mut lines = vec![Line::default()];
+        lines.extend(big(self.numbers.torn).map(|row| Line::from(row).style(Style::new().fg(color).bold())));
+        lines.push(match &self.numbers.last_torn {
+            Some(wrong) => Line::from(wrong.clone()).red(),
+            None => Line::default(),
+        });
+        let read = format!("of {} snapshots read, {} /s", grouped(self.numbers.snapshots), self.rates[2]);
+        lines.push(Line::from(read).dim());
+        let block = block("torn snapshots").border_style(Style::new().fg(color));
+        frame.render_widget(Paragraph::new(lines).alignment(Alignment::Center).block(block), area);
+    }
+
+    fn draw_rates(&self, frame: &mut Frame<'_>, area: Rect) {
+        let block = block("transactions a second");
+        let width = usize::from(block.inner(area).width);
+        let data: Vec<u64> = self.history.iter().copied().skip(self.history.len().saturating_sub(width)).collect();
+        let best = data.iter().max().copied().unwrap_or(0);
+        let block = block.title_top(Line::from(format!(" most {} ", grouped(best))).right_aligned().dim());
+        frame.render_widget(Sparkline::default().data(data).style(Color::Cyan).block(block), area);
+    }
+
+    fn draw_streams(&self, frame: &mut Frame<'_>, area: Rect) {
+        let room = usize::from(area.height.saturating_sub(2));
+        let lines: Vec<_> = self
+            .status
+            .streams
+            .iter()
+            .take(room)
+            .map(|stream| {
+                let share = (stream.lag_seconds / BAR_SECONDS).clamp(0.0, 1.0);
+                let filled = (share * BAR as f64).round() as usize;
+                let bar = format!("{}{}", "█".repeat(filled), "·".repeat(BAR - filled));
+                let holds = self.status.held_by.as_deref() == Some(&stream.name);
+                let color = match stream.state.as_str() {
+                    "running" if share < 1.0 => Color::Cyan,
+                    "stopped" => Color::Red,
+                    _ => Color::Yellow,
+                };
+                let mut spans = vec![
+                    format!(" {:<10.10} ", stream.name).into(),
+                    Span::styled(bar, color),
+                    format!(" {:>6}", milliseconds(stream.lag_seconds)).bold(),
+                ];
+                if stream.state != "running" {
+                    spans.push(format!(" {}", stream.state).fg(color));
+                } else if holds {
+                    spans.push(" ◂ safe".dim());
+                }
+                Line::from(spans)
+            })
+            .collect();
+        frame.render_widget(Paragraph::new(lines).block(block("streams, lag")), area);
+    }
+
+    fn draw_waits(&self, frame: &mut Frame<'_>, area: Rect) {
+        let status = &self.status;
+        let mut lines = vec![
+            Line::from(vec![format!(" {:>6}", grouped(status.waiting_to_commit)).bold(), " wait to commit".dim()]),
+            Line::from(vec![format!(" {:>6}", grouped(status.pending)).bold(), " are open".dim()]),
+            Line::from(vec![
+                format!(" {:>6}", grouped(status.committed_not_applied)).bold(),
+                " are being applied".dim(),
+            ]),
+        ];
+        if let Some(oldest) = &status.oldest {
+            let since = milliseconds(oldest.since_seconds);
+            let name = Line::from(vec![" ".into(), oldest.transaction.clone().bold(), format!(" for {since}").dim()]);
+            lines.push(name);
+            let text = match &oldest.tablet {
+                Some(tablet) if oldest.text.is_empty() => format!(" waits for {tablet}"),
+                _ => format!(" {}", oldest.text),
+            };
+            lines.push(Line::from(text).yellow());
+        }
+        let paragraph = Paragraph::new(lines).wrap(Wrap { trim: false }).block(block("who waits for whom"));
+        frame.render_widget(paragraph, area);
+    }
+
+    fn draw_foot(&self, frame: &mut Frame<'_>, area: Rect) {
+        let keys = Line::from(vec![" q".bold(), " quits".dim()]);
+        frame.render_widget(keys, area);
+        if let Some(notice) = self.notice {
+            frame.render_widget(Line::from(notice.yellow()).alignment(Alignment::Center), area);
+        }
+        let on_the_way = format!("{} on their way ", grouped(self.numbers.in_flight as u64));
+        frame.render_widget(Line::from(on_the_way.dim()).alignment(Alignment::Right), area);
+    }
+}
+
+/// The plain line, once a second where there is no terminal.
+impl fmt::Display for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [transactions, rows, _] = self.rates.map(grouped);
+        let Latency { p50, p99, .. } = self.numbers.recent;
+        write!(f, "{:>4}s  {transactions} txn/s  {rows} rows/s", self.numbers.elapsed.as_secs())?;
+        write!(f, "  commit→visible p50 {p50:.1} p99 {p99:.1} ms  {} wait", self.status.waiting_to_commit)?;
+        if let Some(Oldest { transaction, tablet: Some(tablet), since_seconds, .. }) = &self.status.oldest {
+            write!(f, " ({transaction} for {tablet}, {})", milliseconds(*since_seconds))?;
+        }
+        write!(f, "  snapshots {}  torn {}", grouped(self.numbers.snapshots), grouped(self.numbers.torn))
+    }
+}
+
+fn block(title: &str) -> Block<'static> {
+    let title = Line::from(format!(" {title} ")).style(Style::new().add_modifier(Modifier::BOLD));
+    Block::bordered().border_type(BorderType::Rounded).border_style(Style::new().dim()).title(title)
+}
+
+fn milliseconds(seconds: f64) -> String {
+    if seconds < 10.0 { format!("{:.0} ms", seconds * 1_000.0) } else { format!("{seconds:.0} s") }
+}
+
+/// A number three lines high.
+fn big(number: u64) -> [String; 3] {
+    const DIGITS: [[&str; 3]; 10] = [
+        ["█▀█", "█ █", "▀▀▀"],
+        ["▀█ ", " █ ", "▀▀▀"],
+        ["▀▀█", "█▀▀", "▀▀▀"],
+        ["▀▀█", " ▀█", "▀▀▀"],
+        ["█ █", "▀▀█", "  ▀"],
+        ["█▀▀", "▀▀█", "▀▀▀"],
+        ["█▀▀", "█▀█", "▀▀▀"],
+        ["▀▀█", "  █", "  ▀"],
+        ["█▀█", "█▀█", "▀▀▀"],
+        ["█▀█", "▀▀█", "▀▀▀"],
+    ];
+    let digits = number.to_string();
+    let glyphs: Vec<_> = digits.bytes().map(|digit| DIGITS[usize::from(digit - b'0')]).collect();
+    [0, 1, 2].map(|row| glyphs.iter().map(|glyph| glyph[row]).collect::<Vec<_>>().join(" "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::demo::replica::StreamStatus;
+    use ratatui::Terminal;
+    use ratatui::backend::TestBackend;
+    use std::time::Duration;
+
+    fn view(torn: u64) -> View {
+        let mut view = View { source_tablets: 4, replica_tablets: 3, gate: torn == 0, ..View::default() };
+        let streams = ["source-1", "source-2", "source-3"].map(|name| StreamStatus {
+            name: name.into(),
+            state: "running".into(),
+            lag_seconds: 0.042,
+        });
+        let numbers = Numbers {
+            elapsed: Duration::from_secs(2),
+            visible: 20_000,
+            visible_rows: 76_000,
+            snapshots: 130,
+            torn,
+            last_torn: (torn > 0).then(|| "at latest: a transfer is seen on 3 of its 4 accounts".into()),
+            recent: Latency { p50: 21.34, p99: 60.2, p999: 70.0 },
+            ..Numbers::default()
+        };
+        let status = Status {
+            streams: streams.to_vec(),
+            held_by: Some("source-3".into()),
+            waiting_to_commit: 212,
+            oldest: Some(Oldest {
+                transaction: "transfer-4711".into(),
+                since_seconds: 0.028,
+                tablet: Some("source-3".into()),
+                text: String::new(),
+            }),
+            ..Status::default()
+        };
+        view.look(numbers, status);
+        view
+    }
+
+    fn drawn(view: &View, width: u16, height: u16) -> (String, Terminal<TestBackend>) {
+        let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+        terminal.draw(|frame| view.draw(frame)).unwrap();
+        (terminal.backend().to_string(), terminal)
+    }
+
+    #[test]
+    fn everything_fits_in_eighty_by_twenty_four() {
+        let (text, _) = drawn(&view(0), 80, 24);
+        let shown = [
+            "untorn demo · 4 source tablets → 3 replica tablets · gate on",
+            "00:02",
+            "20,000 committed and visible",
+            "10,000 /s",
+            "38,000 rows/s",
+            "21.3 ms p50",
+            "60.2 ms p99",
+            "torn snapshots",
+            "█ █",
+            "of 130 snapshots read, 65 /s",
+            "most 10,000",
+            "source-1",
+            "████······",
+            "42 ms ◂ safe",
+            "212 wait to commit",
+            "transfer-4711 for 28 ms",
+            "waits for source-3",
+            "q quits",
+        ];
+        for part in shown {
+            assert!(text.contains(part), "{part:?} is not on the screen:\n{text}");
+        }
+    }
+
+    #[test]
+    fn the_torn_counter_is_green_at_zero_and_red_above() {
+        let color = |torn| {
+            let (text, terminal) = drawn(&view(torn), 80, 24);
+            let cells = terminal.backend().buffer().content().to_vec();
+            let digit = cells.iter().skip(40 + 3 * 80).take(40).find(|cell| "█▀".contains(cell.symbol())).cloned();
+            (digit.unwrap_or_else(|| panic!("no digit:\n{text}")).fg, text)
+        };
+        assert_eq!(color(0).0, Color::Green);
+        let (red, text) = color(1_234);
+        assert_eq!(red, Color::Red);
+        assert!(text.contains("GATE OFF"), "{text}");
+        assert!(text.contains("▀█  ▀▀█ ▀▀█ █ █"), "{text}");
+    }
+
+    #[test]
+    fn a_screen_of_any_size_is_drawn() {
+        for (width, height) in [(1, 1), (20, 5), (40, 12), (200, 60)] {
+            drawn(&view(9), width, height);
+        }
+    }
+
+    #[test]
+    fn the_plain_line_says_the_same() {
+        assert_eq!(
+            view(0).to_string(),
+            "   2s  10,000 txn/s  38,000 rows/s  commit→visible p50 21.3 p99 60.2 ms  212 wait (transfer-4711 for source-3, \
+             28 ms)  snapshots 130  torn 0"
+        );
+    }
+}

@@ -1,0 +1,4 @@
+//! The long documents.
+
+#[doc = include_str!("operations.md")]
+pub mod operations {}

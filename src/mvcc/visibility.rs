@@ -1,0 +1,172 @@
+//! Rules 1 to 4: which version of a key a read point shows.
+
+use crate::coordinator::ReadPoint;
+use crate::wal::{HybridTime, LogPosition, SourceTabletId, TableId};
+use std::collections::BTreeMap;
+
+/// A version without its key and row.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stamp {
+    /// The commit's hybrid time; for a copied row the attempt's number.
+    pub time: HybridTime,
+    /// The decision's log position; 0 for a copied row.
+    pub position: LogPosition,
+    /// The stream that wrote it.
+    pub stream: SourceTabletId,
+    /// Whether it is a delete.
+    pub deleted: bool,
+}
+
+/// Where a stream emptied a table, or where a new attempt of a copy began (position 0).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Truncation {
+    /// Versions of that stream below this time are concerned, those at it are not.
+    pub time: HybridTime,
+    /// The decision's log position; 0 for the start of a copy's attempt.
+    pub position: LogPosition,
+}
+
+fn sees(at: ReadPoint, time: HybridTime, position: LogPosition) -> bool {
+    time <= at.time && position <= at.position
+}
+
+/// What truncations make of a version.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fate {
+    /// Nothing.
+    Counts,
+    /// Removed by this truncation, the first above it.
+    Removed(Truncation),
+    /// Replaced by a newer attempt of the copy that brought it: as if it had never been.
+    Superseded,
+}
+
+/// Every truncation that a tablet knows, by table and stream.
+#[derive(Clone, Default, Debug, PartialEq, Eq)]
+pub struct Truncations {
+    by_origin: BTreeMap<(TableId, SourceTabletId), Vec<Truncation>>,
+}
+
+impl Truncations {
+    /// Adds one; adding it again changes nothing.
+    pub fn insert(&mut self, table: TableId, stream: SourceTabletId, truncation: Truncation) {
+        let of_origin = self.by_origin.entry((table, stream)).or_default();
+        if let Err(place) = of_origin.binary_search(&truncation) {
+            of_origin.insert(place, truncation);
+        }
+    }
+
+    /// What a reader at `at` makes of a version.
+    #[must_use]
+    pub fn fate(&self, table: TableId, stamp: &Stamp, at: ReadPoint) -> Fate {
+        if self.by_origin.is_empty() {
+            return Fate::Counts;
+        }
+        let of_origin = self.by_origin.get(&(table, stamp.stream)).map_or(&[][..], Vec::as_slice);
+        let above = of_origin.partition_point(|truncation| truncation.time <= stamp.time);
+        let mut fate = Fate::Counts;
+        for truncation in of_origin.iter().skip(above).filter(|t| sees(at, t.time, t.position)) {
+            if truncation.position == LogPosition(0) {
+                return Fate::Superseded;
+            }
+            if fate == Fate::Counts {
+                fate = Fate::Removed(*truncation);
+            }
+        }
+        fate
+    }
+}
+
+/// What to do with a version that was offered to a [`Chain`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Offer {
+    /// It is the best so far: remember its row.
+    Best,
+    /// It does not matter.
+    Passed,
+    /// Neither it nor anything older matters: the key is settled.
+    Settled,
+}
+
+/// Finds the version of one key that a read point shows. Versions are offered newest time first.
+#[derive(Debug)]
+pub struct Chain<'a> {
+    table: TableId,
+    at: ReadPoint,
+    truncations: &'a Truncations,
+    best: Option<(HybridTime, bool)>,
+}
+
+impl<'a> Chain<'a> {
+    /// A chain of one key of `table`.
+    #[must_use]
+    pub fn new(table: TableId, at: ReadPoint, truncations: &'a Truncations) -> Self {
+        Self { table, at, truncations, best: None }
+    }
+
+    /// Offers the next version.
+    pub fn offer(&mut self, stamp: &Stamp) -> Offer {
+        if self.best.is_some_and(|(time, _)| stamp.time < time) {
+            return Offer::Settled;
+        }
+        if !sees(self.at, stamp.time, stamp.position) {
+            return Offer::Passed;
+        }
+        let fate = self.truncations.fate(self.table, stamp, self.at);
+        let live = !stamp.deleted && fate == Fate::Counts;
+        match (fate, self.best) {
+            (Fate::Superseded, _) | (_, Some((_, true))) => Offer::Passed,
+            (_, Some((_, false))) if !live => Offer::Passed,
+            _ => {
+                self.best = Some((stamp.time, live));
+                Offer::Best
+            }
+        }
+    }
+
+    /// Whether the best version offered shows a row: it is neither a delete nor removed.
+    #[must_use]
+    pub fn shows_row(&self) -> bool {
+        self.best.is_some_and(|(_, live)| live)
+    }
+}
+
+/// One step in a key's history.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// The version at this index of the chain.
+    Version(usize),
+    /// The row that the next event shows was removed by this truncation, by the stream that wrote it.
+    Removed(Truncation),
+}
+
+/// Everything that happened to one key at or below a read point, newest first. `chain` holds the key's versions, newest
+/// time first.
+#[must_use]
+pub fn history(table: TableId, chain: &[Stamp], at: ReadPoint, truncations: &Truncations) -> Vec<Event> {
+    let mut events: Vec<Event> = Vec::with_capacity(chain.len());
+    let mut newer: Option<HybridTime> = None;
+    let mut index = 0;
+    while let Some(first) = chain.get(index) {
+        let mut winner: Option<(usize, Stamp, Fate)> = None;
+        let group_time = first.time;
+        while let Some(stamp) = chain.get(index).filter(|s| s.time == group_time) {
+            let fate = truncations.fate(table, stamp, at);
+            let beats = winner.is_none_or(|(_, best, _)| best.deleted && !stamp.deleted);
+            if sees(at, stamp.time, stamp.position) && fate != Fate::Superseded && beats {
+                winner = Some((index, *stamp, fate));
+            }
+            index += 1;
+        }
+        let Some((place, stamp, fate)) = winner else { continue };
+        match fate {
+            Fate::Removed(by) if !stamp.deleted && newer.is_none_or(|newer| by.time < newer) => {
+                events.push(Event::Removed(by));
+            }
+            _ => {}
+        }
+        events.push(Event::Version(place));
+        newer = Some(stamp.time);
+    }
+    events
+}

@@ -1,0 +1,566 @@
+//! The suite that every tablet passes, whatever engine it is and however it is reached.
+//!
+//! An engine's tests say `tablet_conformance!(open)`, where `open` makes a [`Rig`]; each rule becomes a test of its own.
+
+use super::{
+    Adopt, ApplyBatch, BranchWrites, ChunkBatch, CopyBatch, Decided, ProvisionalBatch, ReadPoint, ReadRequest, Stored,
+    TabletError, TabletLeader, Work,
+};
+use crate::limits::PAGE_BYTES;
+use crate::wal::{
+    BranchId, Cell, Column, Epoch, HybridTime, Key, LogPosition, OpId, ReplicaTabletId, Row, SourceTabletId, TableId,
+    TableSchema, TransactionId, Write, WriteOp,
+};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+/// A running tablet and the threads that serve it.
+pub type Running = (Arc<dyn TabletLeader>, Vec<JoinHandle<()>>);
+
+/// A tablet under test, which can be started again from what it keeps.
+pub struct Rig {
+    running: Option<Running>,
+    open: Box<dyn Fn() -> Running>,
+}
+
+impl Rig {
+    /// A tablet that `open` starts, now and after each stop.
+    pub fn new(open: impl Fn() -> Running + 'static) -> Self {
+        Self { running: Some(open()), open: Box::new(open) }
+    }
+
+    fn tablet(&self) -> &dyn TabletLeader {
+        self.running.as_ref().unwrap().0.as_ref()
+    }
+
+    fn restart(&mut self) {
+        let (tablet, threads) = self.running.take().unwrap();
+        drop(tablet);
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        self.running = Some((self.open)());
+    }
+}
+
+const S1: SourceTabletId = SourceTabletId(1);
+const S2: SourceTabletId = SourceTabletId(2);
+const OWNER: Epoch = Epoch(1);
+const PULLER: Epoch = Epoch(1);
+const TABLE: TableId = TableId(1);
+
+fn key(name: &str) -> Key {
+    Key::from_columns([name.as_bytes()])
+}
+
+fn text(value: &str) -> Cell {
+    Cell::Text(value.as_bytes().to_vec().into())
+}
+
+fn row(name: &str, value: &str) -> Row {
+    Row { schema_version: 1, cells: vec![text(name), text(value)] }
+}
+
+fn at(index: u64) -> OpId {
+    OpId::new(1, index)
+}
+
+fn write(index: u64, name: &str, op: WriteOp) -> Write {
+    Write { at: at(index), table: TABLE, key: key(name), op }
+}
+
+fn put(index: u64, name: &str, value: &str) -> Write {
+    write(index, name, WriteOp::Put { row: row(name, value), fill_from: None })
+}
+
+fn delete(index: u64, name: &str) -> Write {
+    write(index, name, WriteOp::Delete)
+}
+
+fn truncate(index: u64) -> Write {
+    Write { at: at(index), table: TABLE, key: Key::default(), op: WriteOp::Truncate }
+}
+
+/// A write that leaves the value as it was.
+fn unchanged(index: u64, name: &str, fill_from: Option<&str>) -> Write {
+    let row = Row { schema_version: 1, cells: vec![text(name), Cell::Unchanged] };
+    write(index, name, WriteOp::Put { row, fill_from: fill_from.map(key) })
+}
+
+fn schema() -> TableSchema {
+    let column = |name: &str, key| Column { name: name.into(), type_name: "text".into(), key };
+    TableSchema {
+        table: TABLE,
+        name: "public.t".into(),
+        version: 1,
+        columns: vec![column("k", true), column("v", false)],
+    }
+}
+
+fn branch(stream: SourceTabletId, opened: u64) -> BranchId {
+    BranchId { stream, opened: at(opened) }
+}
+
+/// A batch of one stream: it follows `follows` and ends with its last write.
+fn batch(stream: SourceTabletId, follows: u64, branches: Vec<(u64, Vec<Write>)>) -> ProvisionalBatch {
+    let upto = branches.iter().flat_map(|(_, writes)| writes).map(|write| write.at).max().unwrap_or(at(follows));
+    ProvisionalBatch {
+        stream,
+        owner: OWNER,
+        puller: PULLER,
+        follows: if follows == 0 { OpId::ZERO } else { at(follows) },
+        upto,
+        schemas: vec![schema()],
+        branches: branches
+            .into_iter()
+            .map(|(opened, writes)| BranchWrites { branch: branch(stream, opened), writes, adopt: None })
+            .collect(),
+        report_conflicts: false,
+    }
+}
+
+fn commit(position: u64, time: u64, branches: Vec<BranchId>) -> Decided {
+    let transaction = TransactionId(position);
+    let work =
+        Work::Commit { transaction, time: HybridTime::from_u64(time), branches, tablets: vec![ReplicaTabletId(1)] };
+    Decided { position: LogPosition(position), work }
+}
+
+fn decisions(follows: u64, through: u64, work: Vec<Decided>) -> ApplyBatch {
+    ApplyBatch {
+        owner: OWNER,
+        follows: LogPosition(follows),
+        through: LogPosition(through),
+        safe_time: HybridTime::MIN,
+        work,
+    }
+}
+
+fn request(position: u64, time: u64) -> ReadRequest {
+    ReadRequest {
+        table: TABLE,
+        at: ReadPoint { position: LogPosition(position), time: HybridTime::from_u64(time) },
+        key: None,
+        after: None,
+        history: false,
+        max_bytes: PAGE_BYTES,
+    }
+}
+
+const LATEST: u64 = u64::MAX;
+
+impl Rig {
+    async fn announced(self) -> Self {
+        self.tablet().announce("log", ReplicaTabletId(1), OWNER).await.unwrap();
+        self
+    }
+
+    async fn store(&self, batch: ProvisionalBatch) -> Stored {
+        self.tablet().write_provisional(batch).await.unwrap()
+    }
+
+    async fn decide(&self, follows: u64, work: Vec<Decided>) {
+        let through = work.last().map_or(follows + 1, |decided| decided.position.0);
+        self.tablet().apply(decisions(follows, through, work)).await.unwrap();
+    }
+
+    /// Stores and commits one transaction of one stream.
+    async fn transaction(&self, stream: SourceTabletId, position: u64, time: u64, follows: u64, writes: Vec<Write>) {
+        let opened = writes[0].at.index;
+        self.store(batch(stream, follows, vec![(opened, writes)])).await;
+        self.decide(position - 1, vec![commit(position, time, vec![branch(stream, opened)])]).await;
+    }
+
+    /// Key and value of every row shown.
+    async fn rows(&self, position: u64, time: u64) -> Vec<(String, String)> {
+        let page = self.tablet().read(request(position, time)).await.unwrap();
+        assert_eq!(page.more_after, None);
+        page.rows.iter().map(|row| shown(row.row.as_ref().unwrap())).collect()
+    }
+
+    async fn history(&self, position: u64) -> Vec<(u64, String)> {
+        let request = ReadRequest { history: true, ..request(position, LATEST) };
+        let page = self.tablet().read(request).await.unwrap();
+        let value = |row: Option<&Row>| row.map_or("gone".into(), |row| shown(row).1);
+        page.rows.iter().map(|row| (row.time.to_u64(), value(row.row.as_ref()))).collect()
+    }
+
+    async fn chunk(&self, connection: u64, sub_xid: u32, number: u64, writes: Vec<Write>) -> Result<(), TabletError> {
+        let chunk = ChunkBatch {
+            stream: S1,
+            owner: OWNER,
+            puller: PULLER,
+            connection,
+            xid: 7,
+            sub_xid,
+            number,
+            schemas: vec![schema()],
+            writes,
+        };
+        self.tablet().stage_chunk(chunk).await
+    }
+
+    async fn copy(&self, stream: SourceTabletId, attempt: u32, ends: (bool, bool), rows: &[(&str, &str)]) {
+        let rows = rows.iter().map(|(name, value)| (key(name), row(name, value))).collect();
+        let (first, last) = ends;
+        let (owner, puller) = (OWNER, PULLER);
+        let copy = CopyBatch { stream, owner, puller, attempt, first, last, schema: schema(), rows };
+        self.tablet().copy_rows(copy).await.unwrap();
+    }
+}
+
+fn shown(row: &Row) -> (String, String) {
+    let cell = |cell: &Cell| match cell {
+        Cell::Text(bytes) => String::from_utf8(bytes.to_vec()).unwrap(),
+        other => format!("{other:?}"),
+    };
+    (cell(&row.cells[0]), cell(&row.cells[1]))
+}
+
+fn pairs(rows: &[(&str, &str)]) -> Vec<(String, String)> {
+    rows.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+}
+
+fn adopting(follows: u64, upto: u64, connection: u64, rolled_back: Vec<u32>, last_chunk: u64) -> ProvisionalBatch {
+    let mut batch = batch(S1, follows, vec![(upto, vec![])]);
+    batch.upto = at(upto);
+    batch.branches[0].adopt = Some(Adopt { connection, xid: 7, rolled_back, last_chunk });
+    batch
+}
+
+/// Tablets refuse whoever has not announced itself, and another log.
+pub async fn binds_to_one_log(rig: Rig) {
+    let refused = rig.tablet().write_provisional(batch(S1, 0, vec![])).await;
+    assert!(matches!(refused, Err(TabletError::Refused(_))), "{refused:?}");
+    let mut rig = rig.announced().await;
+    rig.restart();
+    let other = rig.tablet().announce("other", ReplicaTabletId(1), Epoch(9)).await;
+    assert!(matches!(other, Err(TabletError::Refused(_))), "{other:?}");
+    let other = rig.tablet().announce("log", ReplicaTabletId(2), Epoch(9)).await;
+    assert!(matches!(other, Err(TabletError::Refused(_))), "{other:?}");
+    let announced = rig.tablet().announce("log", ReplicaTabletId(1), OWNER).await.unwrap();
+    assert_eq!((announced.marks.len(), announced.heard), (0, LogPosition(0)));
+}
+
+/// Undecided writes are invisible; decided ones are seen from their position on, whole.
+pub async fn shows_what_is_decided_at_its_position(rig: Rig) {
+    let rig = rig.announced().await;
+    rig.store(batch(S1, 0, vec![(1, vec![put(2, "a", "1"), put(3, "b", "1")])])).await;
+    assert_eq!(rig.rows(0, LATEST).await, pairs(&[]));
+    rig.decide(0, vec![commit(4, 100, vec![branch(S1, 1)])]).await;
+    assert_eq!(rig.rows(3, LATEST).await, pairs(&[]));
+    assert_eq!(rig.rows(4, LATEST).await, pairs(&[("a", "1"), ("b", "1")]));
+    assert_eq!(rig.rows(4, 99).await, pairs(&[]));
+    assert_eq!(rig.rows(4, 100).await, pairs(&[("a", "1"), ("b", "1")]));
+}
+
+/// A batch is stored once; one that does not follow is answered with what is held (C5, trace 5).
+pub async fn stores_once_and_without_gaps(rig: Rig) {
+    let mut rig = rig.announced().await;
+    let first = batch(S1, 0, vec![(1, vec![put(1, "a", "1")])]);
+    assert_eq!(rig.store(first.clone()).await, Stored { mark: at(1), conflicts: vec![] });
+    rig.restart();
+    let again = rig.tablet().write_provisional(first).await;
+    assert_eq!(again, Err(TabletError::OutOfOrder { held: at(1), follows: OpId::ZERO }));
+    let gap = rig.tablet().write_provisional(batch(S1, 2, vec![(3, vec![put(3, "c", "1")])])).await;
+    assert_eq!(gap, Err(TabletError::OutOfOrder { held: at(1), follows: at(2) }));
+    // What lies at or below the mark is dropped from a batch that follows it.
+    rig.store(batch(S1, 1, vec![(1, vec![put(1, "a", "again"), put(2, "b", "1")])])).await;
+    assert_eq!(rig.tablet().stats().await.unwrap().provisional_records, 2);
+    rig.decide(0, vec![commit(1, 10, vec![branch(S1, 1)])]).await;
+    assert_eq!(rig.rows(1, LATEST).await, pairs(&[("a", "1"), ("b", "1")]));
+    let announced = rig.tablet().announce_puller(S1, OWNER, Epoch(2)).await.unwrap();
+    assert_eq!((announced.stored, announced.puller), (at(2), Epoch(2)));
+}
+
+/// Lower epochs of owners and pullers are refused, after a restart too (C7).
+pub async fn fences_lower_epochs(rig: Rig) {
+    let mut rig = rig.announced().await;
+    rig.tablet().announce("log", ReplicaTabletId(1), Epoch(3)).await.unwrap();
+    rig.restart();
+    let owner = rig.tablet().write_provisional(batch(S1, 0, vec![])).await;
+    assert_eq!(owner, Err(TabletError::Fenced { held: Epoch(3) }));
+    assert_eq!(rig.tablet().apply(decisions(0, 1, vec![])).await, Err(TabletError::Fenced { held: Epoch(3) }));
+    let low = rig.tablet().announce("log", ReplicaTabletId(1), Epoch(2)).await;
+    assert_eq!(low, Err(TabletError::Fenced { held: Epoch(3) }));
+    rig.tablet().announce_puller(S1, Epoch(3), Epoch(5)).await.unwrap();
+    rig.restart();
+    let low = ProvisionalBatch { owner: Epoch(3), puller: Epoch(4), ..batch(S1, 0, vec![]) };
+    assert_eq!(rig.tablet().write_provisional(low.clone()).await, Err(TabletError::Fenced { held: Epoch(5) }));
+    let other_stream = ProvisionalBatch { stream: S2, ..low };
+    rig.tablet().write_provisional(other_stream).await.unwrap();
+}
+
+/// Decisions are heard in order, and hearing one again changes nothing.
+pub async fn applies_in_order_and_again(rig: Rig) {
+    let mut rig = rig.announced().await;
+    rig.store(batch(S1, 0, vec![(1, vec![put(1, "a", "1")]), (2, vec![put(2, "b", "1")])])).await;
+    rig.decide(0, vec![commit(2, 10, vec![branch(S1, 1)])]).await;
+    let wrong = rig.tablet().apply(decisions(0, 3, vec![])).await;
+    assert_eq!(wrong, Err(TabletError::HeardOther { heard: LogPosition(2), follows: LogPosition(0) }));
+    let applied = rig.tablet().sync().await.unwrap();
+    assert_eq!((applied.heard, applied.applied), (LogPosition(2), LogPosition(2)));
+    // A branch that is gone was applied.
+    rig.decide(2, vec![commit(3, 10, vec![branch(S1, 1)]), commit(4, 20, vec![branch(S1, 2)])]).await;
+    rig.tablet().sync().await.unwrap();
+    rig.restart();
+    let announced = rig.tablet().announce("log", ReplicaTabletId(1), OWNER).await.unwrap();
+    assert_eq!((announced.heard, announced.applied), (LogPosition(4), LogPosition(4)));
+    assert_eq!(rig.rows(4, LATEST).await, pairs(&[("a", "1"), ("b", "1")]));
+    assert_eq!(rig.tablet().stats().await.unwrap().provisional_branches, 0);
+    let above = rig.tablet().apply(decisions(4, 5, vec![commit(6, 1, vec![])])).await;
+    assert!(matches!(above, Err(TabletError::Refused(_))), "{above:?}");
+}
+
+/// A transaction that takes several steps to apply is applied whole.
+pub async fn applies_a_large_transaction(rig: Rig) {
+    let mut rig = rig.announced().await;
+    let value = "x".repeat(64 << 10);
+    let mut follows = 0;
+    for run in 0..4 {
+        let writes = (1..=16).map(|n| put(run * 16 + n, &format!("{:03}", run * 16 + n), &value)).collect();
+        rig.store(batch(S1, follows, vec![(1, writes)])).await;
+        follows = (run + 1) * 16;
+    }
+    assert_eq!(rig.tablet().stats().await.unwrap().provisional_records, 64);
+    rig.restart();
+    assert_eq!(rig.tablet().stats().await.unwrap().provisional_records, 64);
+    rig.decide(0, vec![commit(1, 10, vec![branch(S1, 1)])]).await;
+    let (mut seen, mut after) = (0, None);
+    loop {
+        let page = rig.tablet().read(ReadRequest { after, ..request(1, LATEST) }).await.unwrap();
+        seen += page.rows.len();
+        assert!(page.rows.len() < 32, "a page holds about {PAGE_BYTES} bytes");
+        after = page.more_after;
+        if after.is_none() {
+            break;
+        }
+    }
+    assert_eq!(seen, 64);
+    let stats = rig.tablet().stats().await.unwrap();
+    assert_eq!((stats.provisional_branches, stats.provisional_records, stats.provisional_bytes), (0, 0, 0));
+}
+
+/// Aborted branches leave nothing.
+pub async fn discards_aborted_branches(rig: Rig) {
+    let rig = rig.announced().await;
+    rig.store(batch(S1, 0, vec![(1, vec![put(1, "a", "1")]), (2, vec![put(2, "a", "2")])])).await;
+    let discard = Decided { position: LogPosition(1), work: Work::Discard { branches: vec![branch(S1, 2)] } };
+    rig.decide(0, vec![discard, commit(2, 10, vec![branch(S1, 1)])]).await;
+    assert_eq!(rig.rows(2, LATEST).await, pairs(&[("a", "1")]));
+    assert_eq!(rig.tablet().stats().await.unwrap().provisional_branches, 0);
+}
+
+/// A version older than a newer committed one does not win, and stays in the history.
+pub async fn keeps_older_commits_as_history(rig: Rig) {
+    let rig = rig.announced().await;
+    rig.transaction(S1, 1, 20, 0, vec![put(1, "a", "new")]).await;
+    rig.transaction(S2, 2, 10, 0, vec![put(1, "a", "old")]).await;
+    rig.transaction(S1, 3, 30, 1, vec![delete(2, "a"), put(3, "b", "1")]).await;
+    assert_eq!(rig.rows(2, LATEST).await, pairs(&[("a", "new")]));
+    assert_eq!(rig.rows(2, 15).await, pairs(&[("a", "old")]));
+    assert_eq!(rig.rows(1, 15).await, pairs(&[]));
+    assert_eq!(rig.rows(3, LATEST).await, pairs(&[("b", "1")]));
+    let told = |history: &[(u64, &str)]| history.iter().map(|(t, v)| (*t, (*v).to_owned())).collect::<Vec<_>>();
+    assert_eq!(rig.history(3).await, told(&[(30, "gone"), (20, "new"), (10, "old"), (30, "1")]));
+    assert_eq!(rig.history(1).await, told(&[(20, "new")]));
+}
+
+/// Within one transaction later writes of a branch win, and a write beats another stream's delete (trace 13).
+pub async fn resolves_writes_of_one_transaction(rig: Rig) {
+    let rig = rig.announced().await;
+    let writes = vec![put(1, "moved", "there"), put(2, "twice", "1"), put(3, "twice", "2")];
+    rig.store(batch(S1, 0, vec![(1, writes)])).await;
+    rig.store(batch(S2, 0, vec![(1, vec![delete(1, "moved"), put(2, "gone", "1"), delete(3, "gone")])])).await;
+    rig.decide(0, vec![commit(1, 10, vec![branch(S1, 1), branch(S2, 1)])]).await;
+    assert_eq!(rig.rows(1, LATEST).await, pairs(&[("moved", "there"), ("twice", "2")]));
+    assert_eq!(rig.history(1).await.len(), 3, "one version a key and transaction");
+}
+
+/// TRUNCATE removes what its stream wrote, for readers above it (trace 30).
+pub async fn truncates_one_streams_rows(rig: Rig) {
+    let mut rig = rig.announced().await;
+    rig.copy(S1, 1, (true, true), &[("copied", "1")]).await;
+    rig.transaction(S1, 1, 10, 0, vec![put(1, "a", "1")]).await;
+    rig.transaction(S2, 2, 20, 0, vec![put(1, "b", "1")]).await;
+    rig.transaction(S1, 3, 30, 1, vec![put(2, "before", "1"), truncate(3), put(4, "after", "1")]).await;
+    rig.tablet().sync().await.unwrap();
+    rig.restart();
+    assert_eq!(rig.rows(3, LATEST).await, pairs(&[("after", "1"), ("b", "1")]));
+    assert_eq!(rig.rows(2, LATEST).await, pairs(&[("a", "1"), ("b", "1"), ("copied", "1")]));
+    assert_eq!(rig.rows(3, 29).await, pairs(&[("a", "1"), ("b", "1"), ("copied", "1")]));
+}
+
+/// A new attempt of a copy replaces the rows of earlier ones; what was decided stays above both.
+pub async fn copies_again_from_the_start(rig: Rig) {
+    let mut rig = rig.announced().await;
+    rig.copy(S1, 1, (true, false), &[("a", "old"), ("b", "old")]).await;
+    rig.copy(S2, 1, (true, true), &[("other", "1")]).await;
+    rig.copy(S1, 2, (true, false), &[("a", "new")]).await;
+    rig.copy(S1, 2, (false, true), &[("c", "new")]).await;
+    rig.restart();
+    assert_eq!(rig.rows(0, LATEST).await, pairs(&[("a", "new"), ("c", "new"), ("other", "1")]));
+    rig.transaction(S1, 1, 10, 0, vec![put(1, "a", "newer")]).await;
+    assert_eq!(rig.rows(1, LATEST).await, pairs(&[("a", "newer"), ("c", "new"), ("other", "1")]));
+}
+
+/// Chunks count once adopted, without those of rolled-back sub-transactions.
+pub async fn adopts_chunks(rig: Rig) {
+    let mut rig = rig.announced().await;
+    rig.chunk(1, 7, 1, vec![put(1, "a", "1")]).await.unwrap();
+    rig.chunk(1, 8, 2, vec![put(2, "rolled-back", "1")]).await.unwrap();
+    rig.chunk(1, 7, 3, vec![put(3, "a", "2"), put(4, "b", "1")]).await.unwrap();
+    let gap = rig.chunk(1, 7, 5, vec![]).await;
+    assert!(matches!(gap, Err(TabletError::ChunksLost(_))), "{gap:?}");
+    let lost = rig.tablet().write_provisional(adopting(0, 9, 1, vec![8], 2)).await;
+    assert!(matches!(lost, Err(TabletError::ChunksLost(_))), "{lost:?}");
+    let mut end = adopting(0, 9, 1, vec![8], 3);
+    end.branches[0].writes = vec![put(9, "c", "1")];
+    rig.store(end).await;
+    rig.restart();
+    assert_eq!(rig.tablet().stats().await.unwrap().provisional_records, 4);
+    rig.decide(0, vec![commit(1, 10, vec![branch(S1, 9)])]).await;
+    assert_eq!(rig.rows(1, LATEST).await, pairs(&[("a", "2"), ("b", "1"), ("c", "1")]));
+    assert_eq!(rig.tablet().stats().await.unwrap().provisional_bytes, 0);
+}
+
+/// A new connection throws away what earlier ones staged; what was adopted stays.
+pub async fn drops_chunks_of_earlier_connections(rig: Rig) {
+    let rig = rig.announced().await;
+    rig.chunk(1, 7, 1, vec![put(1, "adopted", "1")]).await.unwrap();
+    rig.store(adopting(0, 9, 1, vec![], 1)).await;
+    let taken = rig.chunk(1, 7, 1, vec![put(1, "again", "1")]).await;
+    assert!(matches!(taken, Err(TabletError::ChunksLost(_))), "{taken:?}");
+    rig.chunk(3, 7, 1, vec![put(1, "lost", "1")]).await.unwrap();
+    rig.chunk(2, 7, 1, vec![put(1, "again", "1")]).await.unwrap();
+    let lost = rig.tablet().write_provisional(adopting(9, 12, 3, vec![], 1)).await;
+    assert!(matches!(lost, Err(TabletError::ChunksLost(_))), "{lost:?}");
+    rig.store(adopting(9, 12, 2, vec![], 1)).await;
+    rig.decide(0, vec![commit(1, 10, vec![branch(S1, 9)]), commit(2, 20, vec![branch(S1, 12)])]).await;
+    assert_eq!(rig.rows(2, LATEST).await, pairs(&[("adopted", "1"), ("again", "1")]));
+}
+
+/// Unchanged cells come from the newest earlier write of the key by the same stream (trace 37).
+pub async fn fills_unchanged_cells(rig: Rig) {
+    let rig = rig.announced().await;
+    rig.copy(S1, 1, (true, true), &[("a", "copied")]).await;
+    rig.transaction(S1, 1, 10, 0, vec![unchanged(1, "a", None)]).await;
+    assert_eq!(rig.rows(1, LATEST).await, pairs(&[("a", "copied")]));
+    rig.transaction(S1, 2, 20, 1, vec![put(2, "a", "own"), unchanged(3, "a", None)]).await;
+    assert_eq!(rig.rows(2, LATEST).await, pairs(&[("a", "own")]));
+    // The key changes: the old row's delete comes first, and its value was written in this very transaction.
+    let moved = vec![put(4, "a", "last"), delete(5, "a"), unchanged(6, "b", Some("a"))];
+    rig.transaction(S1, 3, 30, 3, moved).await;
+    assert_eq!(rig.rows(3, LATEST).await, pairs(&[("b", "last")]));
+    // A rolled-back write never counts.
+    rig.store(batch(S1, 6, vec![(7, vec![put(7, "b", "never")])])).await;
+    let discard = Decided { position: LogPosition(4), work: Work::Discard { branches: vec![branch(S1, 7)] } };
+    rig.decide(3, vec![discard]).await;
+    rig.transaction(S1, 5, 50, 7, vec![unchanged(8, "b", None)]).await;
+    assert_eq!(rig.rows(5, LATEST).await, pairs(&[("b", "last")]));
+    // Nothing to fill from is damage, never a guess.
+    rig.store(batch(S1, 8, vec![(9, vec![unchanged(9, "nowhere", None)])])).await;
+    let damage = rig.tablet().apply(decisions(5, 6, vec![commit(6, 60, vec![branch(S1, 9)])])).await;
+    assert!(matches!(damage, Err(TabletError::Refused(_))), "{damage:?}");
+}
+
+/// Earlier undecided branches of the same stream that wrote the same keys are named (trace 9).
+pub async fn reports_conflicts(rig: Rig) {
+    let rig = rig.announced().await;
+    rig.store(batch(S1, 0, vec![(1, vec![put(1, "a", "1")]), (2, vec![put(2, "b", "1")])])).await;
+    rig.store(batch(S2, 0, vec![(1, vec![put(1, "c", "1")])])).await;
+    let asks = |batch| ProvisionalBatch { report_conflicts: true, ..batch };
+    let stored = rig.store(asks(batch(S1, 2, vec![(3, vec![put(3, "a", "2"), put(4, "c", "2")])]))).await;
+    assert_eq!(stored.conflicts, [(branch(S1, 3), vec![branch(S1, 1)])]);
+    rig.decide(0, vec![commit(1, 10, vec![branch(S1, 1)])]).await;
+    let stored = rig.store(asks(batch(S1, 4, vec![(5, vec![put(5, "a", "3"), put(6, "b", "3")])]))).await;
+    assert_eq!(stored.conflicts, [(branch(S1, 5), vec![branch(S1, 2), branch(S1, 3)])]);
+    let stored = rig.store(asks(batch(S1, 6, vec![(7, vec![truncate(7)])]))).await;
+    assert_eq!(stored.conflicts, [(branch(S1, 7), vec![branch(S1, 2), branch(S1, 3), branch(S1, 5)])]);
+}
+
+/// A read waits until the tablet has heard the log up to its point.
+pub async fn reads_wait_for_the_log(rig: Rig) {
+    let rig = rig.announced().await;
+    rig.store(batch(S1, 0, vec![(1, vec![put(1, "a", "1")])])).await;
+    let reader = rig.rows(1, LATEST);
+    let applier = rig.decide(0, vec![commit(1, 10, vec![branch(S1, 1)])]);
+    let (rows, ()) = tokio::join!(reader, applier);
+    assert_eq!(rows, pairs(&[("a", "1")]));
+}
+
+/// A key with many versions is read at every time.
+pub async fn reads_long_chains(rig: Rig) {
+    let rig = rig.announced().await;
+    for n in 1..=100 {
+        let value = n.to_string();
+        rig.transaction(S1, n, n * 10, (n - 1) * 2, vec![put(n * 2 - 1, "a", &value), put(n * 2, "b", &value)]).await;
+    }
+    for (time, value) in [(9, None), (10, Some("1")), (505, Some("50")), (LATEST, Some("100"))] {
+        let expected = value.map(|value| vec![("a", value), ("b", value)]).unwrap_or_default();
+        assert_eq!(rig.rows(100, time).await, pairs(&expected), "{time}");
+    }
+    let one = ReadRequest { key: Some(key("b")), ..request(70, LATEST) };
+    assert_eq!(rig.tablet().read(one).await.unwrap().rows[0].time, HybridTime::from_u64(700));
+}
+
+/// What no tablet can do is refused, and changes nothing.
+pub async fn refuses_malformed_batches(rig: Rig) {
+    let rig = rig.announced().await;
+    let mut foreign = batch(S1, 0, vec![(1, vec![put(1, "a", "1")])]);
+    foreign.branches[0].branch = branch(S2, 1);
+    let mut unended = batch(S1, 0, vec![(1, vec![put(1, "a", "1")])]);
+    unended.branches[0].writes[0].key = Key(b"a".to_vec().into());
+    let mut long = batch(S1, 0, vec![(1, vec![put(1, "a", "1")])]);
+    long.branches[0].writes[0].key = Key::from_columns([vec![b'x'; 1 << 16].as_slice()]);
+    let mut beyond = batch(S1, 0, vec![(1, vec![put(2, "a", "1")])]);
+    beyond.upto = at(1);
+    for bad in [foreign, unended, long, beyond] {
+        let refused = rig.tablet().write_provisional(bad).await;
+        assert!(matches!(refused, Err(TabletError::Refused(_))), "{refused:?}");
+    }
+    rig.store(batch(S1, 0, vec![(1, vec![put(1, "a", "1")])])).await;
+}
+
+/// Versions that no reader can see go; reads below what is kept are refused, after a restart too.
+pub async fn collects_old_versions(rig: Rig) {
+    let mut rig = rig.announced().await;
+    let second = |n: u64| HybridTime::from_micros(n * 1_000_000).to_u64();
+    for n in 1..=40 {
+        let index = (n - 1) * 2;
+        let mut writes = vec![put(index + 1, "a", &n.to_string())];
+        writes.push(if n == 1 { put(index + 2, "gone", "1") } else { delete(index + 2, "gone") });
+        rig.store(batch(S1, index, vec![(index + 1, writes)])).await;
+        let mut decided = decisions(n - 1, n, vec![commit(n, second(n * 60), vec![branch(S1, index + 1)])]);
+        decided.safe_time = HybridTime::from_u64(second(n * 60));
+        rig.tablet().apply(decided).await.unwrap();
+    }
+    rig.tablet().sync().await.unwrap();
+    rig.restart();
+    // Ten minutes are kept.
+    assert_eq!(rig.rows(40, LATEST).await, pairs(&[("a", "40")]));
+    assert_eq!(rig.rows(40, second(31 * 60)).await, pairs(&[("a", "31")]));
+    let old = rig.tablet().read(request(40, second(28 * 60))).await;
+    assert!(matches!(old, Err(TabletError::TooOld { .. })), "{old:?}");
+    let old = rig.tablet().read(request(28, LATEST)).await;
+    assert!(matches!(old, Err(TabletError::TooOld { .. })), "{old:?}");
+    let left = rig.history(40).await.len();
+    assert!(left < 40, "{left} of 80 versions are left");
+}
+
+/// Makes one test of each rule. `$open` is a function that returns a [`Rig`].
+macro_rules! tablet_conformance {
+    ($open:expr) => {
+        $crate::tablet::conformance::tablet_conformance!($open;
+            binds_to_one_log, shows_what_is_decided_at_its_position, stores_once_and_without_gaps, fences_lower_epochs,
+            applies_in_order_and_again, applies_a_large_transaction, discards_aborted_branches,
+            keeps_older_commits_as_history, resolves_writes_of_one_transaction, truncates_one_streams_rows,
+            copies_again_from_the_start, adopts_chunks, drops_chunks_of_earlier_connections, fills_unchanged_cells,
+            reports_conflicts, reads_wait_for_the_log, reads_long_chains, refuses_malformed_batches, collects_old_versions);
+    };
+    ($open:expr; $($rule:ident),*) => {
+        $(#[tokio::test]
+        async fn $rule() {
+            $crate::tablet::conformance::$rule($open()).await;
+        })*
+    };
+}
+pub(crate) use tablet_conformance;

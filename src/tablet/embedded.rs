@@ -1,0 +1,165 @@
+//! The durable engine: tablets over one LSM store (fjall 3), in one folder.
+//!
+//! All tablets of a folder share one journal, so one durability barrier covers a group of calls on all of them.
+
+use super::TabletError;
+use super::engine::{Engine, TabletOptions, Worker, start};
+use super::store::{Read, Scan, Space, Store, StoreBatch, StoreFailed};
+use crate::limits::{STORE_CACHE_BYTES, STORE_JOURNAL_BYTES, STORE_MEMTABLE_BYTES};
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Slice};
+use std::path::Path;
+
+/// One tablet's part of the folder.
+#[derive(Clone)]
+pub struct LsmStore {
+    database: Database,
+    undecided: Keyspace,
+    versions: Keyspace,
+    wal: Keyspace,
+}
+
+/// A frozen state of one tablet's part.
+pub struct LsmView {
+    snapshot: fjall::Snapshot,
+    store: LsmStore,
+}
+
+fn failed(what: &str) -> impl FnOnce(fjall::Error) -> StoreFailed + '_ {
+    move |error| StoreFailed(format!("{what}: {error}"))
+}
+
+impl LsmStore {
+    fn open(database: &Database, name: &str) -> Result<Self, StoreFailed> {
+        let space = |space: &str| {
+            let options = || KeyspaceCreateOptions::default().max_memtable_size(STORE_MEMTABLE_BYTES);
+            database.keyspace(&format!("{name}.{space}"), options).map_err(failed("cannot open a keyspace"))
+        };
+        Ok(Self {
+            database: database.clone(),
+            undecided: space("undecided")?,
+            versions: space("versions")?,
+            wal: space("wal")?,
+        })
+    }
+
+    fn space(&self, space: Space) -> &Keyspace {
+        match space {
+            Space::Undecided => &self.undecided,
+            Space::Versions => &self.versions,
+            Space::Wal => &self.wal,
+        }
+    }
+}
+
+fn entries(iter: fjall::Iter) -> impl Iterator<Item = Result<(Slice, Slice), StoreFailed>> {
+    iter.map(|entry| entry.into_inner().map_err(failed("cannot read")))
+}
+
+impl Read for LsmView {
+    type Slice = Slice;
+
+    fn get(&self, space: Space, key: &[u8]) -> Result<Option<Slice>, StoreFailed> {
+        self.snapshot.get(self.store.space(space), key).map_err(failed("cannot read"))
+    }
+
+    fn scan(&self, space: Space, from: &[u8], below: &[u8]) -> Scan<'_, Self> {
+        if from >= below {
+            return Box::new(std::iter::empty());
+        }
+        Box::new(entries(self.snapshot.range(self.store.space(space), from..below)))
+    }
+}
+
+impl Read for LsmStore {
+    type Slice = Slice;
+
+    fn get(&self, space: Space, key: &[u8]) -> Result<Option<Slice>, StoreFailed> {
+        self.space(space).get(key).map_err(failed("cannot read"))
+    }
+
+    fn scan(&self, space: Space, from: &[u8], below: &[u8]) -> Scan<'_, Self> {
+        if from >= below {
+            return Box::new(std::iter::empty());
+        }
+        Box::new(entries(self.space(space).range(from..below)))
+    }
+}
+
+impl Store for LsmStore {
+    type View = LsmView;
+
+    fn view(&self) -> LsmView {
+        LsmView { snapshot: self.database.snapshot(), store: self.clone() }
+    }
+
+    fn write(&self, batch: StoreBatch) -> Result<(), StoreFailed> {
+        let mut writes = fjall::OwnedWriteBatch::with_capacity(self.database.clone(), batch.changes.len());
+        for (space, key, value) in batch.changes {
+            match value {
+                Some(value) => writes.insert(self.space(space), key, value),
+                None => writes.remove(self.space(space), key),
+            }
+        }
+        writes.commit().map_err(failed("cannot write"))
+    }
+
+    fn sync(&self) -> Result<(), StoreFailed> {
+        self.database.persist(PersistMode::SyncData).map_err(failed("the durability barrier failed"))
+    }
+
+    fn bytes(&self) -> u64 {
+        [&self.undecided, &self.versions, &self.wal].iter().map(|space| space.disk_space()).sum()
+    }
+}
+
+/// Opens the tablets of these names in a folder, creating what is missing, and hands out the workers that the caller
+/// runs on threads of their own. The folder is free again once the engines are dropped and the workers have ended.
+///
+/// # Errors
+/// [`TabletError::Poisoned`] when the folder cannot be opened or holds what cannot be read.
+pub fn open(
+    folder: &Path,
+    names: &[&str],
+    options: TabletOptions,
+) -> Result<(Vec<Engine<LsmStore>>, Vec<Worker>), TabletError> {
+    let at = |error: StoreFailed| TabletError::Poisoned(format!("{}: {error}", folder.display()));
+    let database = open_database(folder).map_err(at)?;
+    let store = |name: &&str| LsmStore::open(&database, name).map(|store| ((*name).to_owned(), store));
+    let stores = names.iter().map(store).collect::<Result<Vec<_>, _>>().map_err(at)?;
+    start(stores, options)
+}
+
+fn open_database(folder: &Path) -> Result<Database, StoreFailed> {
+    let database = Database::builder(folder)
+        // Every barrier is asked for by name, so a batch need not be handed to the kernel by itself.
+        .manual_journal_persist(true)
+        .worker_threads(1)
+        .cache_size(STORE_CACHE_BYTES)
+        .max_journaling_size(STORE_JOURNAL_BYTES)
+        .open()
+        .map_err(failed("cannot open the tablets' storage"))?;
+    // The store makes its own folders durable, but not its own folder's name in the one above it.
+    if let Some(above) = folder.parent().filter(|above| !above.as_os_str().is_empty()) {
+        let synced = std::fs::File::open(above).and_then(|folder| folder.sync_all());
+        synced.map_err(|error| StoreFailed(format!("{}: {error}", above.display())))?;
+    }
+    Ok(database)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tablet::conformance::{Rig, tablet_conformance};
+    use std::sync::Arc;
+
+    fn rig() -> Rig {
+        let folder = tempfile::tempdir().unwrap();
+        Rig::new(move || {
+            let (engines, workers) = open(folder.path(), &["r1"], TabletOptions::default()).unwrap();
+            let engine = engines.into_iter().next().unwrap();
+            (Arc::new(engine), workers.into_iter().map(|worker| std::thread::spawn(worker.run)).collect())
+        })
+    }
+
+    tablet_conformance!(rig);
+}

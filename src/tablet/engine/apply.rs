@@ -1,0 +1,280 @@
+//! Applying decisions: provisional records become versions, or go.
+//!
+//! Versions are written in atomic steps of bounded size. A branch's records go in the step that writes its last version
+//! or a later one, never before (a crash in between applies the branch again, to the same versions), and `heard` moves
+//! in the last step of all, so nobody sees a part.
+
+use super::fill::Filling;
+use super::state::{Branch, State};
+use crate::coordinator::{Applied, Decided, Work};
+use crate::limits::APPLY_BYTES;
+use crate::mvcc::Truncation;
+use crate::tablet::format::{
+    AppliedThrough, Chunk, ProvisionalRecord, Raw, StoredOp, StoredVersion, StoredWrite, decode, encode,
+};
+use crate::tablet::keys::{self, Kind};
+use crate::tablet::store::{Space, Store, StoreBatch};
+use crate::tablet::{ApplyBatch, TabletError};
+use crate::wal::{BranchId, HybridTime, LogPosition, SourceTabletId, TableId};
+
+/// What is to be written next, and what becomes true in memory once it is.
+#[derive(Default)]
+pub(super) struct Step {
+    pub(super) batch: StoreBatch,
+    finished: Vec<BranchId>,
+    truncations: Vec<(TableId, SourceTabletId, Truncation)>,
+}
+
+/// The transaction that is being applied.
+pub(super) struct Applying {
+    pub(super) time: HybridTime,
+    position: LogPosition,
+    /// Set when a write fills cells from another key.
+    filling: Option<Filling>,
+}
+
+fn missing() -> TabletError {
+    TabletError::Poisoned("a provisional record is gone".into())
+}
+
+impl<S: Store> State<S> {
+    /// See [`crate::tablet::TabletLeader::apply`].
+    pub(super) fn apply(&mut self, batch: ApplyBatch) -> Result<Applied, TabletError> {
+        self.admit_owner(batch.owner)?;
+        if batch.follows != self.heard.position {
+            return Err(TabletError::HeardOther { heard: self.heard.position, follows: batch.follows });
+        }
+        check_positions(&batch)?;
+        let mut step = Step::default();
+        for Decided { position, work } in &batch.work {
+            match work {
+                Work::Commit { time, branches, .. } => self.commit(&mut step, *position, *time, branches)?,
+                Work::Discard { branches } => {
+                    for &branch in branches {
+                        if let Some(records) = self.branches.get(&branch).map(|branch| branch.records) {
+                            self.forget(&mut step, branch, records)?;
+                        }
+                    }
+                }
+            }
+            if step.batch.bytes >= APPLY_BYTES {
+                self.finish(&mut step)?;
+            }
+        }
+        let safe_time = self.heard.safe_time.max(batch.safe_time);
+        let heard = AppliedThrough { position: batch.through, safe_time };
+        step.batch.put(Space::Undecided, Kind::Applied.only(), encode(&heard)?);
+        self.finish(&mut step)?;
+        self.heard = heard;
+        self.shared.heard.send_replace(heard.position);
+        let written = std::mem::take(&mut self.versions_written);
+        self.collect(written)?;
+        Ok(self.applied())
+    }
+
+    /// Writes a step, then makes it true in memory.
+    pub(super) fn finish(&mut self, step: &mut Step) -> Result<(), TabletError> {
+        let Step { batch, finished, truncations } = std::mem::take(step);
+        self.store.write(batch)?;
+        for (table, stream, truncation) in truncations {
+            self.shared.truncate(table, stream, truncation);
+        }
+        for id in finished {
+            if let Some(branch) = self.branches.remove(&id) {
+                self.held.writes -= branch.writes;
+                self.held.bytes -= branch.bytes;
+            }
+            if let Some(conflicts) = &mut self.conflicts {
+                conflicts.forget(id);
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes a branch's records and the chunks that they name.
+    fn forget(&mut self, step: &mut Step, id: BranchId, records: u32) -> Result<(), TabletError> {
+        for number in 0..records {
+            let key = keys::provisional(id, number);
+            let value = self.store.get(Space::Undecided, &key)?.ok_or_else(missing)?;
+            if let ProvisionalRecord::Adopted { connection, xid, chunks } =
+                decode("a provisional record", value.as_ref())?
+            {
+                for chunk in chunks {
+                    step.batch.delete(Space::Undecided, keys::chunk(id.stream, connection, xid, chunk));
+                }
+                self.staging.release((id.stream, connection, xid));
+            }
+            step.batch.delete(Space::Undecided, key);
+        }
+        step.finished.push(id);
+        Ok(())
+    }
+
+    /// Turns a transaction's branches into versions. A branch that is gone was applied before.
+    fn commit(
+        &mut self,
+        step: &mut Step,
+        position: LogPosition,
+        time: HybridTime,
+        branches: &[BranchId],
+    ) -> Result<(), TabletError> {
+        let here: Vec<(BranchId, Branch)> =
+            branches.iter().filter_map(|&id| Some((id, self.branches.get(&id)?.clone()))).collect();
+        let mut applying = Applying { time, position, filling: None };
+        if here.iter().any(|(_, branch)| branch.fills_from_key) {
+            applying.filling = Some(Filling::default());
+            self.undo_part(step, time, &here)?;
+        }
+        for (place, (id, branch)) in here.iter().enumerate() {
+            // What a truncation of the same transaction and stream empties: up to it in this branch, all before it.
+            let later = here.iter().skip(place + 1).filter(|(other, _)| other.stream == id.stream);
+            let emptied_later: Vec<TableId> =
+                later.flat_map(|(_, branch)| branch.truncations.iter().map(|(table, _)| *table)).collect();
+            let mut number = 0;
+            self.each_write(*id, branch.records, &mut |state, write| {
+                let emptied = emptied_later.contains(&write.table)
+                    || branch.truncations.iter().any(|&(table, before)| table == write.table && number < before);
+                number += 1;
+                if emptied {
+                    return Ok(());
+                }
+                state.apply_write(step, &mut applying, id.stream, write)?;
+                if step.batch.bytes >= APPLY_BYTES {
+                    state.finish_part(step, &applying, *id)?;
+                }
+                Ok(())
+            })?;
+            if applying.filling.is_some() {
+                step.batch.delete(Space::Undecided, keys::partly_applied(*id));
+            }
+            self.forget(step, *id, branch.records)?;
+        }
+        Ok(())
+    }
+
+    /// Hands every write of a branch to `with`, in order.
+    pub(super) fn each_write(
+        &mut self,
+        id: BranchId,
+        records: u32,
+        with: &mut dyn FnMut(&mut Self, &StoredWrite<'_>) -> Result<(), TabletError>,
+    ) -> Result<(), TabletError> {
+        for number in 0..records {
+            let value = self.store.get(Space::Undecided, &keys::provisional(id, number))?.ok_or_else(missing)?;
+            match decode("a provisional record", value.as_ref())? {
+                ProvisionalRecord::Writes(writes) => writes.iter().try_for_each(|write| with(self, write))?,
+                ProvisionalRecord::Adopted { connection, xid, chunks } => {
+                    for chunk in chunks {
+                        let key = keys::chunk(id.stream, connection, xid, chunk);
+                        let value = self.store.get(Space::Undecided, &key)?.ok_or_else(missing)?;
+                        let chunk: Chunk<'_> = decode("a chunk", value.as_ref())?;
+                        chunk.writes.iter().try_for_each(|write| with(self, write))?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn apply_write(
+        &mut self,
+        step: &mut Step,
+        applying: &mut Applying,
+        stream: SourceTabletId,
+        write: &StoredWrite<'_>,
+    ) -> Result<(), TabletError> {
+        let &Applying { time, position, .. } = &*applying;
+        let filled;
+        let row = match write.op {
+            StoredOp::Put(row) => Some(row),
+            StoredOp::Fill { row, from } => {
+                // What it is filled from may stand in the step that is not written yet.
+                self.finish(step)?;
+                let from = from.unwrap_or(write.key);
+                filled = self.fill(time, applying.filling.as_ref(), stream, write, from.0, row.0)?;
+                Some(Raw(&filled))
+            }
+            StoredOp::Delete => None,
+            StoredOp::Truncate => {
+                let truncation = Truncation { time, position };
+                step.batch.put(Space::Undecided, keys::truncation(write.table, stream, truncation), Vec::new());
+                step.truncations.push((write.table, stream, truncation));
+                return Ok(());
+            }
+        };
+        if applying.filling.is_some() && row.is_none() {
+            self.finish(step)?;
+            self.remember_deleted(applying, stream, write)?;
+        }
+        let key = keys::version(write.table, write.key.0, time, stream);
+        step.batch.put(Space::Versions, key, encode(&StoredVersion { position, row })?);
+        self.versions_written += 1;
+        Ok(())
+    }
+
+    /// Writes a step in the middle of a branch.
+    fn finish_part(&mut self, step: &mut Step, applying: &Applying, id: BranchId) -> Result<(), TabletError> {
+        if applying.filling.is_some() {
+            step.batch.put(Space::Undecided, keys::partly_applied(id), Vec::new());
+        }
+        self.finish(step)
+    }
+
+    fn remember_deleted(
+        &self,
+        applying: &mut Applying,
+        stream: SourceTabletId,
+        write: &StoredWrite<'_>,
+    ) -> Result<(), TabletError> {
+        let key = keys::version(write.table, write.key.0, applying.time, stream);
+        let (Some(filling), Some(value)) = (&mut applying.filling, self.store.get(Space::Versions, &key)?) else {
+            return Ok(());
+        };
+        let version: StoredVersion<'_> = decode("a version", value.as_ref())?;
+        if let Some(row) = version.row {
+            filling.deleted.insert((stream, write.table, write.key.0.to_vec()), row.0.to_vec());
+        }
+        Ok(())
+    }
+
+    /// Takes back what a crash left of a transaction that fills cells from other keys: those versions could be taken for
+    /// earlier writes of the transaction.
+    fn undo_part(
+        &mut self,
+        step: &mut Step,
+        time: HybridTime,
+        branches: &[(BranchId, Branch)],
+    ) -> Result<(), TabletError> {
+        for (id, branch) in branches {
+            if self.store.get(Space::Undecided, &keys::partly_applied(*id))?.is_none() {
+                continue;
+            }
+            self.each_write(*id, branch.records, &mut |state, write| {
+                if !matches!(write.op, StoredOp::Truncate) {
+                    let key = keys::version(write.table, write.key.0, time, id.stream);
+                    step.batch.delete(Space::Versions, key);
+                }
+                if step.batch.bytes >= APPLY_BYTES { state.finish(step) } else { Ok(()) }
+            })?;
+        }
+        self.finish(step)
+    }
+}
+
+/// Refuses work outside of what the batch says it covers.
+fn check_positions(batch: &ApplyBatch) -> Result<(), TabletError> {
+    let mut before = batch.follows.next();
+    for Decided { position, .. } in &batch.work {
+        if *position < before || *position > batch.through {
+            return Err(TabletError::Refused(format!(
+                "malformed batch: a decision at {position} between {before} and {}",
+                batch.through
+            )));
+        }
+        before = *position;
+    }
+    if batch.through < batch.follows {
+        return Err(TabletError::Refused(format!("malformed batch: it moves from {} back", batch.follows)));
+    }
+    Ok(())
+}

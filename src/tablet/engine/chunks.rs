@@ -1,0 +1,175 @@
+//! Chunks of transactions that have not ended: staged, then adopted by reference or thrown away.
+//!
+//! A chunk is written once. The batch that ends its transaction binds it to a branch by number, without rewriting it,
+//! and that batch's barrier makes it durable: all of it stands in one journal, in order.
+
+use super::state::{Branch, State};
+use crate::tablet::format::{Chunk, ProvisionalRecord, decode, encode, encoded_rows, stored_writes};
+use crate::tablet::keys::{self, Kind, Parts};
+use crate::tablet::store::{Space, Store, StoreBatch};
+use crate::tablet::{Adopt, ChunkBatch, TabletError};
+use crate::wal::SourceTabletId;
+use std::collections::{BTreeMap, BTreeSet};
+
+type Transaction = (SourceTabletId, u64, u32);
+
+/// One staged chunk: its number, who wrote it, and what it adds to a branch.
+#[derive(Clone, Debug)]
+struct StagedChunk {
+    number: u64,
+    sub_xid: u32,
+    adds: Branch,
+}
+
+/// Chunks, by stream, connection and xid.
+#[derive(Default, Debug)]
+pub(super) struct Staging {
+    /// Those that nobody adopted yet.
+    transactions: BTreeMap<Transaction, Vec<StagedChunk>>,
+    /// Whose chunks an undecided branch holds: their numbers are taken.
+    adopted: BTreeSet<Transaction>,
+}
+
+fn read_chunk<S: Store>(store: &S, key: &[u8]) -> Result<S::Slice, TabletError> {
+    store.get(Space::Undecided, key)?.ok_or_else(|| TabletError::Poisoned("an adopted chunk is gone".into()))
+}
+
+fn summary(bytes: &[u8]) -> Result<(u32, Branch), TabletError> {
+    let chunk: Chunk<'_> = decode("a chunk", bytes)?;
+    let mut adds = Branch { bytes: bytes.len() as u64, ..Branch::default() };
+    adds.count(&chunk.writes);
+    Ok((chunk.sub_xid, adds))
+}
+
+impl Branch {
+    fn absorb(&mut self, adds: &Self) {
+        self.truncations.extend(adds.truncations.iter().map(|&(table, before)| (table, self.writes + before)));
+        self.writes += adds.writes;
+        self.bytes += adds.bytes;
+        self.fills_from_key |= adds.fills_from_key;
+    }
+}
+
+impl Staging {
+    /// Every chunk on disk; those that were adopted are taken out by [`Staging::adopted_before`].
+    pub(super) fn recover<S: Store>(store: &S) -> Result<Self, TabletError> {
+        let mut staging = Self::default();
+        let (from, below) = Kind::Chunk.all();
+        for entry in store.scan(Space::Undecided, &from, &below) {
+            let (key, value) = entry?;
+            let mut parts = Parts(&key.as_ref()[1..]);
+            let mut id = || Some(((SourceTabletId(parts.u32()?), parts.u64()?, parts.u32()?), parts.u64()?));
+            let (id, number) = id().ok_or_else(|| TabletError::Poisoned("a chunk key is damaged".into()))?;
+            let (sub_xid, adds) = summary(value.as_ref())?;
+            staging.transactions.entry(id).or_default().push(StagedChunk { number, sub_xid, adds });
+        }
+        Ok(staging)
+    }
+
+    /// A record on disk says that these chunks belong to a branch.
+    pub(super) fn adopted_before<S: Store>(
+        &mut self,
+        store: &S,
+        (stream, connection, xid): Transaction,
+        chunks: &[u64],
+        branch: &mut Branch,
+    ) -> Result<(), TabletError> {
+        self.transactions.remove(&(stream, connection, xid));
+        self.adopted.insert((stream, connection, xid));
+        for &number in chunks {
+            let value = read_chunk(store, &keys::chunk(stream, connection, xid, number))?;
+            branch.absorb(&summary(value.as_ref())?.1);
+        }
+        Ok(())
+    }
+
+    /// Whether what is staged is what an adoption expects.
+    pub(super) fn check(&self, stream: SourceTabletId, adopt: &Adopt) -> Result<(), TabletError> {
+        let held = self.last((stream, adopt.connection, adopt.xid));
+        if held != adopt.last_chunk {
+            return Err(TabletError::ChunksLost(format!(
+                "transaction {} of connection {} has {held} chunks here, {} were sent",
+                adopt.xid, adopt.connection, adopt.last_chunk
+            )));
+        }
+        Ok(())
+    }
+
+    fn last(&self, id: Transaction) -> u64 {
+        self.transactions.get(&id).and_then(|chunks| chunks.last()).map_or(0, |chunk| chunk.number)
+    }
+
+    /// Binds what is staged to a branch, without the chunks of rolled-back sub-transactions, which are deleted. `None`
+    /// when nothing is left. Call [`Staging::check`] first.
+    pub(super) fn adopt(
+        &mut self,
+        stream: SourceTabletId,
+        adopt: &Adopt,
+        branch: &mut Branch,
+        batch: &mut StoreBatch,
+    ) -> Option<ProvisionalRecord<'static>> {
+        let &Adopt { connection, xid, .. } = adopt;
+        let staged = self.transactions.remove(&(stream, connection, xid)).unwrap_or_default();
+        let mut chunks = Vec::with_capacity(staged.len());
+        for StagedChunk { number, sub_xid, adds } in staged {
+            if adopt.rolled_back.contains(&sub_xid) {
+                batch.delete(Space::Undecided, keys::chunk(stream, connection, xid, number));
+            } else {
+                branch.absorb(&adds);
+                chunks.push(number);
+            }
+        }
+        if !chunks.is_empty() {
+            self.adopted.insert((stream, connection, xid));
+        }
+        (!chunks.is_empty()).then_some(ProvisionalRecord::Adopted { connection, xid, chunks })
+    }
+
+    /// The branch that held these chunks is decided.
+    pub(super) fn release(&mut self, id: Transaction) {
+        self.adopted.remove(&id);
+    }
+
+    /// Throws away what other connections of the stream staged.
+    fn keep_only(&mut self, stream: SourceTabletId, connection: u64, batch: &mut StoreBatch) {
+        let of_stream = (stream, 0, 0)..=(stream, u64::MAX, u32::MAX);
+        let stale = self.transactions.range(of_stream).map(|(&id, _)| id).filter(|id| id.1 != connection);
+        for id in stale.collect::<Vec<_>>() {
+            for chunk in self.transactions.remove(&id).unwrap_or_default() {
+                batch.delete(Space::Undecided, keys::chunk(id.0, id.1, id.2, chunk.number));
+            }
+        }
+    }
+}
+
+impl<S: Store> State<S> {
+    /// See [`crate::tablet::TabletLeader::stage_chunk`].
+    pub(super) fn stage_chunk(&mut self, chunk: ChunkBatch) -> Result<(), TabletError> {
+        self.admit_owner(chunk.owner)?;
+        self.admit_puller(chunk.stream, chunk.puller)?;
+        super::provisional::check_keys(chunk.writes.iter().map(|write| (&write.key, &write.op)))?;
+        let id = (chunk.stream, chunk.connection, chunk.xid);
+        if self.staging.adopted.contains(&id) {
+            let (xid, connection) = (chunk.xid, chunk.connection);
+            let again = format!("transaction {xid} of connection {connection} has ended, and sends chunks again");
+            return Err(TabletError::ChunksLost(again));
+        }
+        let next = self.staging.last(id) + 1;
+        if chunk.number != next {
+            return Err(TabletError::ChunksLost(format!(
+                "chunk {next} of transaction {} of connection {} comes next, not {}",
+                chunk.xid, chunk.connection, chunk.number
+            )));
+        }
+        let mut batch = StoreBatch::default();
+        self.learn(chunk.schemas, &mut batch)?;
+        self.staging.keep_only(chunk.stream, chunk.connection, &mut batch);
+        let rows = encoded_rows(&chunk.writes)?;
+        let value = encode(&Chunk { sub_xid: chunk.sub_xid, writes: stored_writes(&chunk.writes, &rows) })?;
+        let (sub_xid, adds) = summary(&value)?;
+        batch.put(Space::Undecided, keys::chunk(id.0, id.1, id.2, next), value);
+        self.store.write(batch)?;
+        self.staging.transactions.entry(id).or_default().push(StagedChunk { number: next, sub_xid, adds });
+        Ok(())
+    }
+}

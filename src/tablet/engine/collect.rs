@@ -1,0 +1,114 @@
+//! Dropping versions that no reader can see any more: a sweep through all keys, a little with every apply.
+//!
+//! The horizon is the safe time of `keep_age` ago, with the log position that had been heard when that was the safe time.
+//! Readers below it are refused from the moment it rises ([`TabletError::TooOld`]), and only then is anything dropped.
+
+use super::apply::Step;
+use super::state::State;
+use crate::coordinator::ReadPoint;
+use crate::mvcc::{Stamp, collectable};
+use crate::tablet::TabletError;
+use crate::tablet::format::{StoredVersion, decode, encode};
+use crate::tablet::keys::{self, Kind, VersionKey};
+use crate::tablet::store::{Space, Store};
+use crate::wal::{HybridTime, SourceTabletId, TableId};
+use std::collections::VecDeque;
+
+/// Versions looked at for each version written. Above 1, so that the sweep is faster than what it sweeps up.
+const LOOKED_AT_FOR_EACH: usize = 2;
+/// Newer versions of a key that are stepped over one by one before the ones below the horizon are searched for.
+const STEPS_BEFORE_SEARCH: usize = 16;
+/// How many points between now and the horizon are remembered: the horizon rises in steps of `keep_age` by this.
+const POINTS: u64 = 64;
+
+/// How far the sweep is.
+#[derive(Default, Debug)]
+pub(super) struct Collection {
+    /// Where it goes on; empty is the start.
+    cursor: Vec<u8>,
+    /// Safe times, each with the position that had been heard then; rising.
+    points: VecDeque<ReadPoint>,
+}
+
+/// The versions of one key, as far as the sweep needs them.
+#[derive(Default)]
+struct KeyVersions {
+    table: TableId,
+    row: Vec<u8>,
+    stamps: Vec<Stamp>,
+}
+
+impl<S: Store> State<S> {
+    /// Raises the horizon if it is time, and sweeps on; `written` versions were written since the last call.
+    pub(super) fn collect(&mut self, written: usize) -> Result<(), TabletError> {
+        let Some(keep_age) = self.options.keep_age.filter(|_| self.heard.safe_time > HybridTime::MIN) else {
+            return Ok(());
+        };
+        let keep_micros = u64::try_from(keep_age.as_micros()).unwrap_or(u64::MAX);
+        let now = ReadPoint { position: self.heard.position, time: self.heard.safe_time };
+        let points = &mut self.collection.points;
+        if points.back().is_none_or(|last| now.time.micros().saturating_sub(last.time.micros()) > keep_micros / POINTS)
+        {
+            points.push_back(now);
+        }
+        let oldest = HybridTime::from_micros(now.time.micros().saturating_sub(keep_micros));
+        let mut horizon = self.shared.kept();
+        while let Some(&point) = points.front().filter(|point| point.time <= oldest) {
+            horizon = ReadPoint { position: point.position.max(horizon.position), time: point.time.max(horizon.time) };
+            points.pop_front();
+        }
+        let mut step = Step::default();
+        if horizon != self.shared.kept() {
+            self.shared.keep_from(horizon);
+            step.batch.put(Space::Undecided, Kind::Horizon.only(), encode(&(horizon.position, horizon.time))?);
+        }
+        if horizon.time > HybridTime::MIN && written > 0 {
+            self.sweep(&mut step, horizon, written * LOOKED_AT_FOR_EACH)?;
+        }
+        self.finish(&mut step)
+    }
+
+    fn sweep(&mut self, step: &mut Step, horizon: ReadPoint, budget: usize) -> Result<(), TabletError> {
+        let (start, below) = Kind::Version.all();
+        let store = self.store.clone();
+        let steps_before_search = STEPS_BEFORE_SEARCH.max(self.options.keep_versions);
+        let mut from =
+            if self.collection.cursor.is_empty() { start } else { std::mem::take(&mut self.collection.cursor) };
+        let mut of = KeyVersions::default();
+        let mut looked_at = 0;
+        'search: loop {
+            for entry in store.scan(Space::Versions, &from, &below) {
+                let (key, value) = entry?;
+                let parsed = VersionKey::parse(key.as_ref())
+                    .ok_or_else(|| TabletError::Poisoned("a version's key is damaged".into()))?;
+                if (parsed.table, parsed.row) != (of.table, &of.row[..]) {
+                    self.drop_versions(step, &of, horizon);
+                    if looked_at >= budget {
+                        self.collection.cursor = key.as_ref().to_vec();
+                        return Ok(());
+                    }
+                    of = KeyVersions { table: parsed.table, row: parsed.row.to_vec(), stamps: Vec::new() };
+                }
+                looked_at += 1;
+                let version: StoredVersion<'_> = decode("a version", value.as_ref())?;
+                let (time, stream, deleted) = (parsed.time, parsed.stream, version.row.is_none());
+                of.stamps.push(Stamp { time, position: version.position, stream, deleted });
+                if time > horizon.time && of.stamps.len() == steps_before_search {
+                    from = keys::version(of.table, &of.row, horizon.time, SourceTabletId(0));
+                    continue 'search;
+                }
+            }
+            self.drop_versions(step, &of, horizon);
+            return Ok(());
+        }
+    }
+
+    fn drop_versions(&self, step: &mut Step, of: &KeyVersions, horizon: ReadPoint) {
+        let truncations = self.shared.truncations();
+        for index in collectable(of.table, &of.stamps, horizon, self.options.keep_versions, &truncations) {
+            if let Some(stamp) = of.stamps.get(index) {
+                step.batch.delete(Space::Versions, keys::version(of.table, &of.row, stamp.time, stamp.stream));
+            }
+        }
+    }
+}

@@ -1,0 +1,324 @@
+//! What a tablet knows in memory, and how it is found again on disk.
+
+use super::TabletOptions;
+use super::chunks::Staging;
+use super::collect::Collection;
+use super::conflicts::Conflicts;
+use crate::coordinator::{Applied, ReadPoint};
+use crate::mvcc::{Truncation, Truncations};
+use crate::tablet::format::{AppliedThrough, Binding, Mark, ProvisionalRecord, StoredOp, StoredWrite, decode, encode};
+use crate::tablet::keys::{self, Kind, Parts};
+use crate::tablet::store::{Space, Store, StoreBatch};
+use crate::tablet::{Announced, StreamMark, TabletError, TabletStats};
+use crate::wal::{
+    BranchId, Epoch, HybridTime, LogPosition, OpId, ReplicaTabletId, SourceTabletId, TableId, TableSchema,
+};
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
+use tokio::sync::watch;
+
+/// What readers share with the worker.
+pub(super) struct Shared<S> {
+    /// The storage.
+    pub(super) store: S,
+    /// The tablet has heard the log up to here. Set by the worker, waited for by readers.
+    pub(super) heard: watch::Sender<LogPosition>,
+    /// Set by the worker *before* `heard` passes a truncation's position.
+    truncations: RwLock<Arc<Truncations>>,
+    /// The oldest read point that is kept apart. Raised by the worker *before* it drops what lies below.
+    kept: RwLock<ReadPoint>,
+}
+
+impl<S> Shared<S> {
+    /// The truncations known now.
+    pub(super) fn truncations(&self) -> Arc<Truncations> {
+        Arc::clone(&self.truncations.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The oldest read point that may be asked for now.
+    pub(super) fn kept(&self) -> ReadPoint {
+        *self.kept.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Raises the oldest read point.
+    pub(super) fn keep_from(&self, point: ReadPoint) {
+        *self.kept.write().unwrap_or_else(PoisonError::into_inner) = point;
+    }
+
+    /// Makes a truncation known to readers.
+    pub(super) fn truncate(&self, table: TableId, stream: SourceTabletId, truncation: Truncation) {
+        let mut truncations = self.truncations.write().unwrap_or_else(PoisonError::into_inner);
+        Arc::make_mut(&mut truncations).insert(table, stream, truncation);
+    }
+}
+
+/// An undecided branch: a small record in memory, its writes on disk (C10).
+#[derive(Clone, Default, Debug, PartialEq, Eq)]
+pub(super) struct Branch {
+    /// Its provisional records are numbered 0 up to this.
+    pub(super) records: u32,
+    /// How many writes they hold.
+    pub(super) writes: u64,
+    /// Bytes of their values.
+    pub(super) bytes: u64,
+    /// Each truncation, and how many of the branch's writes stand before it.
+    pub(super) truncations: Vec<(TableId, u64)>,
+    /// Whether a write fills cells from another key.
+    pub(super) fills_from_key: bool,
+}
+
+impl Branch {
+    /// Counts a run of writes in.
+    pub(super) fn count<'a>(&mut self, writes: impl IntoIterator<Item = &'a StoredWrite<'a>>) {
+        for write in writes {
+            match write.op {
+                StoredOp::Truncate => self.truncations.push((write.table, self.writes)),
+                StoredOp::Fill { from, .. } => self.fills_from_key |= from.is_some(),
+                StoredOp::Put(_) | StoredOp::Delete => {}
+            }
+            self.writes += 1;
+        }
+    }
+}
+
+/// Sums over all undecided branches.
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub(super) struct Held {
+    /// Their writes.
+    pub(super) writes: u64,
+    /// Their bytes.
+    pub(super) bytes: u64,
+}
+
+/// One tablet, as its worker holds it.
+pub(super) struct State<S> {
+    pub(super) store: S,
+    pub(super) shared: Arc<Shared<S>>,
+    pub(super) options: TabletOptions,
+    pub(super) binding: Option<Binding>,
+    pub(super) marks: BTreeMap<SourceTabletId, Mark>,
+    pub(super) heard: AppliedThrough,
+    /// What was heard when the last barrier passed.
+    applied: LogPosition,
+    pub(super) schemas: BTreeMap<(TableId, u32), TableSchema>,
+    pub(super) branches: BTreeMap<BranchId, Branch>,
+    /// What the branches hold, all together.
+    pub(super) held: Held,
+    pub(super) staging: Staging,
+    /// Built when the first batch asks for conflicts.
+    pub(super) conflicts: Option<Conflicts>,
+    pub(super) collection: Collection,
+    /// Versions written since the last collection.
+    pub(super) versions_written: usize,
+}
+
+fn damaged(what: &str) -> TabletError {
+    TabletError::Poisoned(format!("a {what} key is damaged"))
+}
+
+impl<S: Store> State<S> {
+    /// Reads back what is on disk.
+    pub(super) fn open(store: S, options: TabletOptions) -> Result<Self, TabletError> {
+        // What was written but not synced by a process that was killed is still there to be read; it must be durable
+        // before anything is answered from it.
+        store.sync()?;
+        let one = |kind: Kind| store.get(kind.space(), &kind.only());
+        let binding = one(Kind::Binding)?.map(|v| decode("the binding", v.as_ref())).transpose()?;
+        let heard: AppliedThrough =
+            one(Kind::Applied)?.map(|v| decode("the applied position", v.as_ref())).transpose()?.unwrap_or_default();
+        let none = ReadPoint { position: LogPosition(0), time: HybridTime::MIN };
+        let kept = match one(Kind::Horizon)? {
+            Some(value) => {
+                let (position, time) = decode("the horizon", value.as_ref())?;
+                ReadPoint { position, time }
+            }
+            None => none,
+        };
+        let shared = Arc::new(Shared {
+            store: store.clone(),
+            heard: watch::Sender::new(heard.position),
+            truncations: RwLock::default(),
+            kept: RwLock::new(kept),
+        });
+        let mut state = Self {
+            store,
+            shared,
+            options,
+            binding,
+            marks: BTreeMap::new(),
+            heard,
+            applied: heard.position,
+            schemas: BTreeMap::new(),
+            branches: BTreeMap::new(),
+            held: Held::default(),
+            staging: Staging::default(),
+            conflicts: None,
+            collection: Collection::default(),
+            versions_written: 0,
+        };
+        state.recover()?;
+        Ok(state)
+    }
+
+    fn recover(&mut self) -> Result<(), TabletError> {
+        let store = self.store.clone();
+        let scan = |kind: Kind| {
+            let (from, below) = kind.all();
+            store.scan(kind.space(), &from, &below)
+        };
+        for entry in scan(Kind::Mark) {
+            let (key, value) = entry?;
+            let stream = Parts(&key.as_ref()[1..]).u32().ok_or_else(|| damaged("mark"))?;
+            self.marks.insert(SourceTabletId(stream), decode("a mark", value.as_ref())?);
+        }
+        for entry in scan(Kind::Schema) {
+            let schema: TableSchema = decode("a schema", entry?.1.as_ref())?;
+            self.schemas.insert((schema.table, schema.version), schema);
+        }
+        for entry in scan(Kind::Truncation) {
+            let (key, _) = entry?;
+            let mut parts = Parts(&key.as_ref()[1..]);
+            let mut read = || {
+                let (table, stream) = (TableId(parts.u32()?), SourceTabletId(parts.u32()?));
+                let time = HybridTime::from_u64(parts.u64()?);
+                Some((table, stream, Truncation { time, position: LogPosition(parts.u64()?) }))
+            };
+            let (table, stream, truncation) = read().ok_or_else(|| damaged("truncation"))?;
+            self.shared.truncate(table, stream, truncation);
+        }
+        self.staging = Staging::recover(&store)?;
+        for entry in scan(Kind::Provisional) {
+            let (key, value) = entry?;
+            let id = branch_of(key.as_ref()).ok_or_else(|| damaged("provisional record"))?;
+            let branch = self.branches.entry(id).or_default();
+            branch.records += 1;
+            branch.bytes += value.as_ref().len() as u64;
+            match decode("a provisional record", value.as_ref())? {
+                ProvisionalRecord::Writes(writes) => branch.count(&writes),
+                ProvisionalRecord::Adopted { connection, xid, chunks } => {
+                    self.staging.adopted_before(&store, (id.stream, connection, xid), &chunks, branch)?;
+                }
+            }
+        }
+        for branch in self.branches.values() {
+            self.held.writes += branch.writes;
+            self.held.bytes += branch.bytes;
+        }
+        Ok(())
+    }
+
+    /// The barrier has passed: what was heard is applied durably.
+    pub(super) fn now_durable(&mut self) {
+        self.applied = self.heard.position;
+    }
+
+    /// How far the tablet is.
+    pub(super) fn applied(&self) -> Applied {
+        Applied { heard: self.heard.position, applied: self.applied }
+    }
+
+    /// Fences lower owners out (C7). Tablets that no owner has announced itself to are bound to no log and refuse.
+    pub(super) fn admit_owner(&mut self, owner: Epoch) -> Result<(), TabletError> {
+        let Some(binding) = &mut self.binding else {
+            return Err(TabletError::Refused("it is bound to no log yet: an owner must announce itself first".into()));
+        };
+        if owner < binding.owner {
+            return Err(TabletError::Fenced { held: binding.owner });
+        }
+        if owner > binding.owner {
+            let raised = Binding { owner, ..binding.clone() };
+            put_one(&self.store, Kind::Binding.only(), encode(&raised)?)?;
+            *binding = raised;
+        }
+        Ok(())
+    }
+
+    /// Fences lower pullers of a stream out (C7), and hands out its mark.
+    pub(super) fn admit_puller(&mut self, stream: SourceTabletId, puller: Epoch) -> Result<Mark, TabletError> {
+        let mut mark = self.marks.get(&stream).copied().unwrap_or_default();
+        if puller < mark.puller {
+            return Err(TabletError::Fenced { held: mark.puller });
+        }
+        if puller > mark.puller {
+            mark.puller = puller;
+            put_one(&self.store, keys::mark(stream), encode(&mark)?)?;
+            self.marks.insert(stream, mark);
+        }
+        Ok(mark)
+    }
+
+    /// See [`crate::tablet::TabletLeader::announce`].
+    pub(super) fn announce(
+        &mut self,
+        log_id: String,
+        tablet: ReplicaTabletId,
+        owner: Epoch,
+    ) -> Result<Announced, TabletError> {
+        match &self.binding {
+            None => {
+                let binding = Binding { log_id, tablet, owner };
+                put_one(&self.store, Kind::Binding.only(), encode(&binding)?)?;
+                self.binding = Some(binding);
+            }
+            Some(held) if held.log_id != log_id || held.tablet != tablet => {
+                return Err(TabletError::Refused(format!(
+                    "it is bound to log {} as {}, not to log {log_id} as {tablet}; \
+                     start with the data folder of that log, or with an empty one",
+                    held.log_id, held.tablet
+                )));
+            }
+            Some(_) => self.admit_owner(owner)?,
+        }
+        let mark = |(&stream, mark): (&_, &Mark)| StreamMark { stream, stored: mark.stored, puller: mark.puller };
+        let Applied { heard, applied } = self.applied();
+        Ok(Announced { marks: self.marks.iter().map(mark).collect(), heard, applied })
+    }
+
+    /// See [`crate::tablet::TabletLeader::announce_puller`].
+    pub(super) fn announce_puller(
+        &mut self,
+        stream: SourceTabletId,
+        owner: Epoch,
+        puller: Epoch,
+    ) -> Result<StreamMark, TabletError> {
+        self.admit_owner(owner)?;
+        let Mark { stored, puller } = self.admit_puller(stream, puller)?;
+        Ok(StreamMark { stream, stored, puller })
+    }
+
+    /// Keeps shapes of tables that are new here.
+    pub(super) fn learn(&mut self, schemas: Vec<TableSchema>, batch: &mut StoreBatch) -> Result<(), TabletError> {
+        for schema in schemas {
+            let id = (schema.table, schema.version);
+            if self.schemas.get(&id) != Some(&schema) {
+                batch.put(Space::Undecided, keys::schema(id.0, id.1), encode(&schema)?);
+                self.schemas.insert(id, schema);
+            }
+        }
+        Ok(())
+    }
+
+    /// See [`crate::tablet::TabletLeader::stats`].
+    pub(super) fn stats(&self) -> TabletStats {
+        TabletStats {
+            provisional_branches: self.branches.len() as u64,
+            provisional_records: self.held.writes,
+            provisional_bytes: self.held.bytes,
+            disk_bytes: self.store.bytes(),
+        }
+    }
+}
+
+/// Writes one key of [`Space::Undecided`].
+fn put_one<S: Store>(store: &S, key: Vec<u8>, value: Vec<u8>) -> Result<(), TabletError> {
+    let mut batch = StoreBatch::default();
+    batch.put(Space::Undecided, key, value);
+    Ok(store.write(batch)?)
+}
+
+/// The branch in a provisional record's key.
+fn branch_of(key: &[u8]) -> Option<BranchId> {
+    let mut parts = Parts(key.get(1..)?);
+    let stream = SourceTabletId(parts.u32()?);
+    Some(BranchId { stream, opened: OpId::new(parts.u64()?, parts.u64()?) })
+}

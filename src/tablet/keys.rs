@@ -1,0 +1,306 @@
+//! The keys that a tablet persists: one table of kinds. A kind's ordinal is its keys' first byte and never changes.
+//!
+//! Numbers are big-endian, so that they sort. A row's key inside a version's key ends itself (see [`crate::wal::Key`]).
+
+use super::store::Space;
+use crate::mvcc::Truncation;
+use crate::wal::{BranchId, HybridTime, SourceTabletId, TableId};
+
+/// Kinds of persisted keys.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Kind {
+    /// The log that the tablet is bound to, its own number, the highest owner's epoch. One key.
+    Binding = 1,
+    /// A stream's mark and puller epoch, by stream.
+    Mark = 2,
+    /// How far the log is applied. One key.
+    Applied = 3,
+    /// A table's shape, by table and version.
+    Schema = 4,
+    /// A truncation, by table, stream, time and position.
+    Truncation = 5,
+    /// The oldest read point that is kept apart. One key.
+    Horizon = 6,
+    /// A branch whose transaction was applied in part, by branch.
+    PartlyApplied = 7,
+    /// A provisional record, by branch and number.
+    Provisional = 16,
+    /// A chunk, by stream, connection, xid and number.
+    Chunk = 17,
+    /// A version, by table, key, time descending, stream.
+    Version = 32,
+    /// An entry of the tablet's own WAL, by index.
+    Wal = 48,
+    /// How far a reader of the tablet's own WAL is, by name.
+    WalReader = 49,
+}
+
+impl Kind {
+    /// Where keys of this kind live.
+    #[must_use]
+    pub const fn space(self) -> Space {
+        match self {
+            Self::Version => Space::Versions,
+            Self::Wal | Self::WalReader => Space::Wal,
+            _ => Space::Undecided,
+        }
+    }
+
+    /// The key of a kind that has one.
+    #[must_use]
+    pub fn only(self) -> Vec<u8> {
+        vec![self as u8]
+    }
+
+    /// Bounds of all keys of this kind.
+    #[must_use]
+    pub fn all(self) -> (Vec<u8>, Vec<u8>) {
+        (vec![self as u8], vec![self as u8 + 1])
+    }
+}
+
+fn key(kind: Kind, capacity: usize) -> Vec<u8> {
+    let mut out = Vec::with_capacity(1 + capacity);
+    out.push(kind as u8);
+    out
+}
+
+/// See [`Kind::Mark`].
+#[must_use]
+pub fn mark(stream: SourceTabletId) -> Vec<u8> {
+    let mut out = key(Kind::Mark, 4);
+    out.extend(stream.0.to_be_bytes());
+    out
+}
+
+/// See [`Kind::Schema`].
+#[must_use]
+pub fn schema(table: TableId, version: u32) -> Vec<u8> {
+    let mut out = key(Kind::Schema, 8);
+    out.extend(table.0.to_be_bytes());
+    out.extend(version.to_be_bytes());
+    out
+}
+
+/// See [`Kind::Truncation`].
+#[must_use]
+pub fn truncation(table: TableId, stream: SourceTabletId, truncation: Truncation) -> Vec<u8> {
+    let mut out = key(Kind::Truncation, 24);
+    out.extend(table.0.to_be_bytes());
+    out.extend(stream.0.to_be_bytes());
+    out.extend(truncation.time.to_u64().to_be_bytes());
+    out.extend(truncation.position.0.to_be_bytes());
+    out
+}
+
+fn branch(kind: Kind, branch: BranchId, more: usize) -> Vec<u8> {
+    let mut out = key(kind, 20 + more);
+    out.extend(branch.stream.0.to_be_bytes());
+    out.extend(branch.opened.term.to_be_bytes());
+    out.extend(branch.opened.index.to_be_bytes());
+    out
+}
+
+/// See [`Kind::PartlyApplied`].
+#[must_use]
+pub fn partly_applied(of: BranchId) -> Vec<u8> {
+    branch(Kind::PartlyApplied, of, 0)
+}
+
+/// See [`Kind::Provisional`].
+#[must_use]
+pub fn provisional(of: BranchId, number: u32) -> Vec<u8> {
+    let mut out = branch(Kind::Provisional, of, 4);
+    out.extend(number.to_be_bytes());
+    out
+}
+
+/// See [`Kind::Chunk`].
+#[must_use]
+pub fn chunk(stream: SourceTabletId, connection: u64, xid: u32, number: u64) -> Vec<u8> {
+    let mut out = key(Kind::Chunk, 24);
+    out.extend(stream.0.to_be_bytes());
+    out.extend(connection.to_be_bytes());
+    out.extend(xid.to_be_bytes());
+    out.extend(number.to_be_bytes());
+    out
+}
+
+/// See [`Kind::Version`].
+#[must_use]
+pub fn version(table: TableId, row: &[u8], time: HybridTime, stream: SourceTabletId) -> Vec<u8> {
+    let mut out = key(Kind::Version, 16 + row.len());
+    out.extend(table.0.to_be_bytes());
+    out.extend(row);
+    out.extend((!time.to_u64()).to_be_bytes());
+    out.extend(stream.0.to_be_bytes());
+    out
+}
+
+/// Bounds of a table's versions.
+#[must_use]
+pub fn table_versions(table: TableId) -> (Vec<u8>, Vec<u8>) {
+    let mut from = key(Kind::Version, 4);
+    from.extend(table.0.to_be_bytes());
+    let below = match table.0.checked_add(1) {
+        Some(next) => {
+            let mut below = key(Kind::Version, 4);
+            below.extend(next.to_be_bytes());
+            below
+        }
+        None => Kind::Version.all().1,
+    };
+    (from, below)
+}
+
+/// Bounds of one key's versions at or below a time.
+#[must_use]
+pub fn row_versions(table: TableId, row: &[u8], time: HybridTime) -> (Vec<u8>, Vec<u8>) {
+    (version(table, row, time, SourceTabletId(0)), past_row(table, row))
+}
+
+/// Above every version of a key, below those of the next.
+#[must_use]
+pub fn past_row(table: TableId, row: &[u8]) -> Vec<u8> {
+    let mut out = version(table, row, HybridTime::MIN, SourceTabletId(u32::MAX));
+    out.push(0);
+    out
+}
+
+/// See [`Kind::Wal`].
+#[must_use]
+pub fn wal(index: u64) -> Vec<u8> {
+    let mut out = key(Kind::Wal, 8);
+    out.extend(index.to_be_bytes());
+    out
+}
+
+/// See [`Kind::WalReader`].
+#[must_use]
+pub fn wal_reader(name: &str) -> Vec<u8> {
+    let mut out = key(Kind::WalReader, name.len());
+    out.extend(name.as_bytes());
+    out
+}
+
+/// Takes keys apart from the front; `None` where they are too short.
+pub struct Parts<'a>(pub &'a [u8]);
+
+impl Parts<'_> {
+    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (head, tail) = self.0.split_first_chunk::<N>()?;
+        self.0 = tail;
+        Some(*head)
+    }
+
+    /// The next byte.
+    pub fn byte(&mut self) -> Option<u8> {
+        self.take::<1>().map(|[byte]| byte)
+    }
+
+    /// The next 32-bit number.
+    pub fn u32(&mut self) -> Option<u32> {
+        self.take().map(u32::from_be_bytes)
+    }
+
+    /// The next 64-bit number.
+    pub fn u64(&mut self) -> Option<u64> {
+        self.take().map(u64::from_be_bytes)
+    }
+}
+
+/// A version's key, taken apart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct VersionKey<'a> {
+    /// The table.
+    pub table: TableId,
+    /// The row's key.
+    pub row: &'a [u8],
+    /// The commit's hybrid time.
+    pub time: HybridTime,
+    /// The stream.
+    pub stream: SourceTabletId,
+}
+
+impl<'a> VersionKey<'a> {
+    /// Takes a key apart; `None` if it is not a version's.
+    #[must_use]
+    pub fn parse(bytes: &'a [u8]) -> Option<Self> {
+        let (body, tail) = bytes.split_at_checked(bytes.len().checked_sub(12)?)?;
+        let mut head = Parts(body);
+        let (kind, table) = (head.byte()?, head.u32()?);
+        let mut tail = Parts(tail);
+        let (time, stream) = (HybridTime::from_u64(!tail.u64()?), SourceTabletId(tail.u32()?));
+        (kind == Kind::Version as u8).then_some(Self { table: TableId(table), row: head.0, time, stream })
+    }
+}
+
+/// Whether bytes are a [`crate::wal::Key`]: every column ends itself, so no key is the beginning of another.
+#[must_use]
+pub fn ends_itself(key: &[u8]) -> bool {
+    let mut at = 0;
+    let mut column_open = false;
+    while let Some(&byte) = key.get(at) {
+        column_open = true;
+        if byte == 0 {
+            match key.get(at + 1) {
+                Some(0xFF) => {}
+                Some(1) => column_open = false,
+                _ => return false,
+            }
+            at += 1;
+        }
+        at += 1;
+    }
+    !column_open && !key.is_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wal::{Key, LogPosition, OpId};
+
+    #[test]
+    fn golden_keys() {
+        let of = BranchId { stream: SourceTabletId(2), opened: OpId::new(3, 4) };
+        assert_eq!(Kind::Binding.only(), [1]);
+        assert_eq!(mark(SourceTabletId(7)), [2, 0, 0, 0, 7]);
+        assert_eq!(Kind::Applied.only(), [3]);
+        assert_eq!(schema(TableId(1), 2), [4, 0, 0, 0, 1, 0, 0, 0, 2]);
+        let cut = Truncation { time: HybridTime::from_u64(5), position: LogPosition(6) };
+        let expected = [5, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 6];
+        assert_eq!(truncation(TableId(1), SourceTabletId(2), cut), expected);
+        assert_eq!(Kind::Horizon.only(), [6]);
+        let branch_key = [0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 4];
+        assert_eq!(partly_applied(of), [&[7][..], &branch_key].concat());
+        assert_eq!(provisional(of, 9), [&[16][..], &branch_key, &[0, 0, 0, 9]].concat());
+        let expected = [17, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 1];
+        assert_eq!(chunk(SourceTabletId(2), 8, 7, 1), expected);
+        let expected = [32, 0, 0, 0, 1, b'k', 0, 1, 255, 255, 255, 255, 255, 255, 255, 250, 0, 0, 0, 2];
+        assert_eq!(version(TableId(1), b"k\0\x01", HybridTime::from_u64(5), SourceTabletId(2)), expected);
+        assert_eq!(wal(258), [48, 0, 0, 0, 0, 0, 0, 1, 2]);
+        assert_eq!(wal_reader("a"), [49, b'a']);
+    }
+
+    #[test]
+    fn newer_versions_sort_first_within_their_key() {
+        let (a, ab) = (Key::from_columns([&b"a"[..]]), Key::from_columns([&b"ab"[..]]));
+        let at = |key: &Key, time| version(TableId(1), &key.0, HybridTime::from_u64(time), SourceTabletId(1));
+        let keys = [at(&a, 2), at(&a, 1), at(&ab, 9), at(&ab, 3)];
+        assert!(keys.is_sorted());
+        assert!(past_row(TableId(1), &a.0) > keys[1] && past_row(TableId(1), &a.0) < keys[2]);
+        let parsed = VersionKey::parse(&keys[2]).unwrap();
+        assert_eq!((parsed.row, parsed.time, parsed.stream), (&ab.0[..], HybridTime::from_u64(9), SourceTabletId(1)));
+    }
+
+    #[test]
+    fn only_whole_keys_end_themselves() {
+        for columns in [vec![&b"a"[..]], vec![&b""[..], b"\0"], vec![&b"\0\0x"[..], b"b"]] {
+            assert!(ends_itself(&Key::from_columns(columns).0));
+        }
+        for broken in [&b""[..], b"a", b"a\0", b"a\0\x02", b"a\0\x01b"] {
+            assert!(!ends_itself(broken), "{broken:?}");
+        }
+    }
+}

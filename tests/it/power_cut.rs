@@ -1,0 +1,226 @@
+//! The power goes off while a log is appended to: nothing that was acknowledged is missing afterwards.
+//!
+//! A process appends to a log on a small ext4 of its own and reports each acknowledgement over a pipe. Then the file
+//! system is shut down as a power cut leaves it (`EXT4_IOC_SHUTDOWN` without a flush of its journal), the process is
+//! killed, the file system is mounted again, and what is found is compared with what was acknowledged. What a disk
+//! with a lying cache would lose on top of that is not shown here.
+//!
+//! What counts is what was acknowledged before the file system was told to shut down. Unlike a power cut, a shutdown
+//! leaves the processes running, and an `fdatasync` that it overtakes may still return success: acknowledgements that
+//! come later are counted, and prove nothing.
+//!
+//! `UNTORN_POWER_CUTS` sets the number of cuts.
+
+use super::log_owners::log;
+use bytes::Bytes;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+use untorn::txn_log::Snapshot;
+use untorn::wal::{Epoch, LogPosition};
+
+const CUTS: u64 = 6;
+/// Set for the process that appends: the engine's name and its folder.
+const ENGINE: &str = "UNTORN_POWER_CUT_ENGINE";
+const FOLDER: &str = "UNTORN_POWER_CUT_FOLDER";
+
+#[tokio::test]
+async fn sled_keeps_what_it_acknowledged() {
+    cut_power("sled").await;
+}
+
+#[tokio::test]
+async fn sqlite_keeps_what_it_acknowledged() {
+    cut_power("sqlite").await;
+}
+
+/// The process that appends until the power goes off. Not a test by itself.
+#[tokio::test]
+#[ignore = "runs as the child of the other tests"]
+async fn appender() {
+    let mut log = log(&std::env::var(ENGINE).unwrap(), Path::new(&std::env::var(FOLDER).unwrap()));
+    let opened = log.open("appender").await.unwrap();
+    let say = |what: &str, number: u64| {
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "\n{what} {number}").and_then(|()| out.flush()).unwrap();
+    };
+    say("entry", opened.last.0);
+    say("epoch", opened.epoch.0);
+    let mut position = opened.last;
+    let mut snapshot = log.read_snapshot().await.unwrap().map_or(0, |held| held.position.0);
+    loop {
+        position = log.append(position.next(), opened.epoch, entry(position.next())).await.unwrap();
+        say("entry", position.0);
+        if position.0 % 40 == 0 {
+            let state = entry(position).repeat(10).into();
+            log.write_snapshot(opened.epoch, Snapshot { position, state }).await.unwrap();
+            snapshot = position.0;
+            say("snapshot", snapshot);
+        }
+        if position.0 % 80 == 60 {
+            log.trim(opened.epoch, LogPosition(snapshot.saturating_sub(10))).await.unwrap();
+            say("trim", snapshot.saturating_sub(10));
+        }
+    }
+}
+
+/// The bytes that stand at a position: of many lengths, so that some entries span several of an engine's pages.
+fn entry(position: LogPosition) -> Bytes {
+    let length = position.0 * 7_919 % 20_000;
+    (0..length).map(|i| (i + position.0) as u8).collect()
+}
+
+/// What the appender said before the power went off.
+#[derive(Clone, Default, Debug)]
+struct Acknowledged {
+    epoch: u64,
+    entry: u64,
+    snapshot: u64,
+    trim: u64,
+}
+
+async fn cut_power(name: &str) {
+    let cuts = std::env::var("UNTORN_POWER_CUTS").map_or(CUTS, |cuts| cuts.parse().unwrap());
+    let disk = Disk::new();
+    let mut overtaken = 0;
+    for cut in 1..=cuts {
+        let (before, after) = append_until_cut(name, &disk, cut);
+        disk.mount_again();
+        let last = check(name, &disk.mounted, &before, &after).await;
+        overtaken += after.entry.saturating_sub(last);
+        println!("{name}: cut {cut}, {last} entries, nothing lost of {before:?}");
+    }
+    println!("{name}: {cuts} cuts, nothing lost; {overtaken} acknowledgements were overtaken by the shutdown");
+}
+
+/// Lets the appender run, and cuts the power after a number of acknowledgements that differs from cut to cut. Answers
+/// what was acknowledged before, and what in the end.
+fn append_until_cut(name: &str, disk: &Disk, cut: u64) -> (Acknowledged, Acknowledged) {
+    let mut power = disk.power_switch();
+    let mut appender = Command::new(std::env::current_exe().unwrap())
+        .args(["power_cut::appender", "--exact", "--ignored", "--nocapture"])
+        .env(ENGINE, name)
+        .env(FOLDER, &disk.mounted)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut said, mut before, mut heard) = (Acknowledged::default(), None, 0);
+    for line in BufReader::new(appender.stdout.take().unwrap()).lines() {
+        let line = line.unwrap();
+        let Some((what, number)) = line.split_once(' ') else { continue };
+        let Ok(number) = number.parse() else { continue };
+        match what {
+            "epoch" => said.epoch = number,
+            "entry" => said.entry = number,
+            "snapshot" => said.snapshot = number,
+            "trim" => said.trim = number,
+            _ => continue,
+        }
+        heard += 1;
+        if heard > cut * 37 % 150 && before.is_none() {
+            before = Some(said.clone());
+            drop(power.stdin.take());
+        }
+    }
+    drop(power.stdin.take());
+    assert!(power.wait().unwrap().success(), "the power was not cut");
+    // It has met an I/O error, which is final for a log.
+    let ended = appender.wait_with_output().unwrap();
+    assert!(!ended.status.success());
+    let why = String::from_utf8_lossy(&ended.stderr);
+    (before.unwrap_or_else(|| panic!("the appender ended by itself: {why}")), said)
+}
+
+async fn check(name: &str, folder: &Path, before: &Acknowledged, after: &Acknowledged) -> u64 {
+    let mut log = log(name, folder);
+    let opened = log.open("check").await.unwrap();
+    assert!(opened.epoch > Epoch(before.epoch), "the epoch went back: {opened:?}, {before:?}");
+    let last = opened.last.0;
+    assert!(last >= before.entry, "entries up to {last}, {before:?}, {after:?}");
+    assert!(last <= after.entry.max(before.entry) + 1, "entries that were not asked for: {last}, {after:?}");
+    let held = log.read_snapshot().await.unwrap();
+    let at = held.as_ref().map_or(0, |held| held.position.0);
+    assert!(at >= before.snapshot, "the snapshot is of {at}, {before:?}");
+    if let Some(held) = held {
+        assert!(held.state == entry(held.position).repeat(10), "the snapshot is another");
+    }
+    // The next trim may have happened already; it leaves what is above its snapshot less ten.
+    let mut from = at.saturating_sub(10) + 1;
+    while from <= last {
+        for record in log.read(LogPosition(from), 1 << 20).await.unwrap() {
+            assert_eq!(record.position.0, from);
+            assert!(record.entry == entry(record.position), "entry {from} is another");
+            from += 1;
+        }
+    }
+    last
+}
+
+/// A small ext4 on a loop device.
+struct Disk {
+    image: PathBuf,
+    mounted: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+impl Disk {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = Self { image: folder.path().join("image"), mounted: folder.path().join("mounted"), _folder: folder };
+        std::fs::File::create(&disk.image).unwrap().set_len(256 << 20).unwrap();
+        std::fs::create_dir(&disk.mounted).unwrap();
+        run(Command::new("mkfs.ext4").arg("-q").arg(&disk.image));
+        run(Command::new("mount").args(["-o", "loop"]).arg(&disk.image).arg(&disk.mounted));
+        disk
+    }
+
+    /// A process that cuts the power when its standard input is closed: from then on nothing reaches the disk. The call
+    /// is an ioctl, for which Python is the shortest safe way.
+    fn power_switch(&self) -> Child {
+        let ioctl = "import fcntl, os, struct, sys\n\
+                     EXT4_IOC_SHUTDOWN, NO_LOG_FLUSH = 0x8004587D, 2\n\
+                     folder = os.open(sys.argv[1], os.O_RDONLY)\n\
+                     print('ready', flush=True)\n\
+                     sys.stdin.read()\n\
+                     fcntl.ioctl(folder, EXT4_IOC_SHUTDOWN, struct.pack('I', NO_LOG_FLUSH))";
+        let mut switch = Command::new("python3")
+            .args(["-c", ioctl])
+            .arg(&self.mounted)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("this test needs python3 (apt install python3)");
+        let mut ready = String::new();
+        BufReader::new(switch.stdout.take().unwrap()).read_line(&mut ready).unwrap();
+        assert_eq!(ready, "ready\n");
+        switch
+    }
+
+    fn mount_again(&self) {
+        for _ in 0..100 {
+            if Command::new("umount").arg(&self.mounted).stderr(Stdio::null()).status().unwrap().success() {
+                return run(Command::new("mount").args(["-o", "loop"]).arg(&self.image).arg(&self.mounted));
+            }
+            // A thread of an engine still has a file open.
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        panic!("{} stays busy", self.mounted.display());
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.mounted).stderr(Stdio::null()).status();
+    }
+}
+
+fn run(command: &mut Command) {
+    let done = command.output().map(|output| output.status.success());
+    assert!(
+        matches!(done, Ok(true)),
+        "{command:?}: {done:?}; this test needs root, e2fsprogs and util-linux (apt install e2fsprogs mount), and a \
+         kernel that mounts loop devices (docker run --privileged)"
+    );
+}
