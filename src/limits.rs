@@ -85,8 +85,8 @@ pub const CONNECTION_DEAD_AFTER: Duration = Duration::from_secs(60);
 /// How often a PostgreSQL server is told what it may forget, even while the applier stalls: well below its
 /// `wal_sender_timeout`, 60 s by default.
 pub const FEEDBACK_INTERVAL: Duration = Duration::from_secs(10);
-/// How often a PostgreSQL server is asked for its position while somebody waits for it. It answers within a millisecond,
-/// but its flush position may lie inside a record that is never sent.
+/// How often a PostgreSQL server is asked again for its position while its answer stays short of what somebody waits
+/// for (the first time at once: it answers within a millisecond), and how long what it may forget is gathered.
 pub const PING_INTERVAL: Duration = Duration::from_millis(50);
 /// How long the creation of a slot waits for any one transaction before it is given up and tried again: long enough for
 /// ordinary transactions to end, short enough that an orphaned prepared one is soon named.

@@ -19,6 +19,15 @@ use explain::Explanation;
 use scan::{Scan, ScanAt, ScanError};
 use status::Status;
 
+/// How an answer is printed.
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// For scripts.
+    Json,
+}
+
 /// What a running daemon can be asked. Every call answers from what the process knows and waits for no server.
 #[async_trait]
 pub trait Inspect: Send + Sync + 'static {

@@ -10,6 +10,7 @@ mod run;
 mod signals;
 mod tablet;
 
+pub use crate::admin::Format;
 pub use ask::{explain, scan, status};
 pub use check::check;
 pub use run::run;
@@ -38,9 +39,9 @@ pub struct Cli {
 pub enum Command {
     /// Show whole transactions arriving, in one process and without set-up
     Demo(DemoArgs),
-    /// Run the daemon
+    /// Run the daemon. SIGTERM drains and exits 0; a second one exits at once
     Run(ConfigArgs),
-    /// Serve replica tablets, and their change records
+    /// Run a tablet server: serves TabletService and CdcService
     Tablet(ConfigArgs),
     /// Check a configuration: every fault at once
     Check(CheckArgs),
@@ -52,15 +53,6 @@ pub enum Command {
     Scan(ScanArgs),
 }
 
-/// How an answer is printed.
-#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Format {
-    /// For people.
-    Text,
-    /// For scripts.
-    Json,
-}
-
 /// Where the daemon is.
 #[derive(Args, Debug)]
 pub struct AdminArgs {
@@ -69,7 +61,7 @@ pub struct AdminArgs {
     pub admin: String,
 }
 
-/// `untorn run` and `untorn tablet`.
+/// A command that a configuration rules.
 #[derive(Args, Debug)]
 pub struct ConfigArgs {
     /// The configuration file

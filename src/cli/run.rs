@@ -7,9 +7,9 @@ use crate::admin::inspected::Inspected;
 use crate::admin::{Inspect, server};
 use crate::applier::leader::TransactionLeader;
 use crate::applier::leader_grpc::{GrpcLeader, transaction_service};
-use crate::applier::{Applier, Components, Ended, Leadership, NamedTablet, Tablets};
+use crate::applier::{Applier, Components, Ended, Leadership, NamedTablet, StartError, Tablets};
 use crate::config::{
-    CdcTabletConfig, DaemonConfig, LeaderConfig, LogConfig, PostgresSourceConfig, ReplicaConfig, SourceConfig,
+    CdcTabletConfig, DaemonConfig, Faults, LeaderConfig, LogConfig, PostgresSourceConfig, ReplicaConfig, SourceConfig,
 };
 use crate::coordinator::Settings;
 use crate::limits::SLOT_LOCK_TIMEOUT;
@@ -63,7 +63,13 @@ pub async fn run(config: DaemonConfig, spawn: impl Fn(Worker) -> io::Result<()>)
     };
     let start = Applier::start(components);
     let mut applier = tokio::select! {
-        started = start => started.map_err(|error| Failure::Failed(error.to_string()))?,
+        started = start => started.map_err(|error| match error {
+            // The log was made with another release or another number of tablets.
+            StartError::Configuration(fault) => {
+                Faults::one("replica", fault, "or begin with an empty data_dir and a new copy").into()
+            }
+            error => Failure::Failed(folder.explain(&error.to_string())),
+        })?,
         () = signals.terminated() => return Ok(()),
     };
     folder.reserve();

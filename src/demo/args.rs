@@ -1,6 +1,7 @@
 //! The command line of `untorn demo`.
 
-use clap::{Args, ValueEnum};
+use crate::admin::Format;
+use clap::Args;
 use std::path::PathBuf;
 
 /// Shows whole transactions arriving, in one process and without set-up.
@@ -21,18 +22,9 @@ pub struct DemoArgs {
     /// Keep log and tablets in this folder, which must be new or empty [default: a temporary one]
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
-    /// What standard output carries
+    /// A screen or plain lines and a summary, or JSON with the result on the last line
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
-}
-
-/// What standard output carries.
-#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Format {
-    /// The screen or plain lines, then a summary.
-    Text,
-    /// One JSON object; plain lines go to standard error.
-    Json,
 }
 
 #[cfg(test)]

@@ -24,8 +24,9 @@ pub mod universe;
 pub mod users;
 pub mod workload;
 
-pub use args::{DemoArgs, Format};
+pub use args::DemoArgs;
 
+use crate::admin::{self, Format, Inspect};
 use crate::coordinator::ReadPoint;
 use crate::tablet::cdc_service::cdc_service;
 use crate::wal::{HybridTime, LogPosition};
@@ -52,6 +53,8 @@ use workload::Workload;
 
 /// Accounts of the bank.
 const ACCOUNTS: u32 = 1_000;
+/// Where `status`, `explain` and `scan` look by default.
+const ADMIN_PORT: u16 = 7100;
 /// The same demo every time, as far as threads and clocks allow.
 const SEED: u64 = 1808;
 /// How long the users work where nobody watches.
@@ -86,9 +89,15 @@ pub enum DemoError {
     /// No latencies.
     #[error(transparent)]
     Latency(#[from] progress::NoHistogram),
-    /// The source's CDC service ended.
+    /// The source's CDC service failed.
     #[error("the source universe's service failed: {0}")]
-    Source(#[from] tonic::transport::Error),
+    Source(tonic::transport::Error),
+    /// The source's CDC service ended by itself.
+    #[error("the source universe's service ended")]
+    SourceEnded,
+    /// The admin service failed.
+    #[error("the admin service failed: {0}")]
+    Admin(io::Error),
     /// The replica did not come up, or ended.
     #[error("the replica failed: {0}")]
     Replica(String),
@@ -137,18 +146,51 @@ async fn demo<R: Replica>(
         .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)));
     let report = async {
         let replica = start(plan).await.map_err(DemoError::Replica)?;
-        let report = watch_replica(args, &universe, &replica).await;
+        let (admin, serve) = serve_admin(replica.inspect()).await?;
+        let report = tokio::select! {
+            report = watch_replica(args, &universe, &replica, admin) => report,
+            ended = serve => Err(DemoError::Admin(ended)),
+        };
         replica.stop().await;
         report
     };
     tokio::select! {
-        ended = server => Err(DemoError::Replica(format!("the source's service ended: {ended:?}"))),
+        ended = server => Err(ended.map_or_else(DemoError::Source, |()| DemoError::SourceEnded)),
         report = report => report,
     }
 }
 
+/// Serves `status`, `explain` and `scan` where the command line looks for them, or at any free port if that is taken.
+/// The second part is to be run; it ends only by a failure.
+async fn serve_admin(
+    inspect: Option<Arc<dyn Inspect>>,
+) -> Result<(Option<String>, impl Future<Output = io::Error>), DemoError> {
+    let listener = match &inspect {
+        Some(_) => match TcpListener::bind((Ipv4Addr::LOCALHOST, ADMIN_PORT)).await {
+            Ok(listener) => Some(listener),
+            Err(_) => Some(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?),
+        },
+        None => None,
+    };
+    let address = listener.as_ref().map(TcpListener::local_addr).transpose()?;
+    let serve = async {
+        if let (Some(listener), Some(inspect)) = (listener, inspect)
+            && let Err(error) = admin::server::admin(listener, inspect, std::future::pending()).await
+        {
+            return error;
+        }
+        std::future::pending().await
+    };
+    Ok((address.map(|address| format!("http://{address}")), serve))
+}
+
 /// Lets the users work, the auditor audit and people watch; then compares.
-async fn watch_replica(args: &DemoArgs, universe: &Universe, replica: &dyn Replica) -> Result<Report, DemoError> {
+async fn watch_replica(
+    args: &DemoArgs,
+    universe: &Universe,
+    replica: &dyn Replica,
+    admin: Option<String>,
+) -> Result<Report, DemoError> {
     let bank = Mutex::new(Bank::new(ACCOUNTS));
     let progress = Progress::new()?;
     let (stop, stopped) = watch::channel(false);
@@ -157,6 +199,7 @@ async fn watch_replica(args: &DemoArgs, universe: &Universe, replica: &dyn Repli
         source_tablets: args.source_tablets.into(),
         replica_tablets: args.replica_tablets.into(),
         gate: !args.without_gate,
+        admin,
         ..View::default()
     };
     let seconds = args.seconds.or((!show::is_interactive(args.format)).then_some(SECONDS));

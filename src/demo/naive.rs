@@ -6,10 +6,13 @@ use super::bank::Bank;
 use super::change::TABLE;
 use super::history::Difference;
 use super::progress::{Numbers, Progress};
-use super::replica::{Replica, Status};
+use super::replica::Replica;
 use super::universe::Universe;
 use super::users;
 use super::workload::Workload;
+use crate::admin::Inspect;
+use crate::admin::explain::Explanation;
+use crate::admin::status::Status;
 use crate::proto::cdc::{CdcRecord, cdc_record::Record, write::Operation};
 use crate::tablet::change_log::{ChangeLog, ReadChanges};
 use crate::tablet::{ReadPage, ReadPoint, ReadRequest, TabletError, VersionedRow};
@@ -177,8 +180,16 @@ impl Replica for Naive {
         Ok(ReadPage { rows, more_after: None })
     }
 
-    async fn status(&self) -> Status {
-        Status::default()
+    async fn status(&self) -> Option<Status> {
+        None
+    }
+
+    async fn oldest_waiting(&self) -> Option<Explanation> {
+        None
+    }
+
+    fn inspect(&self) -> Option<Arc<dyn Inspect>> {
+        None
     }
 
     async fn failed(&self) -> String {

@@ -1,9 +1,13 @@
 //! The product as the demo starts it: CDC pollers over loopback, the sled log, embedded LSM tablets.
 
 use super::Plan;
-use super::replica::{Oldest, Replica, Status, StreamStatus};
-use crate::applier::{Applier, Components, Ended, Inputs, Leadership, NamedTablet, Reader, Tablets};
-use crate::coordinator::{Coordinator, Missing, ReadPoint, Release, Settings, Wait};
+use super::replica::Replica;
+use crate::admin::Inspect;
+use crate::admin::explain::Explanation;
+use crate::admin::inspected::Inspected;
+use crate::admin::status::Status;
+use crate::applier::{Applier, Components, Ended, Inspector, Leadership, NamedTablet, Reader, Tablets};
+use crate::coordinator::{ReadPoint, Release, Settings};
 use crate::source::Source;
 use crate::source::cdc::{CdcSource, CdcTablet, StreamNames};
 use crate::tablet::engine::{TabletOptions, Worker};
@@ -24,7 +28,8 @@ const MEMORY_BUDGET: usize = 128 << 20;
 pub struct Pipeline {
     applier: Mutex<Applier>,
     reader: Reader,
-    inputs: Inputs,
+    inspector: Inspector,
+    inspected: Arc<Inspected>,
 }
 
 impl Pipeline {
@@ -69,10 +74,10 @@ impl Pipeline {
             owner: "untorn demo".into(),
         };
         let applier = Applier::start(components).await.map_err(|error| error.to_string())?;
-        let (Some(reader), Some(inputs)) = (applier.reader(), applier.inputs()) else {
-            return Err("the applier does not lead".into());
-        };
-        Ok(Self { applier: Mutex::new(applier), reader, inputs })
+        let inspector = applier.inspector();
+        let reader = inspector.reader().ok_or("the applier does not lead")?;
+        let inspected = Arc::new(Inspected::new(inspector.clone(), false));
+        Ok(Self { applier: Mutex::new(applier), reader, inspector, inspected })
     }
 }
 
@@ -105,8 +110,17 @@ impl Replica for Pipeline {
         self.reader.page(tablet, request).await
     }
 
-    async fn status(&self) -> Status {
-        self.inputs.look(status).await.unwrap_or_default()
+    async fn status(&self) -> Option<Status> {
+        Some(self.inspected.status().await)
+    }
+
+    async fn oldest_waiting(&self) -> Option<Explanation> {
+        let oldest = self.inspector.look(|coordinator, _| coordinator.oldest_waiting().map(|oldest| oldest.id)).await;
+        self.inspected.explain(&oldest.ok()??.to_string()).await.into_iter().next()
+    }
+
+    fn inspect(&self) -> Option<Arc<dyn Inspect>> {
+        Some(Arc::clone(&self.inspected) as _)
     }
 
     async fn failed(&self) -> String {
@@ -118,39 +132,5 @@ impl Replica for Pipeline {
             Ended::Drained => {}
             ended => tracing::warn!(%ended, "the applier did not drain"),
         }
-    }
-}
-
-/// What the transaction leader knows, for people.
-fn status(coordinator: &Coordinator, now: HybridTime) -> Status {
-    let counts = coordinator.transaction_counts();
-    let streams: Vec<_> = coordinator
-        .state()
-        .streams
-        .iter()
-        .map(|stream| StreamStatus {
-            name: stream.name.clone(),
-            state: if stream.safe_time_heard { "running" } else { "coming up" }.into(),
-            lag_seconds: stream.safe_time.seconds_behind(now),
-        })
-        .collect();
-    let name = |stream| coordinator.state().stream(stream).map(|record| record.name.clone());
-    let oldest = coordinator.oldest_waiting().map(|oldest| Oldest {
-        tablet: match oldest.waits_for {
-            Some(Wait::Gate(Missing::Applying(stream) | Missing::Commit(Some(stream)))) => name(stream),
-            Some(Wait::StoppedStream(stream) | Wait::Copy(stream)) => name(stream),
-            _ => None,
-        },
-        transaction: oldest.source_id,
-        since_seconds: oldest.since.seconds_behind(now),
-        text: oldest.text,
-    });
-    Status {
-        streams,
-        held_by: coordinator.held_by().and_then(name),
-        waiting_to_commit: counts.waiting_to_commit,
-        pending: counts.pending,
-        committed_not_applied: counts.committed_not_applied,
-        oldest,
     }
 }

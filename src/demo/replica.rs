@@ -1,8 +1,12 @@
 //! What the demo needs of the replica: read points, reads of its tablets, and why anything waits.
 
+use crate::admin::Inspect;
+use crate::admin::explain::Explanation;
+use crate::admin::status::Status;
 use crate::tablet::{ReadPage, ReadPoint, ReadRequest, TabletError};
 use crate::wal::{HybridTime, TableId};
 use async_trait::async_trait;
+use std::sync::Arc;
 
 /// A running replica.
 #[async_trait]
@@ -29,8 +33,14 @@ pub trait Replica: Send + Sync {
     /// See [`TabletError`].
     async fn read(&self, tablet: usize, request: ReadRequest) -> Result<ReadPage, TabletError>;
 
-    /// What the pipeline is doing, for people.
-    async fn status(&self) -> Status;
+    /// What the pipeline is doing; `None` once it has ended.
+    async fn status(&self) -> Option<Status>;
+
+    /// The transaction that has waited to commit for longest.
+    async fn oldest_waiting(&self) -> Option<Explanation>;
+
+    /// What `status`, `explain` and `scan` ask, if they can be served.
+    fn inspect(&self) -> Option<Arc<dyn Inspect>>;
 
     /// Waits until the pipeline ends by itself, and says why.
     async fn failed(&self) -> String;
@@ -39,45 +49,4 @@ pub trait Replica: Send + Sync {
     async fn stop(self)
     where
         Self: Sized;
-}
-
-/// What the pipeline is doing: a part of what `status` shows.
-#[derive(Clone, PartialEq, Debug, Default)]
-pub struct Status {
-    /// The streams in order.
-    pub streams: Vec<StreamStatus>,
-    /// The stream that holds safe time back.
-    pub held_by: Option<String>,
-    /// Transactions that wait for Applying or Commit records.
-    pub waiting_to_commit: u64,
-    /// Transactions that have neither yet.
-    pub pending: u64,
-    /// Decided and not yet applied everywhere.
-    pub committed_not_applied: u64,
-    /// The transaction that waits longest.
-    pub oldest: Option<Oldest>,
-}
-
-/// One stream.
-#[derive(Clone, PartialEq, Debug, Default)]
-pub struct StreamStatus {
-    /// Its source tablet's name.
-    pub name: String,
-    /// What its puller does: `running`, `waiting`, `stopped`, ….
-    pub state: String,
-    /// Its lag.
-    pub lag_seconds: f64,
-}
-
-/// The transaction that waits longest, and for whom.
-#[derive(Clone, PartialEq, Debug, Default)]
-pub struct Oldest {
-    /// The source's id.
-    pub transaction: String,
-    /// Since when.
-    pub since_seconds: f64,
-    /// The source tablet that it waits for, where it is one.
-    pub tablet: Option<String>,
-    /// What it waits for, in a sentence.
-    pub text: String,
 }

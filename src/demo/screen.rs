@@ -1,8 +1,9 @@
 //! The live screen, drawn from what is known and nothing else: no terminal, no clock.
 
 use super::progress::{Latency, Numbers};
-use super::replica::{Oldest, Status};
 use super::report::grouped;
+use crate::admin::explain::{Explanation, WaitsFor};
+use crate::admin::status::{State, Status, TransactionCounts};
 use ratatui::Frame;
 use ratatui::layout::{Alignment, Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style, Stylize};
@@ -33,14 +34,18 @@ pub struct View {
     /// Transactions a second at each look, newest last.
     pub history: VecDeque<u64>,
     /// What the pipeline does.
-    pub status: Status,
+    pub status: Option<Status>,
+    /// The transaction that has waited to commit for longest.
+    pub oldest: Option<Explanation>,
+    /// Where `status`, `explain` and `scan` are answered.
+    pub admin: Option<String>,
     /// What the demo is doing besides, if anything: coming up, or comparing at its end.
     pub notice: Option<&'static str>,
 }
 
 impl View {
     /// Takes a new look.
-    pub fn look(&mut self, numbers: Numbers, status: Status) {
+    pub fn look(&mut self, numbers: Numbers, status: Option<Status>, oldest: Option<Explanation>) {
         let seconds = numbers.elapsed.saturating_sub(self.numbers.elapsed).as_secs_f64();
         if seconds > 0.0 {
             let rate = |now: u64, before: u64| (now.saturating_sub(before) as f64 / seconds).round() as u64;
@@ -56,6 +61,11 @@ impl View {
         }
         self.numbers = numbers;
         self.status = status;
+        self.oldest = oldest;
+    }
+
+    fn counts(&self) -> TransactionCounts {
+        self.status.as_ref().map(|status| status.transactions).unwrap_or_default()
     }
 
     /// Draws everything.
@@ -137,67 +147,51 @@ impl View {
 
     fn draw_streams(&self, frame: &mut Frame<'_>, area: Rect) {
         let room = usize::from(area.height.saturating_sub(2));
-        let lines: Vec<_> = self
-            .status
-            .streams
-            .iter()
-            .take(room)
-            .map(|stream| {
-                let share = (stream.lag_seconds / BAR_SECONDS).clamp(0.0, 1.0);
-                let filled = (share * BAR as f64).round() as usize;
-                let bar = format!("{}{}", "█".repeat(filled), "·".repeat(BAR - filled));
-                let holds = self.status.held_by.as_deref() == Some(&stream.name);
-                let color = match stream.state.as_str() {
-                    "running" if share < 1.0 => Color::Cyan,
-                    "stopped" => Color::Red,
-                    _ => Color::Yellow,
-                };
-                let mut spans = vec![
-                    format!(" {:<10.10} ", stream.name).into(),
-                    Span::styled(bar, color),
-                    format!(" {:>6}", milliseconds(stream.lag_seconds)).bold(),
-                ];
-                if stream.state != "running" {
-                    spans.push(format!(" {}", stream.state).fg(color));
-                } else if holds {
-                    spans.push(" ◂ safe".dim());
-                }
-                Line::from(spans)
-            })
-            .collect();
+        let mut lines = Vec::new();
+        for stream in self.status.iter().flat_map(|status| &status.streams).take(room) {
+            let share = (stream.lag_seconds / BAR_SECONDS).clamp(0.0, 1.0);
+            let filled = (share * BAR as f64).round() as usize;
+            let bar = format!("{}{}", "█".repeat(filled), "·".repeat(BAR - filled));
+            let holds = self.status.as_ref().and_then(|status| status.held_by.as_ref()) == Some(&stream.name);
+            let (color, word) = match stream.state {
+                State::Running if holds => (Color::Cyan, " ◂ safe".dim()),
+                State::Running => (Color::Cyan, "".into()),
+                State::Stopped => (Color::Red, " stopped".red()),
+                State::Waiting => (Color::Yellow, " waiting".yellow()),
+                State::Copying => (Color::Yellow, " copying".yellow()),
+            };
+            let lag = format!(" {:>6}", milliseconds(stream.lag_seconds));
+            let name = format!(" {:<10.10} ", stream.name);
+            lines.push(Line::from(vec![name.into(), Span::styled(bar, color), lag.bold(), word]));
+        }
         frame.render_widget(Paragraph::new(lines).block(block("streams, lag")), area);
     }
 
     fn draw_waits(&self, frame: &mut Frame<'_>, area: Rect) {
-        let status = &self.status;
+        let counts = self.counts();
+        let count = |count: u64, of: &'static str| Line::from(vec![format!(" {:>6}", grouped(count)).bold(), of.dim()]);
         let mut lines = vec![
-            Line::from(vec![format!(" {:>6}", grouped(status.waiting_to_commit)).bold(), " wait to commit".dim()]),
-            Line::from(vec![format!(" {:>6}", grouped(status.pending)).bold(), " are open".dim()]),
-            Line::from(vec![
-                format!(" {:>6}", grouped(status.committed_not_applied)).bold(),
-                " are being applied".dim(),
-            ]),
+            count(counts.waiting_to_commit, " wait to commit"),
+            count(counts.pending, " are open"),
+            count(counts.committed_not_applied, " are being applied"),
         ];
-        if let Some(oldest) = &status.oldest {
-            let since = milliseconds(oldest.since_seconds);
-            let name = Line::from(vec![" ".into(), oldest.transaction.clone().bold(), format!(" for {since}").dim()]);
-            lines.push(name);
-            let text = match &oldest.tablet {
-                Some(tablet) if oldest.text.is_empty() => format!(" waits for {tablet}"),
-                _ => format!(" {}", oldest.text),
-            };
-            lines.push(Line::from(text).yellow());
+        if let Some(Explanation { source_id, since_seconds, waits_for: Some(waits), .. }) = &self.oldest {
+            let since = format!(" for {}", milliseconds(*since_seconds));
+            lines.push(Line::from(vec![" ".into(), source_id.clone().bold(), since.dim()]));
+            lines.push(Line::from(format!(" {}", waits.text)).yellow());
         }
         let paragraph = Paragraph::new(lines).wrap(Wrap { trim: false }).block(block("who waits for whom"));
         frame.render_widget(paragraph, area);
     }
 
     fn draw_foot(&self, frame: &mut Frame<'_>, area: Rect) {
-        let keys = Line::from(vec![" q".bold(), " quits".dim()]);
-        frame.render_widget(keys, area);
-        if let Some(notice) = self.notice {
-            frame.render_widget(Line::from(notice.yellow()).alignment(Alignment::Center), area);
+        let mut keys = vec![" q".bold(), " quits".dim()];
+        match (self.notice, &self.admin) {
+            (Some(notice), _) => keys.extend([" · ".dim(), notice.yellow()]),
+            (None, Some(admin)) => keys.push(format!(" · status, explain and scan: --admin {admin}").dim()),
+            (None, None) => {}
         }
+        frame.render_widget(Line::from(keys), area);
         let on_the_way = format!("{} on their way ", grouped(self.numbers.in_flight as u64));
         frame.render_widget(Line::from(on_the_way.dim()).alignment(Alignment::Right), area);
     }
@@ -209,9 +203,11 @@ impl fmt::Display for View {
         let [transactions, rows, _] = self.rates.map(grouped);
         let Latency { p50, p99, .. } = self.numbers.recent;
         write!(f, "{:>4}s  {transactions} txn/s  {rows} rows/s", self.numbers.elapsed.as_secs())?;
-        write!(f, "  commit→visible p50 {p50:.1} p99 {p99:.1} ms  {} wait", self.status.waiting_to_commit)?;
-        if let Some(Oldest { transaction, tablet: Some(tablet), since_seconds, .. }) = &self.status.oldest {
-            write!(f, " ({transaction} for {tablet}, {})", milliseconds(*since_seconds))?;
+        write!(f, "  commit→visible p50 {p50:.1} p99 {p99:.1} ms  {} wait", self.counts().waiting_to_commit)?;
+        if let Some(Explanation { source_id, since_seconds, waits_for: Some(waits), .. }) = &self.oldest
+            && let WaitsFor { tablet: Some(tablet), .. } = waits
+        {
+            write!(f, " ({source_id} for {tablet}, {})", milliseconds(*since_seconds))?;
         }
         write!(f, "  snapshots {}  torn {}", grouped(self.numbers.snapshots), grouped(self.numbers.torn))
     }
@@ -248,17 +244,25 @@ fn big(number: u64) -> [String; 3] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::demo::replica::StreamStatus;
+    use crate::admin::explain::{Cause, TransactionStatus};
+    use crate::admin::status::{CopyPhase, CopyStatus, Position, Role, StreamStatus};
+    use crate::wal::{Epoch, OpId};
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
     use std::time::Duration;
 
     fn view(torn: u64) -> View {
         let mut view = View { source_tablets: 4, replica_tablets: 3, gate: torn == 0, ..View::default() };
+        let position = Position::OpId(OpId::ZERO);
         let streams = ["source-1", "source-2", "source-3"].map(|name| StreamStatus {
             name: name.into(),
-            state: "running".into(),
+            state: State::Running,
+            cause: None,
+            received: position,
+            durable: position,
+            checkpointed: position,
             lag_seconds: 0.042,
+            copy: CopyStatus { state: CopyPhase::Done, rows: 0, total: None },
         });
         let numbers = Numbers {
             elapsed: Duration::from_secs(2),
@@ -271,18 +275,30 @@ mod tests {
             ..Numbers::default()
         };
         let status = Status {
-            streams: streams.to_vec(),
+            ready: true,
+            role: Role::Leader,
+            epoch: Epoch(1),
+            safe_time: None,
+            safe_time_lag_seconds: 0.0,
             held_by: Some("source-3".into()),
-            waiting_to_commit: 212,
-            oldest: Some(Oldest {
-                transaction: "transfer-4711".into(),
-                since_seconds: 0.028,
-                tablet: Some("source-3".into()),
-                text: String::new(),
-            }),
-            ..Status::default()
+            streams: streams.to_vec(),
+            transactions: TransactionCounts { waiting_to_commit: 212, ..TransactionCounts::default() },
         };
-        view.look(numbers, status);
+        let oldest = Explanation {
+            transaction: "x1".into(),
+            source_id: "transfer-4711".into(),
+            status: TransactionStatus::WaitingToCommit,
+            since_seconds: 0.028,
+            commit_known: true,
+            involved: Vec::new(),
+            waits_for: Some(WaitsFor {
+                cause: Cause::Applying,
+                tablet: Some("source-3".into()),
+                text: "source-3 has not sent its Applying record".into(),
+            }),
+            behind_it: 7,
+        };
+        view.look(numbers, Some(status), Some(oldest));
         view
     }
 
@@ -312,7 +328,7 @@ mod tests {
             "42 ms ◂ safe",
             "212 wait to commit",
             "transfer-4711 for 28 ms",
-            "waits for source-3",
+            "source-3 has not sent its Applying",
             "q quits",
         ];
         for part in shown {

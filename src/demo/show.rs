@@ -1,9 +1,9 @@
 //! Where the numbers go while the demo runs: the live screen on a terminal, plain lines elsewhere.
 
-use super::args::Format;
 use super::progress::Progress;
 use super::replica::Replica;
 use super::screen::View;
+use crate::admin::Format;
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyModifiers};
 use std::io::{self, IsTerminal, Write};
@@ -60,7 +60,7 @@ impl Show {
             ticks.tick().await;
             let screen = matches!(self, Self::Screen(_));
             if !screen || tick.is_multiple_of(LOOK_EVERY) {
-                view.look(progress.numbers(true), replica.status().await);
+                view.look(progress.numbers(true), replica.status().await, replica.oldest_waiting().await);
             }
             view.notice = *notice.borrow();
             match self {

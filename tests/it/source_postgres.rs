@@ -641,3 +641,64 @@ async fn check_says_nothing_of_a_server_that_suits() {
         "{found:?}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_verifies_what_its_mode_asks_for() {
+    let authority = || {
+        let mut parameters = rcgen::CertificateParams::new(vec![]).unwrap();
+        parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let pem = parameters.self_signed(&key).unwrap().pem();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), pem).unwrap();
+        (file, rcgen::Issuer::new(parameters, key))
+    };
+    let ((ours, issuer), (others, _)) = (authority(), authority());
+    let (postgres, _) = server(ACCOUNTS).await;
+    let with = |host: &str, parameters: &str| {
+        let url = format!("postgres://postgres@{host}:{}/postgres?{parameters}", postgres.port());
+        PostgresSource::new(options(url)).unwrap()
+    };
+    let error = with("127.0.0.1", "sslmode=require").check().await.unwrap_err();
+    assert!(line(error, true).contains("TLS"), "the server offers none");
+    Replay::new().begin(&with("127.0.0.1", "sslmode=prefer")).await;
+
+    let key = rcgen::KeyPair::generate().unwrap();
+    let parameters = rcgen::CertificateParams::new(vec!["localhost".into()]).unwrap();
+    let certificate = parameters.signed_by(&key, &issuer).unwrap();
+    postgres.offer_tls(&certificate.pem(), &key.serialize_pem()).await;
+    let (ours, others) = (ours.path().display(), others.path().display());
+    while with("127.0.0.1", "sslmode=require").check().await.is_err() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    for (host, parameters) in [
+        ("localhost", format!("sslmode=verify-full&sslrootcert={ours}")),
+        ("127.0.0.1", format!("sslmode=verify-ca&sslrootcert={ours}")),
+        ("127.0.0.1", "sslmode=require".into()),
+    ] {
+        let source = with(host, &parameters);
+        let mut replay = Replay::new();
+        let created = loop {
+            match source.create_slot(replay.catalog.clone()).await {
+                Ok(created) => break created.unwrap(),
+                // The session before lets go of the slot when its server process notices.
+                Err(SourceError::Retry(text)) if text.contains("in use") => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                Err(error) => panic!("{parameters}: {error}"),
+            }
+        };
+        replay.copy(created).await;
+        replay.open(&source).await.unwrap();
+        let encrypted = "SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_replication USING (pid) WHERE ssl";
+        assert_eq!(postgres.execute(encrypted).await, ["1"], "{parameters}");
+    }
+    for (host, parameters) in [
+        ("127.0.0.1", format!("sslmode=verify-full&sslrootcert={ours}")),
+        ("localhost", format!("sslmode=verify-full&sslrootcert={others}")),
+        ("localhost", format!("sslmode=verify-ca&sslrootcert={others}")),
+    ] {
+        let error = with(host, &parameters).check().await.unwrap_err();
+        assert!(line(error, true).contains("certificate"), "{parameters}");
+    }
+}

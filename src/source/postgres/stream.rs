@@ -39,6 +39,11 @@ impl Positions {
         self.changed.notify_one();
     }
 
+    /// Whether there is something to forget that the server was not told.
+    fn has_news(&self) -> bool {
+        self.confirm.load(Ordering::Relaxed) > self.told.load(Ordering::Relaxed)
+    }
+
     fn confirm(&self, position: u64) {
         if self.confirm.fetch_max(position, Ordering::Relaxed) < position {
             self.changed.notify_one();
@@ -60,72 +65,64 @@ pub async fn keep(
     let mut received = start;
     let mut waiting: Option<Vec<Bytes>> = None;
     let mut last_told = Instant::now();
-    loop {
-        let confirm = positions.confirm.load(Ordering::Relaxed);
-        let wanted = positions.wanted.load(Ordering::Relaxed) > received && waiting.is_none();
-        let interval =
-            if wanted || confirm > positions.told.load(Ordering::Relaxed) { limits::PING_INTERVAL } else { feedback };
-        let mut asked = false;
-        let end = tokio::select! {
+    // What the newest ping asked for, and whether anything has come since.
+    let (mut pinged_for, mut answered) = (0, true);
+    let failure = loop {
+        // While the reader stalls, an answer would only queue up behind what it has not taken.
+        let wanted = positions.wanted.load(Ordering::Relaxed);
+        let short = wanted > received && waiting.is_none();
+        if short && wanted > pinged_for {
+            if let Err(failure) = tell(&mut session, &positions, received, Tell::Ping).await {
+                break failure;
+            }
+            (pinged_for, answered, last_told) = (wanted, false, Instant::now());
+        }
+        let again = short && answered;
+        let due = last_told + if again || positions.has_news() { limits::PING_INTERVAL } else { feedback };
+        let what = tokio::select! {
             () = groups.closed() => {
                 // The server learns what it may forget before it hears that nobody listens.
                 let _ = tell(&mut session, &positions, received, Tell::Feedback).await;
                 return;
             }
-            permit = groups.reserve(), if waiting.is_some() => match permit {
-                Ok(permit) => {
-                    if let Some(group) = waiting.take() {
-                        permit.send(Ok(group));
-                    }
-                    continue;
+            permit = groups.reserve(), if waiting.is_some() => {
+                let Ok(permit) = permit else { return };
+                if let Some(group) = waiting.take() {
+                    permit.send(Ok(group));
                 }
-                Err(_) => return,
-            },
-            read = session.read(), if waiting.is_none() => match read {
-                Ok(group) => {
-                    for frame in &group {
-                        let (reply_wanted, position) = decode::header(frame);
-                        asked |= reply_wanted;
-                        received = received.max(position);
-                    }
-                    waiting = Some(group);
-                    if !asked {
-                        continue;
-                    }
-                    None
-                }
-                Err(failure) => Some(failure),
-            },
-            () = positions.changed.notified() => {
-                if last_told.elapsed() < limits::PING_INTERVAL {
-                    continue;
-                }
-                None
+                continue;
             }
-            () = tokio::time::sleep_until(last_told + interval) => None,
-        };
-        let end = match end {
-            Some(failure) => Some(failure),
-            None => {
-                let what = if asked {
-                    Tell::Answer
-                } else if wanted {
-                    Tell::Ping
-                } else {
-                    Tell::Feedback
+            read = session.read(), if waiting.is_none() => {
+                let group = match read {
+                    Ok(group) => group,
+                    Err(failure) => break failure,
                 };
-                tell(&mut session, &positions, received, what).await.err()
+                answered = true;
+                let mut asked = false;
+                for frame in &group {
+                    let (reply_wanted, position) = decode::header(frame);
+                    asked |= reply_wanted;
+                    received = received.max(position);
+                }
+                waiting = Some(group);
+                if !asked {
+                    continue;
+                }
+                Tell::Answer
             }
+            () = positions.changed.notified() => continue,
+            () = tokio::time::sleep_until(due) => if again { Tell::Ping } else { Tell::Feedback },
         };
-        last_told = Instant::now();
-        if let Some(failure) = end {
-            if let Some(group) = waiting.take() {
-                let _ = groups.send(Ok(group)).await;
-            }
-            let _ = groups.send(Err(failure)).await;
-            return;
+        if let Err(failure) = tell(&mut session, &positions, received, what).await {
+            break failure;
         }
+        last_told = Instant::now();
+        answered &= what != Tell::Ping;
+    };
+    if let Some(group) = waiting.take() {
+        let _ = groups.send(Ok(group)).await;
     }
+    let _ = groups.send(Err(failure)).await;
 }
 
 /// Why the server is told something.
@@ -142,8 +139,7 @@ enum Tell {
 
 async fn tell(session: &mut Replication, positions: &Positions, received: u64, what: Tell) -> Result<(), Failure> {
     let confirm = positions.confirm.load(Ordering::Relaxed);
-    let news = confirm > positions.told.load(Ordering::Relaxed);
-    let flushed = if what == Tell::Answer && !news { 0 } else { confirm };
+    let flushed = if what == Tell::Answer && !positions.has_news() { 0 } else { confirm };
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let now = HybridTime::from_micros(u64::try_from(now.as_micros()).unwrap_or(u64::MAX));
     session.write(&decode::status_update(received, flushed, now, what == Tell::Ping)).await?;

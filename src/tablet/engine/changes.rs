@@ -111,9 +111,9 @@ fn page<S: Store>(shared: &Shared<S>, after: u64, max_bytes: usize) -> Result<Ve
     let durable = shared.wal.borrow().durable;
     let mut records = Vec::new();
     let mut bytes = 0;
-    let mut next = after + 1;
     let gone = |oldest: u64| PageError::Gone { oldest };
-    for entry in view.scan(Space::Wal, &keys::wal(next), &keys::wal(durable + 1)) {
+    let entries = view.scan(Space::Wal, &keys::wal(after + 1), &keys::wal(durable + 1));
+    for (next, entry) in (after + 1..).zip(entries) {
         let (_, value) = entry.map_err(|failed| PageError::Failed(failed.into()))?;
         let stored: StoredWal<'_> = decode("a WAL record", value.as_ref()).map_err(PageError::Failed)?;
         let record = CdcRecord::decode(stored.record.0)
@@ -124,7 +124,6 @@ fn page<S: Store>(shared: &Shared<S>, after: u64, max_bytes: usize) -> Result<Ve
         }
         bytes += stored.record.0.len();
         records.push(record);
-        next += 1;
         if bytes >= max_bytes {
             break;
         }

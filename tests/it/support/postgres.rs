@@ -1,6 +1,7 @@
 //! Real PostgreSQL 15 servers in temporary folders.
 
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -108,6 +109,18 @@ impl Postgres {
         let rules = "local all postgres trust\nhost all postgres all trust\nlocal all all scram-sha-256\n\
             host all all all scram-sha-256\nlocal replication all scram-sha-256\nhost replication all all scram-sha-256\n";
         std::fs::write(self.folder.path().join("data/pg_hba.conf"), rules).expect("the rules can be written");
+        self.execute("SELECT pg_reload_conf()").await;
+    }
+
+    /// From here on it offers TLS with this certificate and key, both PEM.
+    pub async fn offer_tls(&self, certificate: &str, key: &str) {
+        for (name, text) in [("server.crt", certificate), ("server.key", key)] {
+            let path = self.folder.path().join("data").join(name);
+            std::fs::write(&path, text).expect("the certificate can be written");
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).expect("the key can be hidden");
+            own(&path);
+        }
+        self.execute("ALTER SYSTEM SET ssl = on").await;
         self.execute("SELECT pg_reload_conf()").await;
     }
 
