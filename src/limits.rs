@@ -161,3 +161,5 @@ pub const STORE_MEMTABLE_BYTES: u64 = 16 << 20;
 pub const STORE_CACHE_BYTES: u64 = 32 << 20;
 /// Bytes of journals of the tablets of one folder; above, the oldest writes in memory go to table files.
 pub const STORE_JOURNAL_BYTES: u64 = 256 << 20;
+/// Bytes of records of a tablet's own WAL that are kept for readers that lag; a reader that needs more must copy again.
+pub const TABLET_WAL_BYTES: u64 = 4 << 30;

@@ -6,6 +6,7 @@
 pub mod client;
 pub mod connect;
 pub mod explain;
+pub mod inspected;
 pub mod scan;
 pub mod server;
 pub mod status;

@@ -1,8 +1,8 @@
 //! The initial copy of a stream's tables, from its new slot's snapshot.
 
 use super::ended::Trouble;
-use super::leader::{StreamOpened, StreamState, TransactionLeader};
-use super::streams::StreamSide;
+use super::leader::{StreamOpened, StreamState};
+use super::poller::Poller;
 use super::tablets::Tablet;
 use crate::coordinator::CopyState;
 use crate::router::Router;
@@ -20,8 +20,7 @@ const SAID_EVERY: Duration = Duration::from_secs(1);
 
 /// One running copy.
 struct Copy<'a> {
-    leader: &'a dyn TransactionLeader,
-    side: &'a StreamSide,
+    poller: &'a Poller,
     opened: &'a StreamOpened,
     tablets: &'a [Tablet],
     router: Router,
@@ -44,21 +43,19 @@ struct Table {
 /// Creates a stream's slot and copies what came before it. The slot counts as standing only once every row is durable:
 /// its snapshot dies with the connection, so a copy that was cut off begins again with a new slot.
 pub(super) async fn create_slot(
-    leader: &dyn TransactionLeader,
-    side: &StreamSide,
+    poller: &Poller,
     opened: &StreamOpened,
     tablets: &[Tablet],
     catalog: Arc<dyn Catalog>,
 ) -> Result<(), Trouble> {
-    let slot = side.source.create_slot(catalog).await?;
+    let slot = poller.side.source.create_slot(catalog).await?;
     let (start, identity) = match slot {
         None => (OpId::ZERO, String::new()),
         Some(NewSlot { start, identity, copy }) => {
             let attempt = u32::try_from(opened.puller.0)
                 .map_err(|_| Trouble::Stop("this stream was opened more often than attempts can be numbered".into()))?;
             let mut running = Copy {
-                leader,
-                side,
+                poller,
                 opened,
                 tablets,
                 router: Router::new(opened.map.clone()),
@@ -70,11 +67,11 @@ pub(super) async fn create_slot(
             };
             running.say().await?;
             running.run(copy).await?;
-            info!(stream = %side.name, rows = running.rows, "the initial copy is done");
+            info!(stream = %poller.side.name, rows = running.rows, "the initial copy is done");
             (start, identity)
         }
     };
-    Ok(leader.slot(opened.stream, opened.puller, start, &identity).await?)
+    Ok(poller.leader.slot(opened.stream, opened.puller, start, &identity).await?)
 }
 
 impl Copy<'_> {
@@ -85,7 +82,7 @@ impl Copy<'_> {
             match now {
                 CopyEvent::Table { schema, estimate } => {
                     let running = CopyState::Running { attempt: self.attempt, snapshot: self.snapshot };
-                    self.leader.copy(self.opened.stream, self.opened.puller, &schema.name, running).await?;
+                    self.poller.leader.copy(self.opened.stream, self.opened.puller, &schema.name, running).await?;
                     if let Some(estimate) = estimate {
                         self.total = Some(self.total.unwrap_or(0) + estimate);
                     }
@@ -106,7 +103,7 @@ impl Copy<'_> {
                     let Some(ended) = table.take() else { return Err(out_of_order("an end")) };
                     self.send(&ended, Vec::new(), true).await?;
                     let done = CopyState::Done { attempt: self.attempt, snapshot: self.snapshot, rows: ended.rows };
-                    self.leader.copy(self.opened.stream, self.opened.puller, &ended.schema.name, done).await?;
+                    self.poller.leader.copy(self.opened.stream, self.opened.puller, &ended.schema.name, done).await?;
                     event = copy.next().await?;
                 }
             }
@@ -152,9 +149,9 @@ impl Copy<'_> {
     async fn say(&mut self) -> Result<(), Trouble> {
         self.said = Instant::now();
         let (rows, total) = (self.rows, self.total);
-        self.side.note(|progress| (progress.copied_rows, progress.copy_total) = (rows, total));
+        self.poller.side.note(|progress| (progress.copied_rows, progress.copy_total) = (rows, total));
         let state = StreamState::Copying { rows, total };
-        Ok(self.leader.stream_state(self.opened.stream, self.opened.puller, state).await?)
+        Ok(self.poller.tell(self.opened.stream, self.opened.puller, state).await?)
     }
 }
 

@@ -8,6 +8,7 @@ mod copier;
 mod driver;
 mod ended;
 mod executor;
+mod inspector;
 pub mod leader;
 pub mod leader_grpc;
 mod leader_local;
@@ -20,8 +21,9 @@ mod recovery;
 mod streams;
 mod tablets;
 
-pub use driver::{Inputs, Pullers, Shown};
+pub use driver::{Inputs, Shown};
 pub use ended::Ended;
+pub use inspector::Inspector;
 pub use reads::{NotReady, Reader, TableScan};
 pub use recovery::RecoveryError;
 pub use streams::Progress;
@@ -31,10 +33,11 @@ use crate::coordinator::Settings;
 use crate::limits::{APPLIER_DRAIN_MS, LEADER_INPUTS};
 use crate::source::Source;
 use crate::txn_log::TransactionLog;
-use crate::wal::{Epoch, LogPosition, SourceTabletId};
-use driver::{Driver, Input};
+use crate::wal::{LogPosition, SourceTabletId};
+use driver::{Driver, Input, Pullers};
 use ended::now;
 use executor::Executor;
+use inspector::LedView;
 use leader::TransactionLeader;
 use poller::Poller;
 use probes::Probes;
@@ -68,8 +71,8 @@ pub struct Components {
     pub tablets: Tablets,
     /// The source's tablets. A leader asks their servers even when others pull them.
     pub sources: Vec<Arc<dyn Source>>,
-    /// Whether this process pulls them.
-    pub pull: bool,
+    /// The streams that this process pulls, by name; `None` is all of them.
+    pub pull: Option<Vec<String>>,
     /// Bytes of records that may be on their way, over all streams.
     pub memory_budget: usize,
     /// This process, for people.
@@ -94,18 +97,14 @@ pub enum StartError {
 pub struct Applier {
     leader: Arc<dyn TransactionLeader>,
     led: Option<Led>,
-    streams: Vec<Arc<StreamSide>>,
-    tablets: Tablets,
+    inspector: Inspector,
     draining: watch::Sender<bool>,
     pollers: JoinSet<Result<(), Ended>>,
 }
 
 /// The part of an applier that owns the transaction records.
 struct Led {
-    inputs: Inputs,
-    shown: watch::Receiver<Shown>,
-    pullers: watch::Receiver<Pullers>,
-    epoch: Epoch,
+    view: LedView,
     queues: Vec<Arc<ApplyQueue>>,
     executors: JoinSet<Result<(), Ended>>,
     driver: JoinSet<Ended>,
@@ -123,29 +122,29 @@ impl Applier {
             Leadership::Elsewhere(leader) => (leader, None),
             Leadership::Here { log, settings } => {
                 let led = lead(log, settings, &tablets, &streams, &owner).await?;
-                (Arc::new(led.inputs.clone()), Some(led))
+                (Arc::new(led.view.inputs.clone()), Some(led))
             }
         };
         let (draining, drain) = watch::channel(false);
+        let budget = Arc::new(SharedBudget::new(memory_budget, streams.len()));
         let mut pollers = JoinSet::new();
-        if pull {
-            let budget = Arc::new(SharedBudget::new(memory_budget, streams.len()));
-            for (index, side) in streams.iter().enumerate() {
-                let poller = Poller {
-                    side: Arc::clone(side),
-                    index,
-                    leader: Arc::clone(&leader),
-                    tablets: tablets.clone(),
-                    budget: Arc::clone(&budget),
-                    queues: led.as_ref().map_or_else(Vec::new, |led| led.queues.clone()),
-                    pullers: led.as_ref().map(|led| led.pullers.clone()),
-                    draining: drain.clone(),
-                    puller: owner.clone(),
-                };
-                pollers.spawn(poller.run(seed(index)));
-            }
+        let pulled = |side: &StreamSide| pull.as_ref().is_none_or(|pull| pull.contains(&side.name));
+        for (index, side) in streams.iter().enumerate().filter(|(_, side)| pulled(side)) {
+            let poller = Poller {
+                side: Arc::clone(side),
+                index,
+                leader: Arc::clone(&leader),
+                tablets: tablets.clone(),
+                budget: Arc::clone(&budget),
+                queues: led.as_ref().map_or_else(Vec::new, |led| led.queues.clone()),
+                pullers: led.as_ref().map(|led| led.view.pullers.clone()),
+                draining: drain.clone(),
+                puller: owner.clone(),
+            };
+            pollers.spawn(poller.run(seed(index)));
         }
-        Ok(Self { leader, led, streams, tablets, draining, pollers })
+        let inspector = Inspector { led: led.as_ref().map(|led| led.view.clone()), streams, budget };
+        Ok(Self { leader, led, inspector, draining, pollers })
     }
 
     /// The transaction leader that this applier's pollers report to, to be served to others.
@@ -154,17 +153,22 @@ impl Applier {
         Arc::clone(&self.leader)
     }
 
+    /// What this applier can be asked.
+    #[must_use]
+    pub fn inspector(&self) -> Inspector {
+        self.inspector.clone()
+    }
+
     /// Reads of the replica; `None` where another process leads.
     #[must_use]
     pub fn reader(&self) -> Option<Reader> {
-        let led = self.led.as_ref()?;
-        Some(Reader { shown: led.shown.clone(), tablets: self.tablets.clone() })
+        self.inspector.reader()
     }
 
     /// The leader's inputs, for looks at its machine; `None` where another process leads.
     #[must_use]
     pub fn inputs(&self) -> Option<Inputs> {
-        self.led.as_ref().map(|led| led.inputs.clone())
+        self.led.as_ref().map(|led| led.view.inputs.clone())
     }
 
     /// Waits until the applier ends by itself, and says why.
@@ -194,14 +198,14 @@ impl Applier {
         }
         let Some(mut led) = self.led.take() else { return Ended::Drained };
         // Everything said so far is in the log, and handed to the tablets' queues, before they are closed.
-        led.inputs.settle().await;
+        led.view.inputs.settle().await;
         led.queues.iter().for_each(|queue| queue.close());
         match tokio::time::timeout_at(deadline, all(&mut led.executors)).await {
             Ok(Ok(())) => {}
             Ok(Err(ended)) => return ended,
             Err(_) => return late("a replica tablet's last decisions"),
         }
-        led.inputs.send(Input::Stop).await;
+        led.view.inputs.send(Input::Stop).await;
         match tokio::time::timeout_at(deadline, led.driver.join_next()).await {
             Ok(Some(ended)) => ended.unwrap_or_else(panicked),
             Ok(None) => Ended::Drained,
@@ -239,8 +243,8 @@ async fn lead(
     let Recovered { mut coordinator, opened, bytes, snapshot_bytes } = recovered?;
     let (epoch, log_id) = (opened.epoch, opened.log_id);
     coordinator.handle_opened(now(), epoch, owner, &tablets.cut()).map_err(StartError::Configuration)?;
-    let by_number: BTreeMap<SourceTabletId, _> =
-        streams.iter().map(|side| (coordinator.handle_stream_joined(now(), &side.name), Arc::clone(side))).collect();
+    let joined = streams.iter().map(|side| (coordinator.handle_stream_joined(now(), &side.name), Arc::clone(side)));
+    let joined: BTreeMap<SourceTabletId, _> = joined.collect();
     let (sender, receiver) = mpsc::channel(LEADER_INPUTS);
     let inputs = Inputs::new(sender);
     let mut executors = JoinSet::new();
@@ -267,7 +271,7 @@ async fn lead(
         log: log_commands,
         log_events,
         queues,
-        probes: Probes::new(Arc::new(by_number), inputs.clone()),
+        probes: Probes::new(Arc::new(joined), inputs.clone()),
         shown,
         pullers,
         owner: epoch,
@@ -284,7 +288,9 @@ async fn lead(
     };
     let mut drivers = JoinSet::new();
     drivers.spawn(driver.run());
-    Ok(Led { inputs, shown: shown_to, pullers: pullers_to, epoch, queues: all_queues, executors, driver: drivers })
+    let reader = Reader { shown: shown_to, tablets: tablets.clone() };
+    let view = LedView { inputs, reader, pullers: pullers_to, epoch };
+    Ok(Led { view, queues: all_queues, executors, driver: drivers })
 }
 
 /// A seed for the jitter of one task's waits.

@@ -86,13 +86,24 @@ impl Poller {
             self.say(&mut said, &state);
             if let Some((stream, puller)) = opened {
                 // Whoever cannot be told asks again when it opens.
-                self.leader.stream_state(stream, puller, state).await.ok();
+                self.tell(stream, puller, state).await.ok();
             }
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = asked_to_drain(&mut self.draining) => return Ok(()),
             }
         }
+    }
+
+    /// Tells the leader what this puller does.
+    pub(super) async fn tell(
+        &self,
+        stream: SourceTabletId,
+        puller: Epoch,
+        state: StreamState,
+    ) -> Result<(), LeaderError> {
+        self.side.note(|progress| progress.state = state.clone());
+        self.leader.stream_state(stream, puller, state).await
     }
 
     /// Says a cause once, not at every attempt.
@@ -119,14 +130,13 @@ impl Poller {
         let marks = announce(&tablets, &opened).await?;
         let catalog = Arc::new(LeaderCatalog { leader: Arc::clone(&self.leader), stream: opened.stream });
         if !opened.slot_stands {
-            let (leader, side) = (self.leader.as_ref(), &self.side);
-            copier::create_slot(leader, side, &opened, &tablets, catalog).await?;
+            copier::create_slot(self, &opened, &tablets, catalog).await?;
             return Ok(SessionEnd::Again);
         }
         let (stream, keeper) = self.side.source.open(opened.resume.clone(), catalog).await?;
         let mut keepers = JoinSet::new();
         keepers.spawn(keeper);
-        self.leader.stream_state(opened.stream, opened.puller, StreamState::Running).await?;
+        self.tell(opened.stream, opened.puller, StreamState::Running).await?;
         info!(stream = %self.side.name, puller = %opened.puller, after = %opened.resume.after, "the stream runs");
         backoff.reset();
         let pull = Pull {

@@ -97,7 +97,7 @@ impl Pull<'_> {
                     window.stored();
                     if std::mem::take(&mut stall_shown) {
                         let state = StreamState::Running;
-                        leader.stream_state(self.opened.stream, self.opened.puller, state).await?;
+                        self.poller.tell(self.opened.stream, self.opened.puller, state).await?;
                     }
                     acknowledged = self.stream.acknowledged();
                     run.report.acknowledged = acknowledged;
@@ -138,7 +138,7 @@ impl Pull<'_> {
                 () = sleep_until(stalled_at.unwrap_or_else(Instant::now)), if stalled_at.is_some() && !stall_shown => {
                     stall_shown = true;
                     let state = StreamState::BackPressure { tablet: self.slowest() };
-                    leader.stream_state(self.opened.stream, self.opened.puller, state).await?;
+                    self.poller.tell(self.opened.stream, self.opened.puller, state).await?;
                 }
                 () = sleep(Duration::from_millis(REPORT_IDLE_MS)), if window.is_empty() && may_pull => {
                     if self.stream.acknowledged() > acknowledged {

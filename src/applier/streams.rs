@@ -1,5 +1,6 @@
 //! What the applier's tasks share of one stream.
 
+use super::leader::StreamState;
 use crate::flow::Budget;
 use crate::source::Source;
 use crate::wal::{HybridTime, OpId, SourceTransactionId};
@@ -19,8 +20,10 @@ pub(super) struct StreamSide {
 }
 
 /// How far a stream of this process has come.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Progress {
+    /// What its puller does.
+    pub state: StreamState,
     /// Received from the source.
     pub received: OpId,
     /// Durable at the replica tablets.
@@ -48,7 +51,7 @@ impl StreamSide {
     }
 
     pub(super) fn progress(&self) -> Progress {
-        *self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(super) fn note(&self, note: impl FnOnce(&mut Progress)) {
@@ -93,12 +96,18 @@ impl StreamSide {
 #[derive(Debug)]
 pub(super) struct SharedBudget {
     budget: Mutex<Budget>,
+    total: usize,
     freed: Notify,
 }
 
 impl SharedBudget {
     pub(super) fn new(total: usize, streams: usize) -> Self {
-        Self { budget: Mutex::new(Budget::new(total, streams)), freed: Notify::new() }
+        Self { budget: Mutex::new(Budget::new(total, streams)), total, freed: Notify::new() }
+    }
+
+    /// Bytes in use, and how many there are.
+    pub(super) fn in_use(&self) -> (usize, usize) {
+        (self.budget.lock().unwrap_or_else(PoisonError::into_inner).in_use(), self.total)
     }
 
     pub(super) fn may_pull(&self, stream: usize) -> bool {

@@ -11,10 +11,11 @@ pub use check::check;
 
 use crate::admin::scan::ScanAt;
 use crate::config::Faults;
+use crate::demo::DemoArgs;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
-/// The exit code of a configuration with faults (sysexits' EX_USAGE, which PostgreSQL's tools leave alone).
+/// The exit code of a configuration with faults (sysexits' EX_USAGE; 2 is a wrong command line).
 pub const BAD_CONFIGURATION: u8 = 64;
 
 /// Keeps a replica universe in step with a source universe, and never shows a torn transaction.
@@ -29,12 +30,8 @@ pub struct Cli {
 /// What to do.
 #[derive(Subcommand, Debug)]
 pub enum Command {
-    /// Show it: a source under load, a replica, and an auditor, in this process
+    /// Show whole transactions arriving, in one process and without set-up
     Demo(DemoArgs),
-    /// Run the daemon. SIGTERM drains and exits 0; a second one exits at once
-    Run(ConfigArgs),
-    /// Run a tablet server: serves TabletService and CdcService
-    Tablet(ConfigArgs),
     /// Check a configuration: every fault at once
     Check(CheckArgs),
     /// What a daemon does right now
@@ -60,37 +57,6 @@ pub struct AdminArgs {
     /// The daemon's admin address
     #[arg(long, value_name = "URL", env = "UNTORN_ADMIN", default_value = "http://127.0.0.1:7100")]
     pub admin: String,
-}
-
-/// `untorn demo`.
-#[derive(Args, Debug)]
-pub struct DemoArgs {
-    /// How long it runs; until Ctrl-C when absent
-    #[arg(long, value_name = "N")]
-    pub seconds: Option<u64>,
-    /// Tablets of the source
-    #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
-    pub source_tablets: u32,
-    /// Tablets of the replica
-    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
-    pub replica_tablets: u32,
-    /// Show what readers would see if transactions were not held back until they are whole
-    #[arg(long)]
-    pub without_gate: bool,
-    /// Keep the log and the tablets here; a folder that goes away when absent
-    #[arg(long)]
-    pub dir: Option<PathBuf>,
-    /// A screen, or JSON with the result on the last line
-    #[arg(long, value_enum, default_value = "text")]
-    pub format: Format,
-}
-
-/// A command that a configuration rules.
-#[derive(Args, Debug)]
-pub struct ConfigArgs {
-    /// The configuration file
-    #[arg(long, value_name = "FILE")]
-    pub config: PathBuf,
 }
 
 /// `untorn check`.

@@ -64,7 +64,7 @@ impl Pipeline {
             },
             tablets: Tablets::new(tablets, true),
             sources,
-            pull: true,
+            pull: None,
             memory_budget: MEMORY_BUDGET,
             owner: "untorn demo".into(),
         };

@@ -1,0 +1,350 @@
+//! The applier as its admin interface shows it: one look at the leader's machine, and what the pullers say.
+
+use super::Inspect;
+use super::explain::{Cause, Explanation, Involved, TransactionStatus, WaitsFor};
+use super::scan::{Scan, ScanAt, ScanError, ScanRow};
+use super::status::{CopyPhase, CopyStatus, Position, Role, State, Status, StreamStatus, TransactionCounts};
+use crate::applier::leader::StreamState;
+use crate::applier::{Inspector, NotReady, Progress, Reader};
+use crate::coordinator::{self, Coordinator, CopyState, Missing, Release, StreamView, Wait};
+use crate::tablet::{TabletError, VersionedRow};
+use crate::wal::{Cell, Epoch, HybridTime, OpId, SourceTabletId, TableSchema};
+use async_trait::async_trait;
+use futures::stream::{StreamExt, try_unfold};
+use std::sync::Arc;
+
+/// A running applier, to be asked by people.
+pub struct Inspected {
+    inspector: Inspector,
+    /// Positions are PostgreSQL's.
+    lsn: bool,
+}
+
+/// What one look at the leader's machine finds.
+struct Seen {
+    now: HybridTime,
+    release: Release,
+    held_by: Option<SourceTabletId>,
+    streams: Vec<StreamView>,
+    counts: coordinator::TransactionCounts,
+    oldest_invisible: Option<HybridTime>,
+}
+
+impl Seen {
+    fn of(coordinator: &Coordinator, now: HybridTime) -> Self {
+        Self {
+            now,
+            release: coordinator.state().release,
+            held_by: coordinator.held_by(),
+            streams: coordinator.streams(),
+            counts: coordinator.transaction_counts(),
+            oldest_invisible: coordinator.oldest_invisible(),
+        }
+    }
+}
+
+impl Inspected {
+    /// `lsn` says that positions are PostgreSQL's.
+    #[must_use]
+    pub fn new(inspector: Inspector, lsn: bool) -> Self {
+        Self { inspector, lsn }
+    }
+
+    fn position(&self, at: OpId) -> Position {
+        if self.lsn { Position::Lsn(at.term) } else { Position::OpId(at) }
+    }
+
+    /// Age of a stream's last answer; 0 where it is pulled elsewhere, or has not answered yet.
+    fn answer_age(&self, name: &str, now: HybridTime) -> f64 {
+        let answered = self.inspector.progress(name).map(|progress| progress.answered_at);
+        answered.filter(|at| *at > HybridTime::MIN).map_or(0.0, |at| at.seconds_behind(now))
+    }
+
+    fn stream(&self, seen: &Seen, view: &StreamView) -> StreamStatus {
+        let progress = self.inspector.progress(&view.name).unwrap_or_default();
+        let (state, cause) = state(self.inspector.stream_state(view.stream, &view.name));
+        let invisible = seen.oldest_invisible.filter(|_| seen.held_by == Some(view.stream));
+        StreamStatus {
+            name: view.name.clone(),
+            state,
+            cause,
+            received: self.position(view.received.max(progress.received)),
+            durable: self.position(view.durable),
+            checkpointed: self.position(view.checkpointed),
+            lag_seconds: self
+                .answer_age(&view.name, seen.now)
+                .max(invisible.map_or(0.0, |time| time.seconds_behind(seen.now))),
+            copy: copy(view, &progress),
+        }
+    }
+
+    /// The status of a process that pulls for a leader elsewhere.
+    fn follower(&self) -> Status {
+        let stream = |name: String| {
+            let progress = self.inspector.progress(&name).unwrap_or_default();
+            let (state, cause) = state(progress.state);
+            StreamStatus {
+                name,
+                state,
+                cause,
+                received: self.position(progress.received),
+                durable: self.position(progress.durable),
+                checkpointed: self.position(progress.checkpointed),
+                lag_seconds: 0.0,
+                copy: CopyStatus {
+                    state: if state == State::Copying { CopyPhase::Running } else { CopyPhase::Done },
+                    rows: progress.copied_rows,
+                    total: progress.copy_total,
+                },
+            }
+        };
+        Status {
+            ready: false,
+            role: Role::Leader,
+            epoch: Epoch(0),
+            safe_time: None,
+            safe_time_lag_seconds: 0.0,
+            held_by: None,
+            streams: self.inspector.stream_names().into_iter().map(stream).collect(),
+            transactions: TransactionCounts::default(),
+        }
+    }
+
+    fn explanation(&self, explained: Explained) -> Explanation {
+        let Explained { explanation, now, names, tablet } = explained;
+        let name = |stream: SourceTabletId| {
+            names
+                .iter()
+                .find(|(number, _)| *number == stream)
+                .map_or_else(|| stream.to_string(), |(_, name)| name.clone())
+        };
+        let involved = explanation.involved.iter().map(|involved| Involved {
+            tablet: name(involved.stream),
+            applying: involved.applying,
+            records: involved.records,
+            expected: involved.expected,
+            position: self.position(involved.position),
+            lag_seconds: self.answer_age(&name(involved.stream), now),
+        });
+        let waits_for = explanation.waits_for.map(|wait| {
+            let (cause, stream) = cause(wait);
+            let waits = WaitsFor { cause, tablet: stream.map(name).or(tablet), text: explanation.text.clone() };
+            match stream {
+                Some(stream) => self.because_of_puller(stream, &name(stream), waits),
+                None => waits,
+            }
+        });
+        Explanation {
+            transaction: explanation.id.to_string(),
+            source_id: explanation.source_id,
+            status: status(explanation.status),
+            since_seconds: explanation.since.seconds_behind(now),
+            commit_known: explanation.commit_known,
+            involved: involved.collect(),
+            waits_for,
+            behind_it: explanation.behind_it,
+        }
+    }
+
+    /// A stream that sends nothing may be one that nobody pulls, or whose writes no tablet takes.
+    fn because_of_puller(&self, stream: SourceTabletId, name: &str, waits: WaitsFor) -> WaitsFor {
+        if matches!(waits.cause, Cause::StoppedStream | Cause::Copy) {
+            return waits;
+        }
+        match self.inspector.stream_state(stream, name) {
+            StreamState::NotPolled => {
+                WaitsFor { cause: Cause::NotPolled, text: format!("{}; nobody pulls {name} yet", waits.text), ..waits }
+            }
+            StreamState::Waiting { cause } => WaitsFor {
+                cause: Cause::NotPolled,
+                text: format!("{}; {name} cannot be pulled: {cause}", waits.text),
+                ..waits
+            },
+            StreamState::BackPressure { tablet } => WaitsFor {
+                cause: Cause::BackPressure,
+                text: format!("{}; {name} is held up because its writes wait for {tablet}", waits.text),
+                tablet: Some(tablet),
+            },
+            StreamState::Stopped { cause } => WaitsFor {
+                cause: Cause::StoppedStream,
+                text: format!("{}; {name} has stopped: {cause}", waits.text),
+                ..waits
+            },
+            StreamState::Copying { .. } | StreamState::Running => waits,
+        }
+    }
+}
+
+/// What one look finds of one transaction.
+struct Explained {
+    explanation: coordinator::Explanation,
+    now: HybridTime,
+    names: Arc<Vec<(SourceTabletId, String)>>,
+    /// The replica tablet that it waits for.
+    tablet: Option<String>,
+}
+
+fn explained(coordinator: &Coordinator, now: HybridTime, transaction: &str) -> Vec<Explained> {
+    let names: Vec<_> = coordinator.state().streams.iter().map(|s| (s.stream, s.name.clone())).collect();
+    let names = Arc::new(names);
+    let one = |explanation: coordinator::Explanation| Explained {
+        tablet: match explanation.waits_for {
+            Some(Wait::Apply(tablet)) => Some(coordinator.tablet_name(tablet).to_owned()),
+            _ => None,
+        },
+        explanation,
+        now,
+        names: Arc::clone(&names),
+    };
+    coordinator.explain(transaction).into_iter().map(one).collect()
+}
+
+#[async_trait]
+impl Inspect for Inspected {
+    async fn status(&self) -> Status {
+        let Ok(seen) = self.inspector.look(Seen::of).await else { return self.follower() };
+        let safe = self.inspector.reader().and_then(|reader| reader.safe().ok());
+        let name = |stream| seen.streams.iter().find(|view| view.stream == stream).map(|view| view.name.clone());
+        let streams: Vec<_> = seen.streams.iter().map(|view| self.stream(&seen, view)).collect();
+        let invisible = seen.oldest_invisible.map_or(0.0, |time| time.seconds_behind(seen.now));
+        let lag = match (seen.release, safe) {
+            // With a common clock, safe time follows the source's clock even when nothing is committed.
+            (Release::CommonClock, Some(safe)) if safe.time < HybridTime::MAX => safe.time.seconds_behind(seen.now),
+            _ => streams.iter().map(|stream| stream.lag_seconds).fold(invisible, f64::max),
+        };
+        Status {
+            ready: safe.is_some(),
+            role: Role::Leader,
+            epoch: self.inspector.epoch().unwrap_or_default(),
+            safe_time: safe.map(|safe| safe.time),
+            safe_time_lag_seconds: lag,
+            held_by: seen.held_by.and_then(name),
+            streams,
+            transactions: TransactionCounts {
+                pending: seen.counts.pending,
+                waiting_to_commit: seen.counts.waiting_to_commit,
+                committed_not_applied: seen.counts.committed_not_applied,
+                oldest_waiting_seconds: seen.counts.oldest_waiting.map_or(0.0, |at| at.seconds_behind(seen.now)),
+            },
+        }
+    }
+
+    async fn explain(&self, transaction: &str) -> Vec<Explanation> {
+        let transaction = transaction.to_owned();
+        let found = self.inspector.look(move |coordinator, now| explained(coordinator, now, &transaction)).await;
+        found.unwrap_or_default().into_iter().map(|explained| self.explanation(explained)).collect()
+    }
+
+    async fn scan(&self, table: &str, at: ScanAt) -> Result<Scan, ScanError> {
+        let reader = self.inspector.reader();
+        let reader = reader.ok_or_else(|| ScanError::NotReady("another process leads; ask that one".into()))?;
+        let point = match at {
+            ScanAt::Safe => reader.safe(),
+            ScanAt::Latest => reader.latest(),
+            ScanAt::Time(time) => reader.at(time),
+        };
+        let point = point.map_err(|error| match error {
+            NotReady::Start | NotReady::NoSafePoint => ScanError::NotReady(error.to_string()),
+            NotReady::AboveSafeTime { .. } => ScanError::NotServed(error.to_string()),
+        })?;
+        let schema = reader.table(table).ok_or_else(|| ScanError::UnknownTable(table.to_owned()))?;
+        Ok(rows(reader, schema, point))
+    }
+}
+
+/// A table's rows as a stream of pages, each row in the shape of the newest columns.
+fn rows(reader: Reader, schema: TableSchema, at: coordinator::ReadPoint) -> Scan {
+    let columns = schema.columns.clone();
+    let shapes = Shapes { versions: reader.schemas(), newest: schema };
+    let scan = reader.scan(shapes.newest.table, at, false);
+    let pages = try_unfold((scan, shapes), |(mut scan, shapes)| async move {
+        let page = scan.next().await.map_err(|error| match error {
+            TabletError::TooOld { .. } => ScanError::NotServed(error.to_string()),
+            error => ScanError::Failed(error.to_string()),
+        })?;
+        let Some(page) = page else { return Ok(None) };
+        let rows: Vec<_> = page.into_iter().filter_map(|row| shapes.row(row)).collect();
+        Ok(Some((rows, (scan, shapes))))
+    });
+    Scan { columns, rows: pages.boxed() }
+}
+
+/// A table's shapes: rows follow the one under which they were written.
+struct Shapes {
+    versions: Arc<Vec<TableSchema>>,
+    newest: TableSchema,
+}
+
+impl Shapes {
+    /// A row in the newest shape: a column that it was written without is NULL, one that is gone is left out.
+    fn row(&self, versioned: VersionedRow) -> Option<ScanRow> {
+        let row = versioned.row?;
+        let text = |cell: Option<&Cell>| match cell {
+            Some(Cell::Text(text)) => Some(text.clone()),
+            Some(Cell::Null | Cell::Unchanged) | None => None,
+        };
+        let written = |shape: &&TableSchema| shape.table == self.newest.table && shape.version == row.schema_version;
+        let cells = match self.versions.iter().find(written).filter(|shape| shape.version != self.newest.version) {
+            None => (0..self.newest.columns.len()).map(|place| text(row.cells.get(place))).collect(),
+            Some(shape) => {
+                let place = |name: &str| shape.columns.iter().position(|column| column.name == name);
+                let columns = self.newest.columns.iter();
+                columns.map(|column| text(place(&column.name).and_then(|place| row.cells.get(place)))).collect()
+            }
+        };
+        Some(ScanRow { cells, time: versioned.time })
+    }
+}
+
+fn state(state: StreamState) -> (State, Option<String>) {
+    match state {
+        StreamState::NotPolled => (State::Waiting, Some("nobody pulls it yet".into())),
+        StreamState::Copying { .. } => (State::Copying, None),
+        StreamState::Running => (State::Running, None),
+        StreamState::Waiting { cause } => (State::Waiting, Some(cause)),
+        StreamState::BackPressure { tablet } => (State::Waiting, Some(format!("its writes wait for {tablet}"))),
+        StreamState::Stopped { cause } => (State::Stopped, Some(cause)),
+    }
+}
+
+/// How far a stream's copy is: done once its slot stands, because that is said last.
+fn copy(view: &StreamView, progress: &Progress) -> CopyStatus {
+    let copied = view.copies.iter().map(|(_, state)| match state {
+        CopyState::Done { rows, .. } => *rows,
+        CopyState::Pending | CopyState::Running { .. } => 0,
+    });
+    let copied: u64 = copied.sum();
+    if view.slot_stands {
+        return CopyStatus { state: CopyPhase::Done, rows: copied, total: Some(copied) };
+    }
+    let state = if view.copies.is_empty() { CopyPhase::Pending } else { CopyPhase::Running };
+    CopyStatus { state, rows: progress.copied_rows.max(copied), total: progress.copy_total }
+}
+
+fn status(status: coordinator::Status) -> TransactionStatus {
+    match status {
+        coordinator::Status::Created => TransactionStatus::Created,
+        coordinator::Status::Pending => TransactionStatus::Pending,
+        coordinator::Status::WaitingToCommit => TransactionStatus::WaitingToCommit,
+        coordinator::Status::Committed => TransactionStatus::Committed,
+        coordinator::Status::Applied => TransactionStatus::Applied,
+        coordinator::Status::Aborted => TransactionStatus::Aborted,
+    }
+}
+
+/// The cause that people and scripts see, and the stream that it names.
+fn cause(wait: Wait) -> (Cause, Option<SourceTabletId>) {
+    match wait {
+        Wait::Gate(Missing::Commit(stream)) => (Cause::Commit, stream),
+        Wait::Gate(Missing::Applying(stream)) => (Cause::Applying, Some(stream)),
+        Wait::Gate(Missing::StartFence(stream)) => (Cause::StartFence, stream),
+        Wait::Gate(Missing::Discovery(stream)) => (Cause::Discovery, stream),
+        Wait::Gate(Missing::GidInUse(stream)) => (Cause::GidInUse, Some(stream)),
+        Wait::Gate(Missing::Cut(stream, _)) => (Cause::Cut, Some(stream)),
+        Wait::Gate(Missing::EarlierWrite(_)) => (Cause::EarlierWrite, None),
+        Wait::StoppedStream(stream) => (Cause::StoppedStream, Some(stream)),
+        Wait::Copy(stream) => (Cause::Copy, Some(stream)),
+        Wait::Apply(_) => (Cause::Apply, None),
+        Wait::Log => (Cause::Log, None),
+    }
+}

@@ -1,0 +1,83 @@
+//! A running applier as others look at it.
+
+use super::driver::{Inputs, Pullers};
+use super::leader::{LeaderError, StreamState};
+use super::reads::Reader;
+use super::streams::{Progress, SharedBudget, StreamSide};
+use crate::coordinator::Coordinator;
+use crate::wal::{Epoch, HybridTime, SourceTabletId};
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// What a running applier can be asked. Clones are cheap.
+#[derive(Clone)]
+pub struct Inspector {
+    pub(super) led: Option<LedView>,
+    pub(super) streams: Vec<Arc<StreamSide>>,
+    pub(super) budget: Arc<SharedBudget>,
+}
+
+/// The part that only a process has that owns the transaction records.
+#[derive(Clone)]
+pub(super) struct LedView {
+    pub(super) inputs: Inputs,
+    pub(super) reader: Reader,
+    pub(super) pullers: watch::Receiver<Pullers>,
+    pub(super) epoch: Epoch,
+}
+
+impl Inspector {
+    /// Reads of the replica; `None` where another process leads.
+    #[must_use]
+    pub fn reader(&self) -> Option<Reader> {
+        self.led.as_ref().map(|led| led.reader.clone())
+    }
+
+    /// The epoch of this process' ownership of the log; `None` where another process leads.
+    #[must_use]
+    pub fn epoch(&self) -> Option<Epoch> {
+        self.led.as_ref().map(|led| led.epoch)
+    }
+
+    /// Looks at the transaction leader's machine, between two inputs. What is asked must be quick.
+    ///
+    /// # Errors
+    /// Another process leads, or the leader has ended.
+    pub async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Coordinator, HybridTime) -> T + Send + 'static,
+    ) -> Result<T, LeaderError> {
+        match &self.led {
+            Some(led) => led.inputs.look(look).await,
+            None => Err(LeaderError::Unavailable("it lives in another process; ask that one".into())),
+        }
+    }
+
+    /// The streams of this process' configuration, in its order.
+    #[must_use]
+    pub fn stream_names(&self) -> Vec<String> {
+        self.streams.iter().map(|side| side.name.clone()).collect()
+    }
+
+    /// How far this process has pulled a stream; `None` for one that it does not have.
+    #[must_use]
+    pub fn progress(&self, name: &str) -> Option<Progress> {
+        self.streams.iter().find(|side| side.name == name).map(|side| side.progress())
+    }
+
+    /// What a stream's puller says that it does, wherever it lives; where another process leads, this process' own.
+    #[must_use]
+    pub fn stream_state(&self, stream: SourceTabletId, name: &str) -> StreamState {
+        match &self.led {
+            Some(led) => led.pullers.borrow().states.get(&stream).cloned(),
+            None => self.progress(name).map(|progress| progress.state),
+        }
+        .unwrap_or_default()
+    }
+
+    /// Bytes of records on their way, and how many there may be.
+    #[must_use]
+    pub fn budget(&self) -> (usize, usize) {
+        self.budget.in_use()
+    }
+}

@@ -1,0 +1,253 @@
+//! The applier over logs and tablets in memory and a scripted source: whatever happens to it, readers see whole
+//! transactions, and in the end everything is there once.
+
+use crate::script::{Script, ScriptedSource, TABLE};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::time::{sleep, timeout};
+use untorn::applier::leader::StreamState;
+use untorn::applier::{Applier, Components, Ended, Leadership, NamedTablet, Reader, Tablets};
+use untorn::coordinator::{ReadPoint, Settings};
+use untorn::source::Source;
+use untorn::tablet::engine::TabletOptions;
+use untorn::tablet::memory::{self, MemoryStore};
+use untorn::tablet::{TabletError, TabletLeader, VersionedRow};
+use untorn::txn_log::{Faults, MemoryLog, TransactionLog, Unreliable};
+use untorn::wal::{Cell, HybridTime};
+
+/// How long anything may take before a test gives up: no property, only a bound.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What outlives an applier: the log, the tablets' stores, the source.
+struct World {
+    log: MemoryLog,
+    stores: Vec<MemoryStore>,
+    script: Arc<Script>,
+    sources: Vec<Arc<ScriptedSource>>,
+}
+
+impl World {
+    fn new(streams: usize, tablets: usize, transactions: u64, seed: u64) -> Self {
+        let script = Arc::new(Script::generate(streams, transactions, seed));
+        let sources = (0..streams).map(|stream| ScriptedSource::new(&script, stream)).collect();
+        Self { log: MemoryLog::default(), stores: vec![MemoryStore::default(); 0], script, sources }
+            .with_tablets(tablets)
+    }
+
+    fn with_tablets(mut self, tablets: usize) -> Self {
+        self.stores = (0..tablets).map(|_| MemoryStore::default()).collect();
+        self
+    }
+
+    /// The tablets' processes, over what their stores hold.
+    fn tablets(&self) -> (Tablets, Vec<JoinHandle<()>>) {
+        let mut threads = Vec::new();
+        let options = TabletOptions { keep_age: None, ..TabletOptions::default() };
+        let named = self.stores.iter().enumerate().map(|(number, store)| {
+            let (engine, workers) = memory::open(store.clone(), options).unwrap();
+            threads.extend(workers.into_iter().map(|worker| std::thread::spawn(worker.run)));
+            let leader: Arc<dyn TabletLeader> = Arc::new(engine);
+            NamedTablet { name: format!("replica-{number}"), from_key: None, leader }
+        });
+        (Tablets::new(named.collect::<Vec<_>>(), true), threads)
+    }
+
+    fn components(&self, log: Box<dyn TransactionLog>, tablets: Tablets) -> Components {
+        Components {
+            leadership: Leadership::Here { log, settings: Settings::default() },
+            tablets,
+            sources: self.sources.iter().map(|source| Arc::clone(source) as Arc<dyn Source>).collect(),
+            pull: None,
+            memory_budget: 1 << 20,
+            owner: "test".into(),
+        }
+    }
+
+    fn finish(&self) {
+        self.sources.iter().for_each(|source| source.finish());
+    }
+}
+
+fn balances(rows: &[VersionedRow]) -> BTreeMap<usize, i64> {
+    let number = |cell: &Cell| match cell {
+        Cell::Text(text) => std::str::from_utf8(text).unwrap().parse::<i64>().unwrap(),
+        other => panic!("{other:?} is no number"),
+    };
+    let rows = rows.iter().filter_map(|row| row.row.as_ref());
+    rows.map(|row| (number(&row.cells[0]) as usize, number(&row.cells[1]))).collect()
+}
+
+async fn scan(reader: &Reader, at: ReadPoint, history: bool) -> Result<Vec<VersionedRow>, TabletError> {
+    let Some(table) = reader.table(TABLE) else { return Ok(Vec::new()) };
+    let mut scan = reader.scan(table.table, at, history);
+    let mut rows = Vec::new();
+    while let Some(page) = scan.next().await? {
+        rows.extend(page);
+    }
+    Ok(rows)
+}
+
+/// `latest` promises no order, but whole transactions: where one write of a transaction is seen, no key that it wrote
+/// shows anything older.
+fn assert_whole(rows: &[VersionedRow], at: ReadPoint, script: &Script) {
+    let seen: BTreeMap<usize, HybridTime> =
+        rows.iter().map(|row| (*balances(std::slice::from_ref(row)).keys().next().unwrap(), row.time)).collect();
+    for (account, time) in &seen {
+        for other in &script.writes[time] {
+            let shown = seen.get(other).copied().unwrap_or(HybridTime::MIN);
+            assert!(
+                shown >= *time,
+                "a torn read at {at:?}: account {account} shows {time:?}, account {other} {shown:?}"
+            );
+        }
+    }
+}
+
+/// Reads again and again, and holds every read against the source's history.
+async fn audit(reader: Reader, script: Arc<Script>) {
+    loop {
+        if let Ok(at) = reader.latest()
+            && let Ok(rows) = scan(&reader, at, false).await
+        {
+            assert_whole(&rows, at, &script);
+        }
+        if let Ok(at) = reader.safe()
+            && let Ok(rows) = scan(&reader, at, false).await
+        {
+            assert_eq!(balances(&rows), script.at(at.time), "the replica at {at:?} is not the source then");
+        }
+        sleep(Duration::from_millis(2)).await;
+    }
+}
+
+async fn reached(reader: &Reader, time: HybridTime) {
+    let mut shown = reader.shown();
+    let reached = shown.wait_for(|shown| shown.safe.is_some_and(|safe| safe.time >= time));
+    timeout(PATIENCE, reached).await.expect("safe time does not get there").unwrap();
+}
+
+/// Everything has arrived, exactly once.
+async fn assert_complete(reader: &Reader, script: &Script) {
+    reached(reader, script.end()).await;
+    let at = reader.safe().unwrap();
+    assert_eq!(balances(&scan(reader, at, false).await.unwrap()), script.at(script.end()));
+    let history = scan(reader, at, true).await.unwrap();
+    let versions: BTreeSet<_> =
+        history.iter().map(|row| (*balances(std::slice::from_ref(row)).keys().next().unwrap(), row.time)).collect();
+    assert_eq!(versions.len(), history.len(), "a version is there twice");
+    assert_eq!(versions, script.versions, "versions are lost or made up");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everything_arrives_whole_and_a_drain_leaves_nothing_behind() {
+    let world = World::new(3, 2, 400, 7);
+    let (tablets, threads) = world.tablets();
+    let applier = Applier::start(world.components(Box::new(world.log.clone()), tablets)).await.unwrap();
+    let reader = applier.reader().unwrap();
+    let auditor = tokio::spawn(audit(reader.clone(), Arc::clone(&world.script)));
+    for _ in 0..200 {
+        world.sources.iter().enumerate().for_each(|(place, source)| source.go_on(3 + 2 * place));
+        sleep(Duration::from_millis(1)).await;
+    }
+    world.finish();
+    assert_complete(&reader, &world.script).await;
+    auditor.abort();
+    assert!(auditor.await.unwrap_err().is_cancelled(), "the auditor found something");
+    assert_eq!(timeout(PATIENCE, applier.drain()).await.unwrap(), Ended::Drained);
+    drop(reader);
+    for thread in threads {
+        thread.join().unwrap();
+    }
+}
+
+/// One life of an applier, ended after a while as a crash ends it: its tasks are gone at once, its stores are not.
+fn life(world: &World, faults: Faults, seed: u64, lasts: Duration) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let (tablets, threads) = world.tablets();
+    runtime.block_on(async {
+        let log = Unreliable::new(world.log.clone(), faults, seed);
+        let starting = Applier::start(world.components(Box::new(log), tablets));
+        // The end may come while it still recovers.
+        let Ok(Ok(applier)) = timeout(lasts, starting).await else { return };
+        let auditor = tokio::spawn(audit(applier.reader().unwrap(), Arc::clone(&world.script)));
+        sleep(lasts).await;
+        assert!(!auditor.is_finished(), "the auditor found something");
+        auditor.abort();
+    });
+    drop(runtime);
+    for thread in threads {
+        thread.join().unwrap();
+    }
+}
+
+fn crash_again_and_again(faults: Faults, seed: u64) {
+    let world = World::new(2, 3, 300, seed);
+    let mut rng = SmallRng::seed_from_u64(seed);
+    for round in 0..25 {
+        for source in &world.sources {
+            source.go_on(rng.random_range(0..60));
+        }
+        life(&world, faults, seed << 8 | round, Duration::from_millis(rng.random_range(1..30)));
+    }
+    world.finish();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let (tablets, _threads) = world.tablets();
+    runtime.block_on(async {
+        let mut applier = Applier::start(world.components(Box::new(world.log.clone()), tablets)).await.unwrap();
+        let reader = applier.reader().unwrap();
+        tokio::select! {
+            () = assert_complete(&reader, &world.script) => {}
+            ended = applier.wait() => panic!("it ended by itself: {ended}"),
+        }
+    });
+}
+
+#[test]
+fn crashes_lose_nothing_and_repeat_nothing() {
+    for seed in 1..=4 {
+        crash_again_and_again(Faults::NONE, seed);
+    }
+}
+
+#[test]
+fn crashes_behind_a_log_that_loses_answers_lose_nothing() {
+    for seed in 11..=12 {
+        crash_again_and_again(Faults { lost_request: 0.1, lost_answer: 0.1, late: 0.05 }, seed);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stopped_stream_says_why_and_the_others_go_on() {
+    let world = World::new(2, 2, 200, 3);
+    let (tablets, _threads) = world.tablets();
+    world.sources[1].damaged.store(true, std::sync::atomic::Ordering::SeqCst);
+    world.finish();
+    let applier = Applier::start(world.components(Box::new(world.log.clone()), tablets)).await.unwrap();
+    let last = world.sources[0].clone();
+    timeout(PATIENCE, async {
+        while last.acknowledged.lock().unwrap().index < last.happened.load(std::sync::atomic::Ordering::SeqCst) as u64 {
+            sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .expect("the stream that is well does not go on");
+    let state = |stream: usize| applier.inspector().progress(&crate::script::name(stream)).unwrap().state;
+    assert_eq!(state(1), StreamState::Stopped { cause: "record 7 cannot be decoded".into() });
+    assert_eq!(state(0), StreamState::Running);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_owner_ends_the_first() {
+    let world = World::new(2, 2, 200, 5);
+    let (tablets, _threads) = world.tablets();
+    let mut first = Applier::start(world.components(Box::new(world.log.clone()), tablets.clone())).await.unwrap();
+    world.sources.iter().for_each(|source| source.go_on(100));
+    let second = Applier::start(world.components(Box::new(world.log.clone()), tablets)).await.unwrap();
+    world.finish();
+    assert!(matches!(timeout(PATIENCE, first.wait()).await.unwrap(), Ended::Fenced(_)));
+    assert_complete(&second.reader().unwrap(), &world.script).await;
+}
