@@ -31,6 +31,8 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
             };
             return Ok(runtime()?.block_on(demo::run(args, start)));
         }
+        Command::Run(args) => runtime()?.block_on(cli::run(&args))?,
+        Command::Tablet(args) => runtime()?.block_on(cli::tablet(&args))?,
         Command::Check(args) => runtime()?.block_on(cli::check(&args, &mut out))?,
         Command::Status(args) => runtime()?.block_on(cli::status(&args, &mut out))?,
         Command::Explain(args) => runtime()?.block_on(cli::explain(&args, &mut out))?,

@@ -262,7 +262,8 @@ impl fmt::Display for CopyStatus {
     }
 }
 
-const fn word(state: State) -> &'static str {
+/// The word that people and scripts see.
+pub(super) const fn word(state: State) -> &'static str {
     match state {
         State::Copying => "copying",
         State::Running => "running",

@@ -32,6 +32,7 @@ pub use tablets::{NamedTablet, Tablets};
 use crate::coordinator::Settings;
 use crate::limits::{APPLIER_DRAIN_MS, LEADER_INPUTS};
 use crate::source::Source;
+use crate::tablet::engine::Worker;
 use crate::txn_log::TransactionLog;
 use crate::wal::{LogPosition, SourceTabletId};
 use driver::{Driver, Input, Pullers};
@@ -291,6 +292,17 @@ async fn lead(
     let reader = Reader { shown: shown_to, tablets: tablets.clone() };
     let view = LedView { inputs, reader, pullers: pullers_to, epoch };
     Ok(Led { view, queues: all_queues, executors, driver: drivers })
+}
+
+/// Runs the workers of a tablets' storage, each on a thread of its own; they end when its engines are dropped.
+///
+/// # Errors
+/// A thread could not be started.
+pub fn start_workers(workers: Vec<Worker>) -> std::io::Result<()> {
+    for worker in workers {
+        std::thread::Builder::new().name(worker.name).spawn(worker.run)?;
+    }
+    Ok(())
 }
 
 /// A seed for the jitter of one task's waits.

@@ -5,10 +5,14 @@
 
 mod ask;
 mod check;
+mod run;
+mod tablet;
 
 pub use crate::admin::Format;
 pub use ask::{explain, scan, status};
 pub use check::check;
+pub use run::run;
+pub use tablet::tablet;
 
 use crate::admin::scan::ScanAt;
 use crate::config::Faults;
