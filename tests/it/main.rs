@@ -1,3 +1,4 @@
 //! Integration tests, all in one binary: linking is what costs time.
 
+mod coordinator_golden;
 mod scripts;
