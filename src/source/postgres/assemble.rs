@@ -303,7 +303,7 @@ impl Assembler {
         }
         let id = SourceTransactionId::first(self.gids.transaction(&gid).as_bytes());
         self.branch(transaction, end, &id, Some(time), Some(&gid))?;
-        self.branches.insert(gid, Open { transaction: id, opened: OpId::new(end, 0) });
+        self.branches.insert(gid, Open { transaction: id, opened: OpId::new(end, 1) });
         self.moved_to(end);
         Ok(())
     }
@@ -317,7 +317,7 @@ impl Assembler {
             (Some(late), _) => {
                 let id = SourceTransactionId::first(self.gids.transaction(gid).as_bytes());
                 let index = self.branch(late.transaction, end, &id, Some(late.prepared_at), Some(gid))?;
-                Some((id, OpId::new(end, 0), index))
+                Some((id, OpId::new(end, 1), index))
             }
             (None, Some(open)) => Some((open.transaction, open.opened, 1)),
             (None, None) => None,

@@ -226,7 +226,7 @@ fn a_branch_is_found_by_its_full_gid_also_after_a_restart() {
     let open = |label: &str, term| OpenBranch {
         transaction: transaction.clone(),
         label: Some(label.into()),
-        opened: OpId::new(term, 0),
+        opened: OpId::new(term, 1),
         records: 1,
         applying: true,
     };
@@ -252,7 +252,7 @@ fn what_was_taken_before_is_dropped_when_it_is_sent_again() {
     let open = OpenBranch {
         transaction: SourceTransactionId::first(b"open"),
         label: None,
-        opened: OpId::new(90, 0),
+        opened: OpId::new(90, 1),
         records: 1,
         applying: true,
     };
