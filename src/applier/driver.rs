@@ -7,7 +7,7 @@ use super::probes::Probes;
 use super::tablets::ApplyQueue;
 use crate::coordinator::{
     Applied, Coordinator, CopyState, Decided, Fence, Output, Promise, ReadPoint, Refused, Release, Report,
-    StreamOpening, TabletMap,
+    StreamOpening, TabletMap, Work,
 };
 use crate::limits::{SNAPSHOT_AFTER_BYTES, TICK_MS};
 use crate::source::{OpenBranch, Resume};
@@ -15,6 +15,7 @@ use crate::txn_log::Snapshot;
 use crate::wal::{
     Column, Epoch, HybridTime, LogPosition, OpId, ReplicaTabletId, SourceTabletId, SourceTransactionId, TableSchema,
 };
+use ::metrics::Histogram;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -128,6 +129,8 @@ pub(super) struct Driver {
     pub(super) owner: Epoch,
     pub(super) log_id: String,
     pub(super) release: Release,
+    /// Whether pollers elsewhere name the streams: the configuration here names none.
+    pub(super) joins: bool,
     /// Answers that wait for the log to be durable up to a position.
     pub(super) waiting: BTreeMap<LogPosition, Vec<Box<dyn FnOnce() + Send>>>,
     /// The position and bytes of the append that is on its way.
@@ -139,6 +142,7 @@ pub(super) struct Driver {
     pub(super) settling: Vec<oneshot::Sender<()>>,
     pub(super) tables_changed: bool,
     pub(super) decided: LogPosition,
+    pub(super) commit_to_visible: Histogram,
 }
 
 impl Driver {
@@ -231,6 +235,11 @@ impl Driver {
         match output {
             Output::Apply { tablet, decided } => {
                 self.decided = self.decided.max(decided.position);
+                if let Work::Commit { time, tablets, .. } = &decided.work
+                    && tablets.first() == Some(&tablet)
+                {
+                    self.commit_to_visible.record(time.seconds_behind(now()));
+                }
                 if let Some((_, work)) = self.queues.get_mut(&tablet) {
                     work.push(decided);
                 }
@@ -315,6 +324,9 @@ impl Driver {
             }
             Input::Applied { tablet, applied } => self.coordinator.handle_applied(tablet, applied),
             Input::OpenStream { name, puller, reply } => {
+                if self.joins {
+                    self.coordinator.handle_stream_joined(now, &name);
+                }
                 let promised = self.coordinator.handle_open_stream(now, &name);
                 if let Ok(promise) = &promised {
                     let stream = promise.value.stream;

@@ -3,10 +3,12 @@
 use super::ended::Ended;
 use crate::flow::Backoff;
 use crate::limits::{RETRY_FIRST_MS, RETRY_LAST_MS};
+use crate::metrics;
 use crate::txn_log::{Fate, LogError, Snapshot, TransactionLog, read_back};
 use crate::wal::{Epoch, LogPosition};
+use ::metrics::{counter, histogram};
 use bytes::Bytes;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tracing::warn;
 
@@ -37,10 +39,17 @@ pub(super) async fn run(
     mut commands: mpsc::Receiver<LogCommand>,
     events: mpsc::Sender<LogEvent>,
 ) {
+    let (appends, seconds) = (counter!(metrics::LOG_APPENDS), histogram!(metrics::LOG_APPEND_SECONDS));
     while let Some(command) = commands.recv().await {
         let event = match command {
             LogCommand::Append { position, entry } => {
-                append(log.as_mut(), epoch, position, entry).await.map(|()| LogEvent::Durable(position))
+                let begun = Instant::now();
+                let appended = append(log.as_mut(), epoch, position, entry).await;
+                seconds.record(begun.elapsed());
+                appended.map(|()| {
+                    appends.increment(1);
+                    LogEvent::Durable(position)
+                })
             }
             LogCommand::Snapshot(snapshot) => {
                 store_snapshot(log.as_mut(), epoch, snapshot).await.map(|()| LogEvent::SnapshotStored)
@@ -62,6 +71,12 @@ async fn append(log: &mut dyn TransactionLog, epoch: Epoch, position: LogPositio
             Ok(_) => return Ok(()),
             Err(error) => error,
         };
+        match &error {
+            LogError::Conflict { .. } => counter!(metrics::LOG_CONFLICTS).increment(1),
+            LogError::Fenced { .. } => counter!(metrics::LOG_FENCED).increment(1),
+            LogError::Indeterminate(_) => counter!(metrics::LOG_INDETERMINATE).increment(1),
+            _ => {}
+        }
         let happened = match &error {
             // The position may be taken by this very entry, whose first append was not answered.
             LogError::Conflict { .. } | LogError::Indeterminate(_) => {

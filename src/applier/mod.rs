@@ -278,6 +278,7 @@ async fn lead(
         owner: epoch,
         log_id,
         release,
+        joins: streams.is_empty(),
         waiting: BTreeMap::new(),
         in_flight: None,
         bytes,
@@ -286,6 +287,7 @@ async fn lead(
         settling: Vec::new(),
         tables_changed: true,
         decided: LogPosition(0),
+        commit_to_visible: ::metrics::histogram!(crate::metrics::COMMIT_TO_VISIBLE),
     };
     let mut drivers = JoinSet::new();
     drivers.spawn(driver.run());

@@ -10,8 +10,10 @@ use super::tablets::{ApplyQueue, Tablet, Tablets};
 use crate::coordinator::Release;
 use crate::flow::{Assembler, Backoff, Opening};
 use crate::limits::{RETRY_FIRST_MS, RETRY_LAST_MS, STOPPED_RETRY_MS};
+use crate::metrics;
 use crate::source::{Catalog, SourceError};
 use crate::wal::{Column, Epoch, OpId, ReplicaTabletId, SourceTabletId, TableSchema};
+use ::metrics::counter;
 use async_trait::async_trait;
 use futures::future::try_join_all;
 use std::sync::Arc;
@@ -76,6 +78,7 @@ impl Poller {
                 // What is still being opened or copied is not waited for; what is being pulled drains by itself.
                 () = drained_before_pulling(&mut draining, &side) => return Ok(()),
             };
+            counter!(metrics::STREAM_RECONNECTS, metrics::STREAM => self.side.name.clone()).increment(1);
             let (state, wait) = match session {
                 Ok(SessionEnd::Drained) => return Ok(()),
                 Ok(SessionEnd::Again) => continue,
