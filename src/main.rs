@@ -5,7 +5,8 @@ use std::io;
 use std::process::ExitCode;
 use tokio::runtime::{Builder, Runtime};
 use untorn::cli::{self, Cli, Command, Failure};
-use untorn::config::TracingConfig;
+use untorn::config::{self, Configuration, TracingConfig};
+use untorn::tablet::engine::Worker;
 use untorn::{demo, telemetry};
 
 fn main() -> ExitCode {
@@ -23,22 +24,30 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Demo(args) => {
             // The demo owns the terminal: only what went wrong is logged, unless RUST_LOG asks for more.
             log(&std::env::var("RUST_LOG").unwrap_or_else(|_| "warn".into()))?;
-            let start = async |plan| {
-                let spawn = |worker: untorn::tablet::engine::Worker| {
-                    std::thread::Builder::new().name(worker.name).spawn(worker.run).map(|_| ())
-                };
-                demo::pipeline::Pipeline::start(plan, spawn).await
-            };
+            let start = async |plan| demo::pipeline::Pipeline::start(plan, thread).await;
             return Ok(runtime()?.block_on(demo::run(args, start)));
         }
-        Command::Run(args) => runtime()?.block_on(cli::run(&args))?,
-        Command::Tablet(args) => runtime()?.block_on(cli::tablet(&args))?,
+        Command::Run(args) => {
+            let config = Configuration::load(&args.config, &config::process_vars())?.daemon()?;
+            telemetry::start(&config.tracing).map_err(|error| Failure::Failed(error.to_string()))?;
+            runtime()?.block_on(cli::run(config, thread))?;
+        }
+        Command::Tablet(args) => {
+            let config = Configuration::load(&args.config, &config::process_vars())?.tablet_server()?;
+            telemetry::start(&config.tracing).map_err(|error| Failure::Failed(error.to_string()))?;
+            runtime()?.block_on(cli::tablet(config, thread))?;
+        }
         Command::Check(args) => runtime()?.block_on(cli::check(&args, &mut out))?,
         Command::Status(args) => runtime()?.block_on(cli::status(&args, &mut out))?,
         Command::Explain(args) => runtime()?.block_on(cli::explain(&args, &mut out))?,
         Command::Scan(args) => runtime()?.block_on(cli::scan(&args, &mut out))?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Runs a storage worker on a thread of its own.
+fn thread(worker: Worker) -> io::Result<()> {
+    std::thread::Builder::new().name(worker.name).spawn(worker.run).map(|_| ())
 }
 
 fn log(filter: &str) -> Result<(), Failure> {

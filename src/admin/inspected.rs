@@ -1,23 +1,17 @@
 //! The applier as its admin interface shows it: one look at the leader's machine, and what the pullers say.
 
-use super::Inspect;
 use super::explain::{Cause, Explanation, Involved, TransactionStatus, WaitsFor};
 use super::scan::{Scan, ScanAt, ScanError, ScanRow};
 use super::status::{CopyPhase, CopyStatus, Position, Role, State, Status, StreamStatus, TransactionCounts};
+use super::{Inspect, gauges};
 use crate::applier::leader::StreamState;
 use crate::applier::{Inspector, NotReady, Progress, Reader};
 use crate::coordinator::{self, Coordinator, CopyState, Missing, Release, StreamView, Wait};
-use crate::metrics::{self, STREAM};
 use crate::tablet::{TabletError, VersionedRow};
 use crate::wal::{Cell, Epoch, HybridTime, OpId, SourceTabletId, TableSchema};
-use ::metrics::gauge;
 use async_trait::async_trait;
 use futures::stream::{StreamExt, try_unfold};
 use std::sync::Arc;
-use std::time::Duration;
-
-/// How often the gauges are set.
-const GAUGES_EVERY: Duration = Duration::from_secs(1);
 
 /// A running applier, to be asked by people.
 pub struct Inspected {
@@ -54,53 +48,6 @@ impl Inspected {
     #[must_use]
     pub fn new(inspector: Inspector, lsn: bool) -> Self {
         Self { inspector, lsn }
-    }
-
-    /// Keeps the gauges at what the status says, for as long as it is polled.
-    ///
-    /// # Errors
-    /// None; it never ends.
-    pub async fn record(&self) -> std::io::Result<()> {
-        loop {
-            self.gauges(&self.status().await);
-            tokio::time::sleep(GAUGES_EVERY).await;
-        }
-    }
-
-    fn gauges(&self, status: &Status) {
-        let flag = |is: bool| if is { 1.0 } else { 0.0 };
-        for stream in &status.streams {
-            let set = |metric: &'static str, value: f64| gauge!(metric, STREAM => stream.name.clone()).set(value);
-            set(metrics::STREAM_RECEIVED, stream.received.gauge());
-            set(metrics::STREAM_DURABLE, stream.durable.gauge());
-            set(metrics::STREAM_CHECKPOINTED, stream.checkpointed.gauge());
-            set(metrics::STREAM_LAG, stream.lag_seconds);
-            set(metrics::SAFE_TIME_HELD, flag(status.held_by.as_ref() == Some(&stream.name)));
-            for state in [State::Copying, State::Running, State::Stopped, State::Waiting] {
-                let name = super::status::word(state);
-                gauge!(metrics::STREAM_STATE, STREAM => stream.name.clone(), metrics::STATE => name)
-                    .set(flag(stream.state == state));
-            }
-        }
-        let counts = &status.transactions;
-        let held = |status: &'static str, count: u64| {
-            gauge!(metrics::TRANSACTIONS, metrics::STATUS => status).set(count as f64)
-        };
-        held("pending", counts.pending);
-        held("waiting_to_commit", counts.waiting_to_commit);
-        held("committed", counts.committed_not_applied);
-        gauge!(metrics::OLDEST_WAITING).set(counts.oldest_waiting_seconds);
-        if let Some(time) = status.safe_time {
-            gauge!(metrics::SAFE_TIME).set(time.micros() as f64 / 1e6);
-        }
-        gauge!(metrics::SAFE_TIME_LAG).set(status.safe_time_lag_seconds);
-        let (used, total) = self.inspector.budget();
-        gauge!(metrics::BUDGET).set(total as f64);
-        gauge!(metrics::BUDGET_USED).set(used as f64);
-        gauge!(metrics::READY).set(flag(status.ready));
-        gauge!(metrics::ROLE_INFO, metrics::ROLE => "leader").set(flag(status.role == Role::Leader));
-        gauge!(metrics::ROLE_INFO, metrics::ROLE => "standby").set(flag(status.role == Role::Standby));
-        gauge!(metrics::EPOCH).set(status.epoch.0 as f64);
     }
 
     fn position(&self, at: OpId) -> Position {
@@ -254,6 +201,11 @@ fn explained(coordinator: &Coordinator, now: HybridTime, transaction: &str) -> V
 
 #[async_trait]
 impl Inspect for Inspected {
+    async fn set_gauges(&self) {
+        gauges::set(&self.status().await);
+        self.inspector.set_gauges().await;
+    }
+
     async fn status(&self) -> Status {
         let Ok(seen) = self.inspector.look(Seen::of).await else { return self.follower() };
         let safe = self.inspector.reader().and_then(|reader| reader.safe().ok());

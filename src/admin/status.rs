@@ -262,8 +262,7 @@ impl fmt::Display for CopyStatus {
     }
 }
 
-/// The word that people and scripts see.
-pub(super) const fn word(state: State) -> &'static str {
+const fn word(state: State) -> &'static str {
     match state {
         State::Copying => "copying",
         State::Running => "running",

@@ -3,7 +3,7 @@
 use super::ended::Ended;
 use crate::flow::Backoff;
 use crate::limits::{RETRY_FIRST_MS, RETRY_LAST_MS};
-use crate::metrics;
+use crate::metrics::{LOG_APPEND_SECONDS, LOG_APPENDS, LOG_CONFLICTS, LOG_FENCED, LOG_INDETERMINATE};
 use crate::txn_log::{Fate, LogError, Snapshot, TransactionLog, read_back};
 use crate::wal::{Epoch, LogPosition};
 use ::metrics::{counter, histogram};
@@ -39,17 +39,10 @@ pub(super) async fn run(
     mut commands: mpsc::Receiver<LogCommand>,
     events: mpsc::Sender<LogEvent>,
 ) {
-    let (appends, seconds) = (counter!(metrics::LOG_APPENDS), histogram!(metrics::LOG_APPEND_SECONDS));
     while let Some(command) = commands.recv().await {
         let event = match command {
             LogCommand::Append { position, entry } => {
-                let begun = Instant::now();
-                let appended = append(log.as_mut(), epoch, position, entry).await;
-                seconds.record(begun.elapsed());
-                appended.map(|()| {
-                    appends.increment(1);
-                    LogEvent::Durable(position)
-                })
+                append(log.as_mut(), epoch, position, entry).await.map(|()| LogEvent::Durable(position))
             }
             LogCommand::Snapshot(snapshot) => {
                 store_snapshot(log.as_mut(), epoch, snapshot).await.map(|()| LogEvent::SnapshotStored)
@@ -66,22 +59,27 @@ pub(super) async fn run(
 /// whichever of the two lands stands there once, and nothing else may (C6).
 async fn append(log: &mut dyn TransactionLog, epoch: Epoch, position: LogPosition, entry: Bytes) -> Result<(), Ended> {
     let mut backoff = patience(epoch);
+    let begun = Instant::now();
+    let appended = || {
+        counter!(LOG_APPENDS).increment(1);
+        histogram!(LOG_APPEND_SECONDS).record(begun.elapsed().as_secs_f64());
+    };
     loop {
         let error = match log.append(position, epoch, entry.clone()).await {
-            Ok(_) => return Ok(()),
+            Ok(_) => return Ok(appended()),
             Err(error) => error,
         };
         match &error {
-            LogError::Conflict { .. } => counter!(metrics::LOG_CONFLICTS).increment(1),
-            LogError::Fenced { .. } => counter!(metrics::LOG_FENCED).increment(1),
-            LogError::Indeterminate(_) => counter!(metrics::LOG_INDETERMINATE).increment(1),
-            _ => {}
+            LogError::Conflict { .. } => counter!(LOG_CONFLICTS).increment(1),
+            LogError::Fenced { .. } => counter!(LOG_FENCED).increment(1),
+            LogError::Indeterminate(_) => counter!(LOG_INDETERMINATE).increment(1),
+            LogError::Unavailable(_) | LogError::Damaged(_) | LogError::Poisoned(_) => {}
         }
         let happened = match &error {
             // The position may be taken by this very entry, whose first append was not answered.
             LogError::Conflict { .. } | LogError::Indeterminate(_) => {
                 match read_back(log, position, epoch, &entry).await {
-                    Ok(Fate::Happened) => return Ok(()),
+                    Ok(Fate::Happened) => return Ok(appended()),
                     Ok(Fate::Not) => Some(false),
                     Ok(Fate::Open) => None,
                     Err(error) => match Ended::of_log(&error) {

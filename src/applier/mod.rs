@@ -32,7 +32,6 @@ pub use tablets::{NamedTablet, Tablets};
 use crate::coordinator::Settings;
 use crate::limits::{APPLIER_DRAIN_MS, LEADER_INPUTS};
 use crate::source::Source;
-use crate::tablet::engine::Worker;
 use crate::txn_log::TransactionLog;
 use crate::wal::{LogPosition, SourceTabletId};
 use driver::{Driver, Input, Pullers};
@@ -284,27 +283,18 @@ async fn lead(
         bytes,
         snapshot_bytes,
         snapshot_in_flight: false,
+        snapshot: None,
+        waited_since: std::time::Instant::now(),
+        waited: 0.0,
         settling: Vec::new(),
         tables_changed: true,
         decided: LogPosition(0),
-        commit_to_visible: ::metrics::histogram!(crate::metrics::COMMIT_TO_VISIBLE),
     };
     let mut drivers = JoinSet::new();
     drivers.spawn(driver.run());
     let reader = Reader { shown: shown_to, tablets: tablets.clone() };
     let view = LedView { inputs, reader, pullers: pullers_to, epoch };
     Ok(Led { view, queues: all_queues, executors, driver: drivers })
-}
-
-/// Runs the workers of a tablets' storage, each on a thread of its own; they end when its engines are dropped.
-///
-/// # Errors
-/// A thread could not be started.
-pub fn start_workers(workers: Vec<Worker>) -> std::io::Result<()> {
-    for worker in workers {
-        std::thread::Builder::new().name(worker.name).spawn(worker.run)?;
-    }
-    Ok(())
 }
 
 /// A seed for the jitter of one task's waits.

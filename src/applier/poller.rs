@@ -10,7 +10,7 @@ use super::tablets::{ApplyQueue, Tablet, Tablets};
 use crate::coordinator::Release;
 use crate::flow::{Assembler, Backoff, Opening};
 use crate::limits::{RETRY_FIRST_MS, RETRY_LAST_MS, STOPPED_RETRY_MS};
-use crate::metrics;
+use crate::metrics::{STREAM, STREAM_RECONNECTS};
 use crate::source::{Catalog, SourceError};
 use crate::wal::{Column, Epoch, OpId, ReplicaTabletId, SourceTabletId, TableSchema};
 use ::metrics::counter;
@@ -78,12 +78,14 @@ impl Poller {
                 // What is still being opened or copied is not waited for; what is being pulled drains by itself.
                 () = drained_before_pulling(&mut draining, &side) => return Ok(()),
             };
-            counter!(metrics::STREAM_RECONNECTS, metrics::STREAM => self.side.name.clone()).increment(1);
             let (state, wait) = match session {
                 Ok(SessionEnd::Drained) => return Ok(()),
                 Ok(SessionEnd::Again) => continue,
                 Err(Trouble::Ended(ended)) => return Err(ended),
-                Err(Trouble::Retry(cause)) => (StreamState::Waiting { cause }, backoff.next_wait()),
+                Err(Trouble::Retry(cause)) => {
+                    counter!(STREAM_RECONNECTS, STREAM => self.side.name.clone()).increment(1);
+                    (StreamState::Waiting { cause }, backoff.next_wait())
+                }
                 Err(Trouble::Stop(cause)) => (StreamState::Stopped { cause }, Duration::from_millis(STOPPED_RETRY_MS)),
             };
             self.say(&mut said, &state);

@@ -6,11 +6,11 @@ use super::poller::{Poller, SessionEnd, asked_to_drain};
 use super::tablets::Tablet;
 use crate::flow::{Assembled, Assembler, Window};
 use crate::limits::{BATCH_BYTES, REPORT_IDLE_MS, REPORTS_IN_FLIGHT, STALL_SHOWS_AFTER_MS, TICK_MS};
-use crate::metrics;
+use crate::metrics::{STREAM, STREAM_BATCHES, STREAM_BYTES, STREAM_RECORDS};
 use crate::source::{Stream, StreamEvent};
 use crate::tablet::{ChunkBatch, Stored};
 use crate::wal::{OpId, ReplicaTabletId};
-use ::metrics::{Counter, counter};
+use ::metrics::counter;
 use futures::future::{BoxFuture, OptionFuture, try_join_all};
 use futures::stream::{FuturesOrdered, StreamExt};
 use std::time::Duration;
@@ -23,30 +23,6 @@ pub(super) struct Pull<'a> {
     pub(super) opened: &'a StreamOpened,
     pub(super) tablets: &'a [Tablet],
     pub(super) poller: &'a Poller,
-}
-
-/// The stream's counters.
-struct Counted {
-    records: Counter,
-    bytes: Counter,
-    batches: Counter,
-}
-
-impl Counted {
-    fn of(stream: &str) -> Self {
-        let counter = |metric: &'static str| counter!(metric, metrics::STREAM => stream.to_owned());
-        Self {
-            records: counter(metrics::STREAM_RECORDS),
-            bytes: counter(metrics::STREAM_BYTES),
-            batches: counter(metrics::STREAM_BATCHES),
-        }
-    }
-
-    fn batch(&self, records: usize, bytes: usize) {
-        self.records.increment(records as u64);
-        self.bytes.increment(bytes as u64);
-        self.batches.increment(1);
-    }
 }
 
 /// Bytes that a stream holds of the shared budget; given back with the stream, however it ends.
@@ -92,7 +68,6 @@ impl Pull<'_> {
         let mut stalled_at = None;
         let mut stall_shown = false;
         let mut acknowledged = OpId::ZERO;
-        let counted = Counted::of(&side.name);
         side.pulled(true);
         loop {
             for transactions in side.take_not_running(self.assembler.passed()) {
@@ -146,13 +121,13 @@ impl Pull<'_> {
                     side.note(|progress| progress.answered_at = now());
                     match event? {
                         StreamEvent::Batch(batch) => {
+                            self.count(batch.records.len(), batch.bytes);
                             held.take(batch.bytes);
-                            counted.batch(batch.records.len(), batch.bytes);
                             window.received(batch.upto);
                             self.assembler.push(batch).map_err(Trouble::Stop)?;
                         }
                         StreamEvent::Chunk(chunk) => {
-                            counted.batch(chunk.writes.len(), chunk.bytes);
+                            self.count(chunk.writes.len(), chunk.bytes);
                             let parts = self.assembler.chunk(chunk).map_err(Trouble::Stop)?;
                             staging = Some(stage(self.tablets, parts)).into();
                             is_staging = true;
@@ -176,6 +151,13 @@ impl Pull<'_> {
                 }
             }
         }
+    }
+
+    fn count(&self, records: usize, bytes: usize) {
+        let name = || self.poller.side.name.clone();
+        counter!(STREAM_BATCHES, STREAM => name()).increment(1);
+        counter!(STREAM_RECORDS, STREAM => name()).increment(records as u64);
+        counter!(STREAM_BYTES, STREAM => name()).increment(bytes as u64);
     }
 
     fn note(&self, window: &Window) {

@@ -5,7 +5,9 @@
 
 mod ask;
 mod check;
+mod data_dir;
 mod run;
+mod signals;
 mod tablet;
 
 pub use crate::admin::Format;

@@ -1,267 +1,231 @@
-//! `untorn run`: the daemon.
+//! `untorn run`: the daemon, composed from its configuration.
 
-use super::{ConfigArgs, Failure};
+use super::Failure;
+use super::data_dir::DataDir;
+use super::signals::Signals;
 use crate::admin::inspected::Inspected;
-use crate::admin::{self, Inspect};
+use crate::admin::{Inspect, server};
 use crate::applier::leader::TransactionLeader;
 use crate::applier::leader_grpc::{GrpcLeader, transaction_service};
-use crate::applier::{Applier, Components, Ended, Leadership, NamedTablet, StartError, Tablets, start_workers};
-use crate::config::{self, Configuration, DaemonConfig, Faults, LeaderConfig, LogConfig, ReplicaConfig, SourceConfig};
+use crate::applier::{Applier, Components, Ended, Leadership, NamedTablet, StartError, Tablets};
+use crate::config::{
+    CdcTabletConfig, DaemonConfig, Faults, LeaderConfig, LogConfig, PostgresSourceConfig, ReplicaConfig, SourceConfig,
+};
 use crate::coordinator::Settings;
 use crate::limits::SLOT_LOCK_TIMEOUT;
+use crate::metrics;
 use crate::proto::transport;
 use crate::source::Source;
 use crate::source::cdc::{CdcSource, CdcTablet, StreamNames};
 use crate::source::postgres::{GidPattern, Options, PostgresSource};
-use crate::tablet::engine::TabletOptions;
+use crate::tablet::engine::{TabletOptions, Worker};
 use crate::tablet::grpc::GrpcTablet;
 use crate::tablet::{TabletLeader, embedded};
-use crate::txn_log::{EngineConfig, TransactionLog, engine};
+use crate::txn_log::{self, EngineConfig, TransactionLog};
 use crate::wal::Key;
-use crate::{metrics, telemetry};
+use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
-use std::path::Path;
-use std::pin::pin;
 use std::sync::Arc;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tonic::transport::server::TcpIncoming;
-use tracing::{info, warn};
 
-/// Runs the daemon until a signal asks it to stop, which drains it; a second one ends it at once.
+/// Runs the daemon until a signal or its own end. `spawn` runs a storage worker on a thread of its own.
 ///
 /// # Errors
-/// Faults of the configuration, what could not be started, or why the daemon ended by itself.
-pub async fn run(args: &ConfigArgs) -> Result<(), Failure> {
-    let config = Configuration::load(&args.config, &config::process_vars())?.daemon()?;
-    telemetry::start(&config.tracing).map_err(failed)?;
-    let recorder = metrics::install().map_err(failed)?;
+/// What could not be started or went wrong, for people.
+pub async fn run(config: DaemonConfig, spawn: impl Fn(Worker) -> io::Result<()>) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
-    let admin = listen("admin.listen", config.admin).await?;
-    let scraped = listen("metrics.listen", config.metrics).await?;
-    let served = match &config.leader {
-        LeaderConfig::Here { listen: Some(address), .. } => Some(listen("leader.listen", *address).await?),
-        LeaderConfig::Here { listen: None, .. } | LeaderConfig::At(_) => None,
+    let recorder = metrics::install().map_err(|error| Failure::Failed(format!("metrics: {error}")))?;
+    // Ports before folders: a second daemon on the same configuration fails before it touches anything.
+    let admin = bind("admin.listen", config.admin).await?;
+    let exporter = bind("metrics.listen", config.metrics).await?;
+    let leader_listener = match &config.leader {
+        LeaderConfig::Here { listen: Some(listen), .. } => Some(bind("leader.listen", *listen).await?),
+        _ => None,
     };
-    std::fs::create_dir_all(&config.data_dir).map_err(|error| at(&config.data_dir, &error))?;
-    let mut applier = tokio::select! {
-        started = Applier::start(components(&config)?) => started.map_err(not_started)?,
-        () = signals.next() => return Ok(()),
-    };
-    let lsn = matches!(config.source, SourceConfig::Postgres(_));
-    let inspected = Arc::new(Inspected::new(applier.inspector(), lsn));
-    let inspect: Arc<dyn Inspect> = Arc::clone(&inspected) as _;
-    let leader = applier.leader();
-    let mut serving = pin!(async {
-        tokio::try_join!(
-            admin::server::admin(admin, Arc::clone(&inspect), std::future::pending()),
-            admin::server::metrics(scraped, recorder, Some(Arc::clone(&inspect)), std::future::pending()),
-            serve_leader(leader, served),
-            inspected.record(),
-        )
-        .map(|_| ())
-    });
-    info!(admin = %config.admin, "untorn runs");
-    tokio::select! {
-        ended = applier.wait() => return Err(Failure::Failed(ended.to_string())),
-        ended = &mut serving => return Err(stopped_serving(ended)),
-        () = signals.next() => {}
-    }
-    info!("draining; a second signal ends it at once");
-    tokio::select! {
-        ended = applier.drain() => match ended {
-            Ended::Drained => Ok(()),
-            Ended::NotDrained(_) => {
-                warn!(%ended, "what has not arrived is resumed at the next start");
-                Ok(())
-            }
-            ended => Err(Failure::Failed(ended.to_string())),
-        },
-        ended = &mut serving => Err(stopped_serving(ended)),
-        () = signals.next() => Ok(()),
-    }
-}
-
-fn failed(error: impl ToString) -> Failure {
-    Failure::Failed(error.to_string())
-}
-
-fn at(path: &Path, error: &io::Error) -> Failure {
-    Failure::Failed(format!("{}: {error}", path.display()))
-}
-
-fn stopped_serving(ended: io::Result<()>) -> Failure {
-    match ended {
-        Ok(()) => Failure::Failed("a listener has ended".into()),
-        Err(error) => Failure::Failed(format!("a listener failed: {error}")),
-    }
-}
-
-fn not_started(error: StartError) -> Failure {
-    match error {
-        StartError::Configuration(what) => Failure::Configuration(Faults::one(
-            "replica",
-            what,
-            "keep what the log was made with, or begin with an empty data_dir",
-        )),
-        error => failed(error),
-    }
-}
-
-/// The signals that ask a process to stop.
-pub(super) struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    pub(super) fn new() -> Result<Self, Failure> {
-        let signal = |kind| signal(kind).map_err(failed);
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    /// Ends with the next one.
-    pub(super) async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
-}
-
-/// Takes an address before anything else begins.
-pub(super) async fn listen(key: &str, address: SocketAddr) -> Result<TcpListener, Failure> {
-    let listener = TcpListener::bind(address).await;
-    listener.map_err(|error| Failure::Failed(format!("{key}: cannot listen on {address}: {error}")))
-}
-
-/// Serves the transaction leader to pollers in other processes, where that is asked for.
-async fn serve_leader(leader: Arc<dyn TransactionLeader>, listener: Option<TcpListener>) -> io::Result<()> {
-    let Some(listener) = listener else { return std::future::pending().await };
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let server = transport::server().add_service(transaction_service(leader));
-    server.serve_with_incoming(incoming).await.map_err(io::Error::other)
-}
-
-fn components(config: &DaemonConfig) -> Result<Components, Failure> {
+    let folder = DataDir::open(&config.data_dir)?;
+    let tablets = tablets(&config, &spawn)?;
     let leadership = match &config.leader {
-        LeaderConfig::At(url) => Leadership::Elsewhere(Arc::new(GrpcLeader::new(url).map_err(failed)?)),
-        LeaderConfig::Here { log, .. } => {
-            let clock_skew_micros = match &config.source {
-                SourceConfig::Postgres(source) => u64::try_from(source.clock_skew.as_micros()).unwrap_or(u64::MAX),
-                SourceConfig::None | SourceConfig::Cdc(_) => Settings::default().clock_skew_micros,
-            };
-            Leadership::Here {
-                log: transaction_log(log)?,
-                settings: Settings { release: config.release(), clock_skew_micros, ..Settings::default() },
-            }
+        LeaderConfig::Here { log, .. } => Leadership::Here { log: log_engine(log)?, settings: settings(&config) },
+        LeaderConfig::At(url) => {
+            let leader = GrpcLeader::new(url).map_err(|error| Failure::Failed(error.to_string()))?;
+            Leadership::Elsewhere(Arc::new(leader))
         }
     };
-    Ok(Components {
+    let components = Components {
         leadership,
-        tablets: tablets(config)?,
-        sources: sources(config)?,
+        tablets,
+        sources: sources(&config, &folder)?,
         pull: Some(config.poll.clone()),
         memory_budget: usize::try_from(config.memory_budget).unwrap_or(usize::MAX),
-        owner: format!("process {} on {}", std::process::id(), host_name()),
+        owner: format!("untorn {} (process {})", env!("CARGO_PKG_VERSION"), std::process::id()),
+    };
+    let start = Applier::start(components);
+    let mut applier = tokio::select! {
+        started = start => started.map_err(|error| match error {
+            // The log was made with another release or another number of tablets.
+            StartError::Configuration(fault) => {
+                Faults::one("replica", fault, "or begin with an empty data_dir and a new copy").into()
+            }
+            error => Failure::Failed(folder.explain(&error.to_string())),
+        })?,
+        () = signals.terminated() => return Ok(()),
+    };
+    folder.reserve();
+    let lsn = matches!(config.source, SourceConfig::Postgres(_));
+    let inspect: Arc<dyn Inspect> = Arc::new(Inspected::new(applier.inspector(), lsn));
+    let (stop, stopped) = watch::channel(false);
+    let until = |mut stopped: watch::Receiver<bool>| async move {
+        let _ = stopped.wait_for(|stopped| *stopped).await;
+    };
+    let serve_leader = serve_leader(leader_listener, applier.leader(), until(stopped.clone()));
+    let servers = async {
+        tokio::try_join!(
+            server::admin(admin, Arc::clone(&inspect), until(stopped.clone())),
+            server::metrics(exporter, recorder, Some(Arc::clone(&inspect)), until(stopped.clone())),
+            serve_leader,
+        )
+        .map(|_| ())
+    };
+    tracing::info!(admin = %config.admin, metrics = %config.metrics, "untorn runs");
+    let mut servers = std::pin::pin!(servers);
+    let ended = tokio::select! {
+        ended = applier.wait() => ended,
+        served = &mut servers => {
+            let cause = served.err().map_or_else(|| "it ended".to_owned(), |error| error.to_string());
+            return Err(Failure::Failed(format!("a listener failed: {cause}")));
+        }
+        () = signals.terminated() => {
+            tracing::info!("draining; a second signal ends at once");
+            tokio::select! {
+                ended = applier.drain() => ended,
+                _ = &mut servers => Ended::Drained,
+                () = signals.terminated() => return Err(Failure::Failed("ended by a second signal".into())),
+            }
+        }
+    };
+    stop.send_replace(true);
+    match ended {
+        Ended::Drained => Ok(()),
+        Ended::NotDrained(what) => {
+            tracing::warn!(%what, "not drained in time; it is resumed at the next start");
+            Ok(())
+        }
+        ended => Err(Failure::Failed(folder.explain(&ended.to_string()))),
+    }
+}
+
+async fn bind(key: &str, address: std::net::SocketAddr) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address).await.map_err(|error| {
+        Failure::Failed(format!("{key}: cannot listen on {address}: {error}; choose a free port or stop what holds it"))
     })
 }
 
-/// The machine's name, for people.
-fn host_name() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    if name.trim().is_empty() { "this machine".into() } else { name.trim().to_owned() }
-}
-
-fn transaction_log(log: &LogConfig) -> Result<Box<dyn TransactionLog>, Failure> {
-    let config = match log.clone() {
-        LogConfig::Memory => EngineConfig::Memory,
-        LogConfig::Sled(dir) => EngineConfig::Sled { dir },
-        LogConfig::Sqlite(file) => EngineConfig::Sqlite { file },
+async fn serve_leader(
+    listener: Option<TcpListener>,
+    leader: Arc<dyn TransactionLeader>,
+    stop: impl Future<Output = ()>,
+) -> io::Result<()> {
+    let Some(listener) = listener else {
+        stop.await;
+        return Ok(());
     };
-    engine(config).map_err(failed)
+    let service = transaction_service(leader);
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let server = transport::server().add_service(service).serve_with_incoming_shutdown(incoming, stop);
+    server.await.map_err(io::Error::other)
 }
 
-fn tablets(config: &DaemonConfig) -> Result<Tablets, Failure> {
+fn settings(config: &DaemonConfig) -> Settings {
+    let clock_skew_micros = match &config.source {
+        SourceConfig::Postgres(source) => u64::try_from(source.clock_skew.as_micros()).unwrap_or(u64::MAX),
+        _ => 0,
+    };
+    Settings { release: config.release(), clock_skew_micros, gate: true }
+}
+
+fn log_engine(log: &LogConfig) -> Result<Box<dyn TransactionLog>, Failure> {
+    let engine = match log {
+        LogConfig::Memory => EngineConfig::Memory,
+        LogConfig::Sled(dir) => EngineConfig::Sled { dir: dir.clone() },
+        LogConfig::Sqlite(file) => EngineConfig::Sqlite { file: file.clone() },
+    };
+    txn_log::engine(engine).map_err(|error| Failure::Failed(format!("the transaction log: {error}")))
+}
+
+fn tablets(config: &DaemonConfig, spawn: &impl Fn(Worker) -> io::Result<()>) -> Result<Tablets, Failure> {
     match &config.replica {
+        // A process that only pulls has no tablets of its own: an embedded replica lives where the leader does.
         ReplicaConfig::Embedded { tablet_count } => {
             let names: Vec<_> = (1..=*tablet_count).map(|number| format!("replica-{number}")).collect();
-            let borrowed: Vec<&str> = names.iter().map(String::as_str).collect();
-            let opened = embedded::open(&config.data_dir.join("tablets"), &borrowed, TabletOptions::default());
-            let (engines, workers) = opened.map_err(failed)?;
-            start_workers(workers).map_err(failed)?;
+            let named: Vec<&str> = names.iter().map(String::as_str).collect();
+            let opened = embedded::open(&config.data_dir.join("tablets"), &named, TabletOptions::default());
+            let (engines, workers) = opened.map_err(|error| Failure::Failed(error.to_string()))?;
+            for worker in workers {
+                spawn(worker).map_err(|error| Failure::Failed(format!("a tablet's thread: {error}")))?;
+            }
             let tablets = names.into_iter().zip(engines).map(|(name, engine)| {
                 let leader: Arc<dyn TabletLeader> = Arc::new(engine);
                 NamedTablet { name, from_key: None, leader }
             });
-            Ok(Tablets::new(tablets, true))
+            Ok(Tablets::new(tablets.collect::<Vec<_>>(), true))
         }
         ReplicaConfig::Grpc(tablets) => {
             let by_range = tablets.iter().any(|tablet| tablet.from_key.is_some());
-            let mut named = Vec::with_capacity(tablets.len());
-            for tablet in tablets {
-                let first = |key: &String| Key::from_columns([key.as_bytes()]).0.to_vec();
-                named.push(NamedTablet {
-                    name: tablet.name.clone(),
-                    // Where the map is cut by ranges, the first tablet holds everything below the second.
-                    from_key: tablet.from_key.as_ref().map(first).or(by_range.then(Vec::new)),
-                    leader: Arc::new(GrpcTablet::new(&tablet.url, &tablet.name).map_err(failed)?),
+            let remote = tablets.iter().map(|tablet| {
+                let leader = GrpcTablet::new(&tablet.url, &tablet.name)
+                    .map_err(|error| Failure::Failed(format!("replica tablet {:?}: {error}", tablet.name)))?;
+                let first = tablet.from_key.as_deref().unwrap_or_default();
+                let from_key = by_range.then(|| match first {
+                    "" => Vec::new(),
+                    first => Key::from_columns([first.as_bytes()]).0.to_vec(),
                 });
-            }
-            Ok(Tablets::new(named, false))
-        }
-    }
-}
-
-fn sources(config: &DaemonConfig) -> Result<Vec<Arc<dyn Source>>, Failure> {
-    let mut sources: Vec<Arc<dyn Source>> = Vec::new();
-    match &config.source {
-        SourceConfig::None => {}
-        SourceConfig::Postgres(source) => {
-            for tablet in &source.tablets {
-                let options = Options {
-                    name: tablet.name.clone(),
-                    url: tablet.url.expose().to_owned(),
-                    password_file: tablet.password_file.clone(),
-                    publication: tablet.publication.clone(),
-                    slot: tablet.slot.clone(),
-                    gids: GidPattern::parse(source.gid_pattern.as_deref().unwrap_or_default()).map_err(failed)?,
-                    slot_lock_timeout: SLOT_LOCK_TIMEOUT,
-                };
-                sources.push(Arc::new(PostgresSource::new(options).map_err(failed)?));
-            }
-        }
-        SourceConfig::Cdc(tablets) => {
-            let streams: StreamNames = tablets.iter().map(|t| (t.tablet.clone(), t.name.clone())).collect();
-            let streams = Arc::new(streams);
-            let reader = reader_name(&config.data_dir)?;
-            for tablet in tablets {
-                let (name, url, tablet) = (tablet.name.clone(), tablet.url.clone(), tablet.tablet.clone());
-                let source = CdcSource::new(CdcTablet { name, url, tablet }, &reader, Arc::clone(&streams));
-                sources.push(Arc::new(source.map_err(failed)?));
-            }
-        }
-    }
-    Ok(sources)
-}
-
-/// What this replica is called at the services that it reads: the same after every restart, and no other replica's.
-fn reader_name(data_dir: &Path) -> Result<String, Failure> {
-    let path = data_dir.join("reader");
-    match std::fs::read_to_string(&path) {
-        Ok(name) if !name.trim().is_empty() => Ok(name.trim().to_owned()),
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(&path, &error)),
-        // One that was cut off while it was written has read nothing yet.
-        Ok(_) | Err(_) => {
-            let name = format!("untorn-{:016x}", rand::random::<u64>());
-            let written = std::fs::File::create(&path).and_then(|mut file| {
-                io::Write::write_all(&mut file, name.as_bytes())?;
-                file.sync_all()?;
-                std::fs::File::open(data_dir)?.sync_all()
+                let leader: Arc<dyn TabletLeader> = Arc::new(leader);
+                Ok(NamedTablet { name: tablet.name.clone(), from_key, leader })
             });
-            written.map_err(|error| at(&path, &error))?;
-            Ok(name)
+            Ok(Tablets::new(remote.collect::<Result<Vec<_>, Failure>>()?, false))
         }
     }
+}
+
+fn sources(config: &DaemonConfig, folder: &DataDir) -> Result<Vec<Arc<dyn Source>>, Failure> {
+    match &config.source {
+        SourceConfig::None => Ok(Vec::new()),
+        SourceConfig::Postgres(source) => postgres(source),
+        SourceConfig::Cdc(tablets) => cdc(tablets, &folder.reader()?),
+    }
+}
+
+fn postgres(source: &PostgresSourceConfig) -> Result<Vec<Arc<dyn Source>>, Failure> {
+    let gids = source.gid_pattern.as_deref().map_or_else(|| Ok(GidPattern::default()), GidPattern::parse);
+    let gids = gids.map_err(|error| Failure::Failed(format!("source.gid_pattern: {error}")))?;
+    let one = |tablet: &crate::config::PostgresTabletConfig| {
+        let options = Options {
+            name: tablet.name.clone(),
+            url: tablet.url.expose().to_owned(),
+            password_file: tablet.password_file.clone(),
+            publication: tablet.publication.clone(),
+            slot: tablet.slot.clone(),
+            gids: gids.clone(),
+            slot_lock_timeout: SLOT_LOCK_TIMEOUT,
+        };
+        let source = PostgresSource::new(options).map_err(Failure::Failed)?;
+        let source: Arc<dyn Source> = Arc::new(source);
+        Ok(source)
+    };
+    source.tablets.iter().map(one).collect()
+}
+
+fn cdc(tablets: &[CdcTabletConfig], reader: &str) -> Result<Vec<Arc<dyn Source>>, Failure> {
+    let streams: StreamNames = tablets.iter().map(|t| (t.tablet.clone(), t.name.clone())).collect();
+    let streams = Arc::new(streams);
+    let one = |config: &CdcTabletConfig| {
+        let CdcTabletConfig { name, url, tablet } = config.clone();
+        let source = CdcSource::new(CdcTablet { name, url, tablet }, reader, Arc::clone(&streams))
+            .map_err(|error| Failure::Failed(format!("source tablet {:?}: {error}", config.name)))?;
+        let source: Arc<dyn Source> = Arc::new(source);
+        Ok(source)
+    };
+    tablets.iter().map(one).collect()
 }

@@ -144,6 +144,10 @@ impl State {
             Fact::Created { transaction, at } => {
                 let id = self.identified(transaction);
                 self.mention(id, stream, None, *at);
+                let found = self.transactions.get_mut(id);
+                if let Some(branch) = found.and_then(|t| t.branches.iter_mut().find(|b| b.stream == stream)) {
+                    branch.carrier = true;
+                }
             }
             Fact::Pending { transaction } => {
                 let id = self.transactions.find(transaction);
@@ -208,7 +212,10 @@ impl State {
             return;
         }
         if found.branch(stream, opened).is_none() {
-            found.branches.push(Branch::new(stream, opened));
+            match found.branches.iter_mut().find(|b| b.stream == stream && b.bystander) {
+                Some(bystander) => (bystander.opened, bystander.bystander) = (opened, false),
+                None => found.branches.push(Branch::new(stream, opened)),
+            }
         }
         let Some(branch) = found.branch_mut(stream, opened) else { return };
         let first_applying = applying.is_some() && !branch.applying;
@@ -218,12 +225,14 @@ impl State {
                 branch.tablets.push(*tablet);
             }
         }
-        branch.after.extend_from_slice(after);
+        if !after.is_empty() {
+            branch.extra.get_or_insert_default().after.extend_from_slice(after);
+        }
         branch.applying |= applying.is_some();
         branch.ended |= common_clock && applying.is_some();
         branch.prepared_at = branch.prepared_at.max(prepared_at);
         if let Some(label) = applying.and_then(|a| a.label.as_deref()) {
-            branch.label = Some(label.into());
+            branch.extra.get_or_insert_default().label = Some(label.into());
         }
         let (name, at) = (branch.id(), applying.map_or(report.upto, |a| a.at));
         let held = branch.tablets.clone();

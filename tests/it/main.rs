@@ -10,6 +10,7 @@ mod power_cut;
 mod power_cut_tablet;
 mod runtime;
 mod script;
+mod coordinator_golden;
 mod scripts;
 mod source_postgres;
 mod support;

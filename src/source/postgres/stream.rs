@@ -54,7 +54,7 @@ impl Positions {
 type Group = Result<Vec<Bytes>, Failure>;
 
 /// Reads the socket until the stream is dropped or the connection ends; `feedback` is how often the server must hear of
-/// us at least.
+/// us at least; it is asked where it is as often, so that the age of its last answer tells how well it is.
 pub async fn keep(
     mut session: Replication,
     groups: mpsc::Sender<Group>,
@@ -77,8 +77,9 @@ pub async fn keep(
             }
             (pinged_for, answered, last_told) = (wanted, false, Instant::now());
         }
-        let again = short && answered;
-        let due = last_told + if again || positions.has_news() { limits::PING_INTERVAL } else { feedback };
+        let ask = answered && waiting.is_none();
+        let soon = (short && answered) || positions.has_news();
+        let due = last_told + if soon { limits::PING_INTERVAL } else { feedback };
         let what = tokio::select! {
             () = groups.closed() => {
                 // The server learns what it may forget before it hears that nobody listens.
@@ -111,7 +112,7 @@ pub async fn keep(
                 Tell::Answer
             }
             () = positions.changed.notified() => continue,
-            () = tokio::time::sleep_until(due) => if again { Tell::Ping } else { Tell::Feedback },
+            () = tokio::time::sleep_until(due) => if ask { Tell::Ping } else { Tell::Feedback },
         };
         if let Err(failure) = tell(&mut session, &positions, received, what).await {
             break failure;

@@ -125,7 +125,7 @@ impl Transaction {
             let records = self.staged.values().sum();
             let adopted = ChunkOrigin {
                 transaction,
-                opened: OpId::new(term, 0),
+                opened: OpId::new(term, 1),
                 connection,
                 xid: self.xid,
                 rolled_back: self.rolled_back,

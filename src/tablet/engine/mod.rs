@@ -69,6 +69,13 @@ impl<S: Store> Clone for Engine<S> {
     }
 }
 
+impl<S: Store> Engine<S> {
+    /// Waits until the tablet's storage fails, and says how: the process that holds it must end then (C11).
+    pub async fn failed(&self) -> String {
+        self.queue.failed().await
+    }
+}
+
 /// Opens the tablets of one storage, with its workers: `stores` are their names and parts of it, and one
 /// [`Store::sync`] makes all of them durable.
 ///

@@ -253,7 +253,7 @@ impl Replay {
                 assert_eq!(records, Some(taken), "the count of {transaction}");
                 let told = format!("{} applying {taken}", named(&transaction));
                 if prepared_at.is_some() {
-                    let opened = OpId::new(at.term, 0);
+                    let opened = OpId::new(at.term, 1);
                     let branch = OpenBranch { transaction, label, opened, records: taken, applying: true };
                     self.resume.open_branches.push(branch);
                 }

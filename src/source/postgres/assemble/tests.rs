@@ -75,7 +75,7 @@ impl Bench {
                 told.push(format!("{at} {}", tell(&record)));
             }
             if batch.head > OpId::ZERO {
-                assert!(batch.head > batch.upto);
+                assert!(batch.head >= batch.upto);
                 told.push(format!("head {}", batch.head.term));
             }
             self.upto = batch.upto;
@@ -226,7 +226,7 @@ fn a_branch_is_found_by_its_full_gid_also_after_a_restart() {
     let open = |label: &str, term| OpenBranch {
         transaction: transaction.clone(),
         label: Some(label.into()),
-        opened: OpId::new(term, 0),
+        opened: OpId::new(term, 1),
         records: 1,
         applying: true,
     };
@@ -252,7 +252,7 @@ fn what_was_taken_before_is_dropped_when_it_is_sent_again() {
     let open = OpenBranch {
         transaction: SourceTransactionId::first(b"open"),
         label: None,
-        opened: OpId::new(90, 0),
+        opened: OpId::new(90, 1),
         records: 1,
         applying: true,
     };
@@ -440,6 +440,9 @@ fn damage_is_named() {
     assert!(Bench::new().fails(commit(200)).contains("COMMIT without a transaction"));
     assert!(Bench::new().fails(insert("1")).contains("outside a transaction"));
     assert!(Bench::new().send([begin(7, 190)]).fails(begin(8, 191)).contains("inside another"));
+    let block = Message::StreamStart { xid: 8, first_segment: true };
+    assert!(Bench::new().send([begin(7, 190)]).fails(block.clone()).contains("inside another"));
+    assert!(Bench::new().send([block.clone()]).fails(block).contains("inside another"));
     let unknown = Message::Insert { relation_id: 77, tuple: tuple("1") };
     assert!(Bench::new().send([begin(7, 190)]).fails(unknown).contains("relation 77"));
     let narrow = Message::Insert { relation_id: ACCOUNTS, tuple: TupleData::new(vec![]) };
