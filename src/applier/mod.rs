@@ -277,6 +277,7 @@ async fn lead(
         owner: epoch,
         log_id,
         release,
+        joins: streams.is_empty(),
         waiting: BTreeMap::new(),
         in_flight: None,
         bytes,
