@@ -65,6 +65,8 @@ pub const SLED_UNSYNCED_BYTES: usize = 64 << 10;
 pub const SQLITE_ROW_BYTES: usize = 1 << 20;
 /// Bytes that SQLite's write-ahead file keeps after a checkpoint.
 pub const SQLITE_WAL_BYTES: i64 = 4 << 20;
+/// Bytes of the reserve file in a data folder: recovery writes an epoch and flushes a memtable before anything can be freed.
+pub const RESERVE_BYTES: usize = 32 << 20;
 /// Bytes of a page of rows.
 pub const PAGE_BYTES: usize = 1 << 20;
 /// The smallest memory budget, in bytes: one batch in work and one prefetched, for 16 streams.
@@ -80,11 +82,11 @@ pub const SCANS_MAX: usize = 16;
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a peer may leave what was sent to it unacknowledged by its kernel before the connection counts as dead.
 pub const CONNECTION_DEAD_AFTER: Duration = Duration::from_secs(60);
-/// How often a PostgreSQL server is told what it may forget, even while the applier stalls: well below its
-/// `wal_sender_timeout`, 60 s by default.
-pub const FEEDBACK_INTERVAL: Duration = Duration::from_secs(10);
-/// How often a PostgreSQL server is asked for its position while somebody waits for it. It answers within a millisecond,
-/// but its flush position may lie inside a record that is never sent.
+/// How often a PostgreSQL server is told what it may forget and asked where it is, even while the applier stalls: the age
+/// of its last answer is the lag of an idle stream, and its `wal_sender_timeout` (60 s by default) must not pass.
+pub const FEEDBACK_INTERVAL: Duration = Duration::from_secs(1);
+/// How often a PostgreSQL server is asked again for its position while its answer stays short of what somebody waits
+/// for (the first time at once: it answers within a millisecond), and how long what it may forget is gathered.
 pub const PING_INTERVAL: Duration = Duration::from_millis(50);
 /// How long the creation of a slot waits for any one transaction before it is given up and tried again: long enough for
 /// ordinary transactions to end, short enough that an orphaned prepared one is soon named.
@@ -161,3 +163,5 @@ pub const STORE_MEMTABLE_BYTES: u64 = 16 << 20;
 pub const STORE_CACHE_BYTES: u64 = 32 << 20;
 /// Bytes of journals of the tablets of one folder; above, the oldest writes in memory go to table files.
 pub const STORE_JOURNAL_BYTES: u64 = 256 << 20;
+/// Bytes of records of a tablet's own WAL that are kept for readers that lag; a reader that needs more must copy again.
+pub const TABLET_WAL_BYTES: u64 = 4 << 30;

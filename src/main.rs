@@ -1,38 +1,63 @@
-//! untorn
+//! The `untorn` binary: arguments, configuration and logging first, then the async runtime.
 
-use clap::{Parser, Subcommand};
+use clap::Parser;
+use std::io;
 use std::process::ExitCode;
-use untorn::demo::{self, DemoArgs};
-
-/// Whole transactions on the replica, or none of them.
-#[derive(Parser)]
-#[command(name = "untorn", version)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Shows whole transactions arriving, in one process and without set-up
-    Demo(DemoArgs),
-}
+use tokio::runtime::{Builder, Runtime};
+use untorn::cli::{self, Cli, Command, Failure};
+use untorn::config::{self, Configuration, TracingConfig};
+use untorn::tablet::engine::Worker;
+use untorn::{demo, telemetry};
 
 fn main() -> ExitCode {
-    let Command::Demo(args) = Cli::parse().command;
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter).init();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("untorn: {error}");
-            return ExitCode::FAILURE;
+    // Two providers are linked, so rustls would not choose by itself. It is an error only if one was chosen before.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    run(Cli::parse().command).unwrap_or_else(|failure| {
+        eprintln!("{failure}");
+        ExitCode::from(failure.exit_code())
+    })
+}
+
+fn run(command: Command) -> Result<ExitCode, Failure> {
+    let mut out = io::BufWriter::new(io::stdout());
+    match command {
+        Command::Demo(args) => {
+            // The demo owns the terminal: only what went wrong is logged, unless RUST_LOG asks for more.
+            log(&std::env::var("RUST_LOG").unwrap_or_else(|_| "warn".into()))?;
+            let start = async |plan| demo::pipeline::Pipeline::start(plan, thread).await;
+            return Ok(runtime()?.block_on(demo::run(args, start)));
         }
-    };
-    runtime.block_on(demo::run(args, async |plan| {
-        demo::pipeline::Pipeline::start(plan, |worker| {
-            std::thread::Builder::new().name(worker.name).spawn(worker.run).map(|_| ())
-        })
-        .await
-    }))
+        Command::Run(args) => {
+            let config = Configuration::load(&args.config, &config::process_vars())?.daemon()?;
+            telemetry::start(&config.tracing).map_err(|error| Failure::Failed(error.to_string()))?;
+            runtime()?.block_on(cli::run(config, thread))?;
+        }
+        Command::Tablet(args) => {
+            let config = Configuration::load(&args.config, &config::process_vars())?.tablet_server()?;
+            telemetry::start(&config.tracing).map_err(|error| Failure::Failed(error.to_string()))?;
+            runtime()?.block_on(cli::tablet(config, thread))?;
+        }
+        Command::Check(args) => runtime()?.block_on(cli::check(&args, &mut out))?,
+        Command::Status(args) => runtime()?.block_on(cli::status(&args, &mut out))?,
+        Command::Explain(args) => runtime()?.block_on(cli::explain(&args, &mut out))?,
+        Command::Scan(args) => runtime()?.block_on(cli::scan(&args, &mut out))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs a storage worker on a thread of its own.
+fn thread(worker: Worker) -> io::Result<()> {
+    std::thread::Builder::new().name(worker.name).spawn(worker.run).map(|_| ())
+}
+
+fn log(filter: &str) -> Result<(), Failure> {
+    telemetry::start(&TracingConfig { json: false, filter: filter.to_owned() })
+        .map_err(|error| Failure::Failed(error.to_string()))
+}
+
+fn runtime() -> Result<Runtime, Failure> {
+    Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::Failed(format!("the async runtime could not start: {error}")))
 }

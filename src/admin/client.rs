@@ -48,7 +48,10 @@ impl AdminClient {
     pub async fn connect(url: &str) -> Result<Self, ClientError> {
         let unreachable =
             |error: tonic::transport::Error| ClientError::Unreachable { url: url.to_owned(), error: reason(&error) };
+        // A daemon that is gone without a word must not keep a scan waiting for ever.
+        let alive = Duration::from_millis(limits::GRPC_KEEPALIVE_MS);
         let endpoint = Endpoint::from_shared(url.to_owned()).map_err(unreachable)?.connect_timeout(CONNECT);
+        let endpoint = endpoint.http2_keep_alive_interval(alive).keep_alive_timeout(alive);
         let channel = endpoint.connect().await.map_err(unreachable)?;
         Ok(Self(AdminServiceClient::new(channel).max_decoding_message_size(limits::GRPC_MESSAGE_BYTES_MAX)))
     }

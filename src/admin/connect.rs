@@ -3,10 +3,13 @@
 
 use super::client;
 use crate::config::{
-    CdcTabletConfig, DaemonConfig, Faults, GrpcTabletConfig, LeaderConfig, ReplicaConfig, SourceConfig,
+    CdcTabletConfig, DaemonConfig, Faults, GrpcTabletConfig, LeaderConfig, PostgresSourceConfig, PostgresTabletConfig,
+    ReplicaConfig, SourceConfig,
 };
+use crate::limits;
 use crate::proto::cdc::ListTabletsRequest;
 use crate::proto::cdc::cdc_service_client::CdcServiceClient;
+use crate::source::postgres::{Finding, GidPattern, Options, PostgresSource};
 use futures::future::join_all;
 use std::time::Duration;
 use tonic::transport::{Channel, Endpoint};
@@ -22,11 +25,11 @@ struct Expected<'a> {
     tablet: &'a str,
 }
 
-/// Asks every server.
+/// Asks every server. What is worth a mention and no fault is added to `told`.
 ///
 /// # Errors
 /// What they lack, each by its key, with how to mend it.
-pub async fn ask(config: &DaemonConfig) -> Result<(), Faults> {
+pub async fn ask(config: &DaemonConfig, told: &mut Vec<String>) -> Result<(), Faults> {
     let mut expected = Vec::new();
     if let SourceConfig::Cdc(tablets) = &config.source {
         for (i, CdcTabletConfig { url, tablet, .. }) in tablets.iter().enumerate() {
@@ -39,6 +42,12 @@ pub async fn ask(config: &DaemonConfig) -> Result<(), Faults> {
         }
     }
     let mut faults = Faults::default();
+    if let SourceConfig::Postgres(source) = &config.source {
+        let servers = join_all(source.tablets.iter().map(|tablet| postgres(source, tablet))).await;
+        for (i, server) in servers.into_iter().enumerate() {
+            tell(&format!("source.tablets[{i}]"), server, told, &mut faults);
+        }
+    }
     if let LeaderConfig::At(url) = &config.leader
         && let Err(error) = reach(url).await
     {
@@ -59,6 +68,38 @@ pub async fn ask(config: &DaemonConfig) -> Result<(), Faults> {
         }
     }
     faults.or(())
+}
+
+async fn postgres(source: &PostgresSourceConfig, tablet: &PostgresTabletConfig) -> Result<Vec<Finding>, String> {
+    let gids = GidPattern::parse(source.gid_pattern.as_deref().unwrap_or_default())?;
+    let options = Options {
+        name: tablet.name.clone(),
+        url: tablet.url.expose().to_owned(),
+        password_file: tablet.password_file.clone(),
+        publication: tablet.publication.clone(),
+        slot: tablet.slot.clone(),
+        gids,
+        slot_lock_timeout: limits::SLOT_LOCK_TIMEOUT,
+    };
+    PostgresSource::new(options)?.check().await.map_err(|error| error.to_string())
+}
+
+/// Sorts what a PostgreSQL server said into faults and mentions, with the SQL that mends them.
+fn tell(key: &str, server: Result<Vec<Finding>, String>, told: &mut Vec<String>, faults: &mut Faults) {
+    match server {
+        Err(error) => faults.push(&format!("{key}.url"), error, "mend the server or the URL"),
+        Ok(findings) => {
+            for Finding { fault, text, sql } in findings {
+                let mend =
+                    if sql.is_empty() { "mend it at the server".to_owned() } else { format!("run there:\n{sql}") };
+                if fault {
+                    faults.push(key, text, mend);
+                } else {
+                    told.push(format!("{key}: {text}; {mend}"));
+                }
+            }
+        }
+    }
 }
 
 /// The tablets that a server holds. Tablet servers serve CdcService too, so one question fits both.

@@ -5,10 +5,16 @@
 
 mod ask;
 mod check;
+mod data_dir;
+mod run;
+mod signals;
+mod tablet;
 
 pub use crate::admin::Format;
 pub use ask::{explain, scan, status};
 pub use check::check;
+pub use run::run;
+pub use tablet::tablet;
 
 use crate::admin::scan::ScanAt;
 use crate::config::Faults;
@@ -16,7 +22,7 @@ use crate::demo::DemoArgs;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
-/// The exit code of a configuration with faults (sysexits' EX_USAGE, which PostgreSQL's tools leave alone).
+/// The exit code of a configuration with faults (sysexits' EX_USAGE; 2 is a wrong command line).
 pub const BAD_CONFIGURATION: u8 = 64;
 
 /// Keeps a replica universe in step with a source universe, and never shows a torn transaction.
@@ -31,7 +37,7 @@ pub struct Cli {
 /// What to do.
 #[derive(Subcommand, Debug)]
 pub enum Command {
-    /// Show it: a source under load, a replica, and an auditor, in this process
+    /// Show whole transactions arriving, in one process and without set-up
     Demo(DemoArgs),
     /// Run the daemon. SIGTERM drains and exits 0; a second one exits at once
     Run(ConfigArgs),

@@ -82,7 +82,7 @@ pub enum Fact {
         time: HybridTime,
     },
     /// The source said that it does not know these transactions as running, at a point that this stream has passed:
-    /// their Commit record can no longer come (C8).
+    /// their Commit record can no longer come by this stream (C8).
     NotRunning {
         /// Which.
         transactions: Vec<SourceTransactionId>,

@@ -174,9 +174,7 @@ impl State {
             }
             Fact::NotRunning { transactions } => {
                 for id in transactions.iter().filter_map(|t| self.transactions.find(t)).collect::<Vec<_>>() {
-                    if self.transactions.get(id).is_some_and(|t| t.commit.is_none()) {
-                        self.doom(id);
-                    }
+                    self.fold_not_running(stream, id);
                 }
             }
             Fact::Split { children, at: _ } => self.fold_split(stream, children),
@@ -203,6 +201,12 @@ impl State {
         let (release, position) = (self.release, self.position);
         let Some(found) = self.transactions.get_mut(id) else { return };
         let decision = found.decision;
+        let complete = found.branches.iter().find(|b| b.stream == stream && b.applying && common_clock);
+        if let Some(opened) = complete.map(|branch| branch.opened) {
+            // An Applying record that comes again, perhaps from a poller that does not know where the branch opened.
+            self.mention(id, stream, Some(opened), applying.map_or(report.upto, |a| a.at));
+            return;
+        }
         if found.branch(stream, opened).is_none() {
             found.branches.push(Branch::new(stream, opened));
         }
@@ -227,6 +231,7 @@ impl State {
             None if release == Release::Atomic => {
                 self.by_branch.insert(name, id);
             }
+            _ if tablets.is_empty() => {}
             None => {}
             Some(Outcome::Abort) => self.work.push_back((position, Piece::Discarded { branch: name, tablets: held })),
             Some(Outcome::Commit(_)) => self.work.push_back((position, Piece::Late { transaction: id, branch: name })),
@@ -240,6 +245,8 @@ impl State {
                 self.advance_cut(stream);
             }
             self.candidate(id);
+            // The first records of a large branch came without the time of its PREPARE.
+            self.split_off_later_use(id);
         }
     }
 
@@ -259,20 +266,17 @@ impl State {
         };
         let Some(id) = id else { return };
         self.mention(id, stream, branch, at);
+        let listed = self.listed(stream, involved).map(Vec::into_boxed_slice);
         let Some(found) = self.transactions.get_mut(id) else { return };
         if let Some(branch) = branch.and_then(|opened| found.branch_mut(stream, opened)) {
             branch.ended = true;
         }
         if found.commit.is_none() && found.decision.is_none() {
-            let listed = match involved {
-                Involvement::Listed(listed) => Some(listed.clone().into_boxed_slice()),
-                Involvement::OnlyThisStream | Involvement::Discovered => None,
-            };
             let discovered = *involved != Involvement::Discovered;
             found.commit = Some(CommitRecord { time, listed, discovered });
             self.undecided.insert((time, id));
             if *involved == Involvement::Discovered {
-                self.split_off_later_use(id, time);
+                self.split_off_later_use(id);
                 self.discovery.heard(Unproved { transaction: id, stream, at, heard: self.position });
                 self.pass_rounds();
             }
@@ -285,6 +289,7 @@ impl State {
             self.advance_cut(stream);
         }
         self.candidate(id);
+        self.wake_later_uses(id);
         self.forget_if_finished(id);
     }
 
@@ -306,6 +311,27 @@ impl State {
             self.work.push_back((position, Piece::Discarded { branch: branch.id(), tablets: branch.tablets }));
         }
         self.candidate(id);
+        self.wake_later_writers(id);
+        self.wake_later_uses(id);
+    }
+
+    /// The Commit record can no longer come by this stream: enough where it is the one that would carry it (C8).
+    fn fold_not_running(&mut self, stream: SourceTabletId, id: TransactionId) {
+        let Some(found) = self.transactions.get(id) else { return };
+        if found.commit.is_some() || found.decision.is_some() {
+            return;
+        }
+        let gone = match self.carrier(found) {
+            Some(carrier) => carrier == stream,
+            None => {
+                let passed = self.not_running.entry(id).or_default();
+                passed.insert(stream);
+                self.streams.iter().filter(|s| !s.left).all(|s| passed.contains(&s.stream))
+            }
+        };
+        if gone {
+            self.doom(id);
+        }
     }
 
     fn fold_split(&mut self, parent: SourceTabletId, children: &[SourceTabletId]) {
@@ -343,6 +369,7 @@ impl State {
         if let Outcome::Commit(time) = outcome {
             self.last_time = self.last_time.max(time);
         }
+        self.not_running.remove(&id);
         self.work.push_back((position, Piece::Decided(id)));
         match release {
             Release::CommonClock => {}
@@ -351,16 +378,10 @@ impl State {
                 for branch in &streams {
                     self.by_branch.remove(branch);
                 }
-                let woken = self.waiters.remove(&id).unwrap_or_default();
-                woken.into_iter().for_each(|id| self.candidate(id));
+                self.wake_later_writers(id);
             }
         }
-        // A later use of the same id may have waited for this one.
-        if let Some(found) = self.transactions.get(id)
-            && let Some(later) = self.reused.get(&found.source.id).cloned()
-        {
-            later.into_iter().for_each(|id| self.candidate(id));
-        }
+        self.wake_later_uses(id);
         if starts && let Start::FirstCut { undecided, .. } = &mut self.start {
             *undecided -= 1;
             if *undecided == 0 {

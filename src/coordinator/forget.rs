@@ -6,12 +6,21 @@
 
 use super::entry::{Outcome, Release};
 use super::state::{Piece, State};
+use super::transaction::Transaction;
 use crate::wal::{HybridTime, LogPosition, OpId, ReplicaTabletId, SourceTabletId, SourceTransactionId, TransactionId};
 
 impl State {
     /// Whether a Commit record of this time repeats what was forgotten: nothing new can commit at or below safe time.
     pub(super) fn is_finished(&self, source: &SourceTransactionId, time: HybridTime) -> bool {
         self.safe.is_some_and(|(_, safe)| time <= safe) && self.transactions.find(source).is_none()
+    }
+
+    /// Whether every branch has ended, and every stream that spoke of the transaction has acknowledged that to the source.
+    /// A tablet that was split has ended all of its branches.
+    pub(super) fn is_told(&self, transaction: &Transaction) -> bool {
+        let aborted = transaction.decision.is_some_and(|decision| decision.outcome == Outcome::Abort);
+        let left = |stream: SourceTabletId| self.stream(stream).is_some_and(|record| record.left);
+        transaction.branches.iter().all(|b| !b.unacknowledged && (b.ended || b.bystander || aborted || left(b.stream)))
     }
 
     pub(super) fn fold_applied(&mut self, tablet: ReplicaTabletId, through: LogPosition) {
@@ -55,9 +64,7 @@ impl State {
     pub(super) fn forget_if_finished(&mut self, id: TransactionId) {
         let Some(found) = self.transactions.get(id) else { return };
         let Some(decision) = found.decision else { return };
-        let aborted = decision.outcome == Outcome::Abort;
-        let told = found.branches.iter().all(|b| !b.unacknowledged && (b.ended || b.bystander || aborted));
-        if !found.applied || !told {
+        if !found.applied || !self.is_told(found) {
             return;
         }
         if let (Release::CommonClock, Outcome::Commit(time)) = (self.release, decision.outcome)

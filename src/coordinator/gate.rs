@@ -34,11 +34,15 @@ impl State {
     pub fn missing(&self, transaction: &Transaction) -> Option<Missing> {
         let Some(commit) = &transaction.commit else {
             let silent = transaction.branches.iter().find(|b| !b.applying && !b.bystander).map(|b| b.stream);
-            let carrier = transaction.branches.iter().find(|b| b.bystander).map(|b| b.stream);
-            return Some(Missing::Commit(carrier.or(silent).or(transaction.branches.first().map(|b| b.stream))));
+            return Some(Missing::Commit(
+                transaction.carrier().or(silent).or(transaction.branches.first().map(|b| b.stream)),
+            ));
         };
         if let Some(listed) = &commit.listed {
-            let lacking = listed.iter().find(|i| !self.has_reported(transaction, i.stream));
+            let lacking = listed.iter().find(|involved| {
+                let carried = self.carried(Some(transaction), involved.stream, None);
+                !carried.complete || involved.records.is_some_and(|expected| expected != carried.records)
+            });
             return lacking.map(|involved| Missing::Applying(self.who_lacks(transaction, involved.stream)));
         }
         if matches!(self.start, Start::Slots | Start::Fenced { .. }) {
@@ -61,19 +65,10 @@ impl State {
         }
     }
 
-    /// Whether a source tablet's Applying record has arrived; of a tablet that was split, all its children's.
-    fn has_reported(&self, transaction: &Transaction, stream: SourceTabletId) -> bool {
-        if transaction.branches.iter().any(|b| b.stream == stream && b.applying) {
-            return true;
-        }
-        let children = self.stream(stream).map_or(&[][..], |record| &record.children);
-        !children.is_empty() && children.iter().all(|child| self.has_reported(transaction, *child))
-    }
-
     /// The stream to wait for: of a tablet that was split, the first child that has not reported.
     fn who_lacks(&self, transaction: &Transaction, stream: SourceTabletId) -> SourceTabletId {
         let children = self.stream(stream).map_or(&[][..], |record| &record.children);
-        let silent = children.iter().find(|child| !self.has_reported(transaction, **child));
+        let silent = children.iter().find(|child| !self.carried(Some(transaction), **child, None).complete);
         silent.map_or(stream, |child| self.who_lacks(transaction, *child))
     }
 

@@ -90,8 +90,7 @@ pub fn forgotten(state: &State) -> Option<String> {
             (Release::CommonClock, Outcome::Commit(time)) => state.safe.is_some_and(|(_, safe)| time <= safe),
             _ => true,
         };
-        let aborted = decision.outcome == Outcome::Abort;
-        t.applied && below_safe && t.branches.iter().all(|b| !b.unacknowledged && (b.ended || b.bystander || aborted))
+        t.applied && below_safe && state.is_told(t)
     })?;
     Some(format!("I6: {} ({}) is finished and still held", kept.id, kept.source))
 }

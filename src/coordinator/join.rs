@@ -65,11 +65,13 @@ impl State {
         id
     }
 
-    /// At the first COMMIT PREPARED of a transaction: branches that were prepared too late to belong to it move to the
-    /// next use (rule 2).
-    pub(super) fn split_off_later_use(&mut self, id: TransactionId, committed_at: HybridTime) {
+    /// When a transaction has its Commit record: branches that were prepared too late to belong to it leave for the next
+    /// use (rule 2). At the first COMMIT PREPARED, and when the time of a PREPARE becomes known after the branch's first
+    /// records.
+    pub(super) fn split_off_later_use(&mut self, id: TransactionId) {
         let skew_micros = self.clock_skew_micros;
-        let Some(transaction) = self.transactions.get_mut(id) else { return };
+        let Some(transaction) = self.transactions.get_mut(id).filter(|t| t.decision.is_none()) else { return };
+        let Some(committed_at) = transaction.commit.as_ref().map(|commit| commit.time) else { return };
         let source = transaction.source.clone();
         let mut later = Vec::new();
         transaction.branches.retain(|branch| {
@@ -79,31 +81,30 @@ impl State {
             }
             stays
         });
-        if later.is_empty() {
-            return;
-        }
-        let next = self.next_use(&source, Some(id));
-        for branch in &later {
-            if let Some(record) = self.stream_mut(branch.stream) {
-                for place in &mut record.places {
-                    if let Place::Prepare { transaction, opened } = place
-                        && *transaction == id
-                        && *opened == branch.opened
-                    {
-                        *transaction = next;
-                    }
-                }
-            }
+        for branch in later {
+            let next = self.joined(&source, branch.stream, branch.prepared_at);
+            self.move_places(&branch, id, next);
             if let Some(owner) = self.by_branch.get_mut(&branch.id()) {
                 *owner = next;
             }
+            let (stream, opened, mentioned) = (branch.stream, branch.opened, branch.mentioned);
+            if let Some(transaction) = self.transactions.get_mut(next) {
+                transaction.branches.push(branch);
+            }
+            self.mention(next, stream, Some(opened), mentioned);
+            self.candidate(next);
         }
-        let mentions: Vec<_> = later.iter().map(|b| (b.id(), b.mentioned)).collect();
-        if let Some(transaction) = self.transactions.get_mut(next) {
-            transaction.branches.extend(later);
-        }
-        for (branch, at) in mentions {
-            self.mention(next, branch.stream, Some(branch.opened), at);
+    }
+
+    fn move_places(&mut self, branch: &Branch, from: TransactionId, to: TransactionId) {
+        let Some(record) = self.stream_mut(branch.stream) else { return };
+        for place in &mut record.places {
+            if let Place::Prepare { transaction, opened } = place
+                && *transaction == from
+                && *opened == branch.opened
+            {
+                *transaction = to;
+            }
         }
     }
 

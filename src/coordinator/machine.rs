@@ -6,7 +6,7 @@ use super::entry::{CopyState, Entry, FORMAT_VERSION, Fence, Item, MappedTablet, 
 use super::fact::{Fact, Report};
 use super::gate::Missing;
 use super::output::{OpenBranchView, Output, Promise, Refused, StreamOpening};
-use super::state::{Piece, State};
+use super::state::{Agenda, Piece, State};
 use super::transaction::{Branch, Transaction};
 use crate::limits::{ENTRY_BYTES, NUDGE_AFTER_MS, ORPHAN_CHECK_AFTER_MS, ORPHAN_CHECK_MAX};
 use crate::wal::codec::{self, CodecError};
@@ -139,7 +139,7 @@ impl Coordinator {
         }
         self.state.fold_entry(entry);
         // Candidates were decided by later entries or will be looked at again when the replay is over.
-        self.state.candidates.clear();
+        self.state.agenda = Agenda::default();
         self.durable = entry.position;
         Ok(())
     }
@@ -320,10 +320,18 @@ impl Coordinator {
         let head = self.heads.entry(report.stream).or_default();
         *head = report.head.max(*head);
         report.head = *head;
+        let taken = report.head.max(upto).max(record.head);
+        if report.acknowledged > taken {
+            return Err(Refused::Damage(format!(
+                "stream {} says that it acknowledged {} to its source, and only {taken} was taken",
+                record.name, report.acknowledged
+            )));
+        }
         let says_nothing =
             report.facts.is_empty() && upto == report.follows && report.acknowledged <= record.acknowledged;
         if says_nothing && !self.waits_for_head(report.stream, record.head) {
-            return Ok(Promise { after: self.durable, value: upto });
+            // The checkpoint that it repeats may stand in an entry that is still on its way.
+            return Ok(self.promise(upto));
         }
         self.say(now, Item::Report(report));
         self.settle(now);
@@ -339,14 +347,15 @@ impl Coordinator {
                 reached(&fence.positions) || outstanding.iter().any(|o| o.stream == stream && o.gone_at.is_some())
             }
             Start::FirstCut { .. } | Start::Over => {
-                self.state.discovery.rounds.front().is_some_and(|round| reached(&round.positions))
+                // Positions rise from round to round: whoever has passed the last one has passed all.
+                self.state.discovery.rounds.back().is_some_and(|round| reached(&round.positions))
             }
         }
     }
 
     /// What `TakeFence` found; nothing when a server did not answer (it will be asked for again).
     pub fn handle_fence(&mut self, now: HybridTime, fence: Option<Fence>) {
-        let Some(fence) = fence else {
+        let Some(fence) = fence.filter(|fence| self.names_every_stream(&fence.positions)) else {
             self.fence = Asked::Failed;
             return;
         };
@@ -356,6 +365,12 @@ impl Coordinator {
             self.tell_heads(now);
             self.settle(now);
         }
+    }
+
+    /// Whether no stream was left out: the server of one that was could hold a branch.
+    fn names_every_stream(&self, positions: &[(SourceTabletId, OpId)]) -> bool {
+        let mut live = self.state.streams.iter().filter(|stream| !stream.left);
+        live.all(|stream| positions.iter().any(|(named, _)| *named == stream.stream))
     }
 
     /// What `CheckPrepared` found to be gone, and a flush position read after that.
@@ -381,7 +396,7 @@ impl Coordinator {
         begun_after: LogPosition,
         positions: Option<Vec<(SourceTabletId, OpId)>>,
     ) {
-        let Some(positions) = positions else {
+        let Some(positions) = positions.filter(|positions| self.names_every_stream(positions)) else {
             self.round = Asked::Failed;
             return;
         };
@@ -469,9 +484,13 @@ impl Coordinator {
         };
         let mut asked: BTreeMap<SourceTabletId, Vec<(TransactionId, SourceTransactionId)>> = BTreeMap::new();
         for transaction in self.state.transactions.iter().filter(old) {
-            let home = transaction.branches.iter().find(|b| b.bystander).or(transaction.branches.first());
-            if let Some(home) = home {
-                asked.entry(home.stream).or_default().push((transaction.id, transaction.source.clone()));
+            // Without its Created record nobody knows which stream would carry its Commit record: all are asked.
+            let passed = self.state.not_running.get(&transaction.id);
+            let carrier = self.state.carrier(transaction);
+            let carries = |stream: SourceTabletId| carrier.is_none_or(|carrier| carrier == stream);
+            let live = self.state.streams.iter().filter(|s| !s.left).map(|s| s.stream);
+            for stream in live.filter(|s| carries(*s) && !passed.is_some_and(|passed| passed.contains(s))) {
+                asked.entry(stream).or_default().push((transaction.id, transaction.source.clone()));
             }
         }
         for (stream, mut transactions) in asked {
@@ -532,7 +551,7 @@ impl Coordinator {
 
     /// Decides what may be decided, moves safe time, and opens the replica to readers.
     fn settle(&mut self, now: HybridTime) {
-        while let Some(id) = self.state.candidates.pop_front() {
+        while let Some(id) = self.state.agenda.candidates.pop_front() {
             let Some(transaction) = self.state.transactions.get(id).filter(|t| t.decision.is_none()) else { continue };
             let outcome = if transaction.doomed {
                 Outcome::Abort
@@ -543,7 +562,7 @@ impl Coordinator {
                         Outcome::Commit(self.commit_time(transaction, now))
                     }
                     Some(Missing::EarlierWrite(earlier)) => {
-                        self.state.waiters.entry(earlier).or_default().push(id);
+                        self.state.agenda.waiters.entry(earlier).or_default().insert(id);
                         continue;
                     }
                     Some(_) => continue,
@@ -616,6 +635,8 @@ impl Coordinator {
             && matches!(self.state.start, Start::FirstCut { .. } | Start::Over)
         {
             self.round = Asked::OnItsWay;
+            // What is heard from here on stands in a later entry: this round does not prove it.
+            self.seal();
             return Some(Output::TakeRound { begun_after: self.state.position });
         }
         let mut live = self.state.streams.iter().filter(|stream| !stream.left).peekable();
@@ -691,11 +712,14 @@ impl Coordinator {
     /// without a common clock while nothing was ever committed.
     #[must_use]
     pub fn safe(&self) -> Option<ReadPoint> {
-        let nothing_yet = self.state.release != Release::CommonClock && self.state.last_time == HybridTime::MIN;
-        if self.state.streams.iter().all(|stream| stream.left) || nothing_yet {
+        if self.state.streams.iter().all(|stream| stream.left) {
             return self.latest();
         }
-        self.safe
+        match self.state.release {
+            Release::CommonClock => self.safe,
+            // The first commit and its safe time share an entry: until that is durable there is nothing to see.
+            Release::Ordered | Release::Atomic => self.safe.or_else(|| self.latest()),
+        }
     }
 
     /// The fold's state as of the last entry that was yielded or closed by this call, and that position: a snapshot once it

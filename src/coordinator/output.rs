@@ -17,7 +17,7 @@ pub enum Output {
     },
     /// Read every server's flush position, then call `handle_round` with this `begun_after`. At most one is on its way.
     TakeRound {
-        /// The durable log position when it was asked for.
+        /// The last entry that was closed when it was asked for.
         begun_after: LogPosition,
     },
     /// Every slot stands: read each server's flush position, then what is prepared there, then the flush position again,

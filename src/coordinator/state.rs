@@ -72,11 +72,28 @@ pub struct State {
     pub safe: Option<(LogPosition, HybridTime)>,
     /// Undecided branches by name (`release = "atomic"`): whose keys later ones may have to wait for.
     pub(super) by_branch: BTreeMap<BranchId, TransactionId>,
-    /// Who waits for whose earlier write (`release = "atomic"`).
-    pub(super) waiters: BTreeMap<TransactionId, Vec<TransactionId>>,
-    /// Transactions whose gate may have opened. Not part of the state: whoever restores it looks at all of them.
+    /// Which streams have passed a place at which the source did not know the transaction as running, where it is not known
+    /// which of them would carry its Commit record.
+    pub(super) not_running: BTreeMap<TransactionId, BTreeSet<SourceTabletId>>,
+    /// What the log does not say.
     #[serde(skip)]
+    pub(super) agenda: Agenda,
+}
+
+/// Whom to look at next. Not part of the state: whoever restores it looks at every open transaction, and so finds the
+/// same again. Two states are equal whatever stands here.
+#[derive(Debug, Default)]
+pub(super) struct Agenda {
+    /// Transactions whose gate may have opened.
     pub(super) candidates: VecDeque<TransactionId>,
+    /// Who waits for whose earlier write (`release = "atomic"`).
+    pub(super) waiters: BTreeMap<TransactionId, BTreeSet<TransactionId>>,
+}
+
+impl PartialEq for Agenda {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
 }
 
 impl Default for State {
@@ -101,8 +118,8 @@ impl Default for State {
             last_time: HybridTime::MIN,
             safe: None,
             by_branch: BTreeMap::new(),
-            waiters: BTreeMap::new(),
-            candidates: VecDeque::new(),
+            not_running: BTreeMap::new(),
+            agenda: Agenda::default(),
         }
     }
 }
@@ -158,10 +175,30 @@ impl State {
         })
     }
 
+    /// The stream that would carry the transaction's Commit record, where that is known and the stream goes on.
+    pub(super) fn carrier(&self, transaction: &Transaction) -> Option<SourceTabletId> {
+        transaction.carrier().filter(|stream| self.stream(*stream).is_some_and(|record| !record.left))
+    }
+
     /// A transaction's gate may have opened.
     pub(super) fn candidate(&mut self, id: TransactionId) {
-        if self.candidates.back() != Some(&id) {
-            self.candidates.push_back(id);
+        if self.agenda.candidates.back() != Some(&id) {
+            self.agenda.candidates.push_back(id);
+        }
+    }
+
+    /// Looks again at those who wait for an earlier write of this transaction.
+    pub(super) fn wake_later_writers(&mut self, id: TransactionId) {
+        let woken = self.agenda.waiters.remove(&id).unwrap_or_default();
+        woken.into_iter().for_each(|id| self.candidate(id));
+    }
+
+    /// Looks again at later uses of this transaction's id, which wait until it has ended in every stream.
+    pub(super) fn wake_later_uses(&mut self, id: TransactionId) {
+        if let Some(found) = self.transactions.get(id)
+            && let Some(later) = self.reused.get(&found.source.id).cloned()
+        {
+            later.into_iter().for_each(|id| self.candidate(id));
         }
     }
 

@@ -145,6 +145,12 @@ impl Transaction {
         }
     }
 
+    /// The stream that will carry its Commit or Aborted record, once a Created record has said so.
+    #[must_use]
+    pub fn carrier(&self) -> Option<SourceTabletId> {
+        self.branches.iter().find(|b| b.bystander).map(|b| b.stream)
+    }
+
     /// The branch that opened there.
     #[must_use]
     pub fn branch(&self, stream: SourceTabletId, opened: OpId) -> Option<&Branch> {

@@ -296,24 +296,24 @@ impl Assembler {
         let mut stored = Vec::new();
         for tablet in &mut self.tablets {
             let branches = std::mem::take(&mut tablet.branches);
+            if (!branches.is_empty() || !schemas.is_empty()) && tablet.mark < upto {
+                let batch = ProvisionalBatch {
+                    stream: self.stream,
+                    owner: self.owner,
+                    puller: self.puller,
+                    follows: tablet.mark,
+                    upto,
+                    schemas: schemas.clone(),
+                    branches,
+                    report_conflicts: self.report_conflicts,
+                };
+                tablet.mark = upto;
+                parts.push((tablet.id, batch));
+            }
             if std::mem::take(&mut tablet.touched) {
-                stored.push((tablet.id, upto));
+                // Where all of the run's writes were stored before, the tablet may hold less than `upto`.
+                stored.push((tablet.id, tablet.mark.min(upto)));
             }
-            if (branches.is_empty() && schemas.is_empty()) || tablet.mark >= upto {
-                continue;
-            }
-            let batch = ProvisionalBatch {
-                stream: self.stream,
-                owner: self.owner,
-                puller: self.puller,
-                follows: tablet.mark,
-                upto,
-                schemas: schemas.clone(),
-                branches,
-                report_conflicts: self.report_conflicts,
-            };
-            tablet.mark = upto;
-            parts.push((tablet.id, batch));
         }
         let report = Report {
             stream: self.stream,

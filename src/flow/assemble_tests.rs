@@ -127,6 +127,9 @@ proptest! {
                 }
                 marks.insert(tablet, part.upto);
             }
+            for (tablet, stored) in &run.report.stored {
+                prop_assert!(*stored <= marks[tablet], "the log would say that {} stored more than it holds", tablet);
+            }
             for fact in &run.report.facts {
                 if let Fact::Branch { transaction, records, applying, .. } = fact {
                     let total = counted.entry(transaction.clone()).or_default();

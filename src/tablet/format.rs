@@ -119,6 +119,16 @@ pub struct StoredVersion<'a> {
     pub row: Option<Raw<'a>>,
 }
 
+/// See [`super::keys::Kind::Wal`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct StoredWal<'a> {
+    /// Bytes of all records before it.
+    pub before: u64,
+    /// The CDC protocol's bytes of the record.
+    #[serde(borrow)]
+    pub record: Raw<'a>,
+}
+
 /// Encodes a value.
 ///
 /// # Errors
@@ -214,6 +224,7 @@ mod tests {
         assert_eq!(payload(&Chunk { sub_xid: 9, writes }), [&[9, 4][..], &expected].concat());
         assert_eq!(payload(&StoredVersion { position: LogPosition(7), row: Some(Raw(b"r")) }), [7, 1, 1, b'r']);
         assert_eq!(payload(&StoredVersion { position: LogPosition(7), row: None }), [7, 0]);
+        assert_eq!(payload(&StoredWal { before: 300, record: Raw(b"r") }), [172, 2, 1, b'r']);
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub enum Kind {
     Wal = 48,
     /// How far a reader of the tablet's own WAL is, by name.
     WalReader = 49,
+    /// The end of the last whole transaction in the tablet's own WAL. One key.
+    WalEnd = 50,
 }
 
 impl Kind {
@@ -42,7 +44,7 @@ impl Kind {
     pub const fn space(self) -> Space {
         match self {
             Self::Version => Space::Versions,
-            Self::Wal | Self::WalReader => Space::Wal,
+            Self::Wal | Self::WalReader | Self::WalEnd => Space::Wal,
             _ => Space::Undecided,
         }
     }
@@ -281,6 +283,7 @@ mod tests {
         assert_eq!(version(TableId(1), b"k\0\x01", HybridTime::from_u64(5), SourceTabletId(2)), expected);
         assert_eq!(wal(258), [48, 0, 0, 0, 0, 0, 0, 1, 2]);
         assert_eq!(wal_reader("a"), [49, b'a']);
+        assert_eq!(Kind::WalEnd.only(), [50]);
     }
 
     #[test]

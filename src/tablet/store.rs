@@ -15,7 +15,7 @@ pub enum Space {
 }
 
 /// Changes that happen all or not at all.
-#[derive(Default, Debug)]
+#[derive(Clone, Default, Debug)]
 pub struct StoreBatch {
     /// Key and new value, in order; `None` deletes.
     pub changes: Vec<(Space, Vec<u8>, Option<Vec<u8>>)>,

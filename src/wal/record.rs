@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 /// What a write does to its key.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum WriteOp {
-    /// The row is now this. `old_key` is given when an update changed the key (the old key's delete is a write of its
-    /// own) and unchanged cells must be filled from there.
+    /// The row is now this. `fill_from` is given when an update changed the key and unchanged cells must be filled from
+    /// the old one. The old key's delete is a write of its own and comes after this one, so that the old key's newest
+    /// earlier write is the row to fill from.
     Put {
         /// The new row.
         row: Row,

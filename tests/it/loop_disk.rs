@@ -26,9 +26,14 @@ pub struct LoopDisk {
 pub struct PowerSwitch(Child);
 
 impl PowerSwitch {
-    /// From here on nothing reaches the disk, and every call on it fails.
-    pub fn cut(mut self) {
+    /// Begins to cut the power, without waiting until it is done.
+    pub fn begin(&mut self) {
         drop(self.0.stdin.take());
+    }
+
+    /// When it returns, nothing reaches the disk any more, and every call on it fails.
+    pub fn cut(mut self) {
+        self.begin();
         assert!(self.0.wait().unwrap().success(), "the power was not cut");
     }
 }

@@ -2,11 +2,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests: a call that fails is a failed test")]
 
+mod cli;
+mod docs;
 mod log_owners;
 mod loop_disk;
 mod power_cut;
 mod power_cut_tablet;
 mod runtime;
 mod script;
+mod scripts;
 mod source_postgres;
 mod support;

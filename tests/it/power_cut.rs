@@ -12,11 +12,11 @@
 //! `UNTORN_POWER_CUTS` sets the number of cuts.
 
 use super::log_owners::log;
+use super::loop_disk::{Cut, LoopDisk};
 use bytes::Bytes;
 use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use untorn::txn_log::Snapshot;
 use untorn::wal::{Epoch, LogPosition};
 
@@ -82,7 +82,7 @@ struct Acknowledged {
 
 async fn cut_power(name: &str) {
     let cuts = std::env::var("UNTORN_POWER_CUTS").map_or(CUTS, |cuts| cuts.parse().unwrap());
-    let disk = Disk::new();
+    let disk = LoopDisk::new(256 << 20);
     let mut overtaken = 0;
     for cut in 1..=cuts {
         let (before, after) = append_until_cut(name, &disk, cut);
@@ -96,8 +96,8 @@ async fn cut_power(name: &str) {
 
 /// Lets the appender run, and cuts the power after a number of acknowledgements that differs from cut to cut. Answers
 /// what was acknowledged before, and what in the end.
-fn append_until_cut(name: &str, disk: &Disk, cut: u64) -> (Acknowledged, Acknowledged) {
-    let mut power = disk.power_switch();
+fn append_until_cut(name: &str, disk: &LoopDisk, cut: u64) -> (Acknowledged, Acknowledged) {
+    let mut power = disk.power_switch(Cut::NothingFlushed);
     let mut appender = Command::new(std::env::current_exe().unwrap())
         .args(["power_cut::appender", "--exact", "--ignored", "--nocapture"])
         .env(ENGINE, name)
@@ -121,15 +121,14 @@ fn append_until_cut(name: &str, disk: &Disk, cut: u64) -> (Acknowledged, Acknowl
         heard += 1;
         if heard > cut * 37 % 150 && before.is_none() {
             before = Some(said.clone());
-            drop(power.stdin.take());
+            power.begin();
         }
     }
-    drop(power.stdin.take());
-    assert!(power.wait().unwrap().success(), "the power was not cut");
+    power.cut();
     // It has met an I/O error, which is final for a log.
     let ended = appender.wait_with_output().unwrap();
-    assert!(!ended.status.success());
     let why = String::from_utf8_lossy(&ended.stderr);
+    assert!(!ended.status.success() && why.contains("Poisoned"), "it ended otherwise: {why}");
     (before.unwrap_or_else(|| panic!("the appender ended by itself: {why}")), said)
 }
 
@@ -156,71 +155,4 @@ async fn check(name: &str, folder: &Path, before: &Acknowledged, after: &Acknowl
         }
     }
     last
-}
-
-/// A small ext4 on a loop device.
-struct Disk {
-    image: PathBuf,
-    mounted: PathBuf,
-    _folder: tempfile::TempDir,
-}
-
-impl Disk {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let disk = Self { image: folder.path().join("image"), mounted: folder.path().join("mounted"), _folder: folder };
-        std::fs::File::create(&disk.image).unwrap().set_len(256 << 20).unwrap();
-        std::fs::create_dir(&disk.mounted).unwrap();
-        run(Command::new("mkfs.ext4").arg("-q").arg(&disk.image));
-        run(Command::new("mount").args(["-o", "loop"]).arg(&disk.image).arg(&disk.mounted));
-        disk
-    }
-
-    /// A process that cuts the power when its standard input is closed: from then on nothing reaches the disk. The call
-    /// is an ioctl, for which Python is the shortest safe way.
-    fn power_switch(&self) -> Child {
-        let ioctl = "import fcntl, os, struct, sys\n\
-                     EXT4_IOC_SHUTDOWN, NO_LOG_FLUSH = 0x8004587D, 2\n\
-                     folder = os.open(sys.argv[1], os.O_RDONLY)\n\
-                     print('ready', flush=True)\n\
-                     sys.stdin.read()\n\
-                     fcntl.ioctl(folder, EXT4_IOC_SHUTDOWN, struct.pack('I', NO_LOG_FLUSH))";
-        let mut switch = Command::new("python3")
-            .args(["-c", ioctl])
-            .arg(&self.mounted)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("this test needs python3 (apt install python3)");
-        let mut ready = String::new();
-        BufReader::new(switch.stdout.take().unwrap()).read_line(&mut ready).unwrap();
-        assert_eq!(ready, "ready\n");
-        switch
-    }
-
-    fn mount_again(&self) {
-        for _ in 0..100 {
-            if Command::new("umount").arg(&self.mounted).stderr(Stdio::null()).status().unwrap().success() {
-                return run(Command::new("mount").args(["-o", "loop"]).arg(&self.image).arg(&self.mounted));
-            }
-            // A thread of an engine still has a file open.
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        panic!("{} stays busy", self.mounted.display());
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(&self.mounted).stderr(Stdio::null()).status();
-    }
-}
-
-fn run(command: &mut Command) {
-    let done = command.output().map(|output| output.status.success());
-    assert!(
-        matches!(done, Ok(true)),
-        "{command:?}: {done:?}; this test needs root, e2fsprogs and util-linux (apt install e2fsprogs mount), and a \
-         kernel that mounts loop devices (docker run --privileged)"
-    );
 }

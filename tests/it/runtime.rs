@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
+use untorn::admin::Inspect;
+use untorn::admin::inspected::Inspected;
 use untorn::applier::leader::StreamState;
 use untorn::applier::{Applier, Components, Ended, Leadership, NamedTablet, Reader, Tablets};
 use untorn::coordinator::{ReadPoint, Settings};
@@ -124,15 +126,20 @@ async fn audit(reader: Reader, script: Arc<Script>) {
     }
 }
 
-async fn reached(reader: &Reader, time: HybridTime) {
-    let mut shown = reader.shown();
+async fn reached(applier: &Applier, time: HybridTime) {
+    let mut shown = applier.reader().unwrap().shown();
     let reached = shown.wait_for(|shown| shown.safe.is_some_and(|safe| safe.time >= time));
-    timeout(PATIENCE, reached).await.expect("safe time does not get there").unwrap();
+    if timeout(PATIENCE, reached).await.is_err() {
+        let oldest = applier.inspector().look(|machine, _| machine.oldest_waiting()).await.unwrap();
+        let status = Inspected::new(applier.inspector(), false).status().await;
+        panic!("safe time does not get to {time}:\n{status}\n{oldest:#?}");
+    }
 }
 
 /// Everything has arrived, exactly once.
-async fn assert_complete(reader: &Reader, script: &Script) {
-    reached(reader, script.end()).await;
+async fn assert_complete(applier: &Applier, script: &Script) {
+    reached(applier, script.end()).await;
+    let reader = &applier.reader().unwrap();
     let at = reader.safe().unwrap();
     assert_eq!(balances(&scan(reader, at, false).await.unwrap()), script.at(script.end()));
     let history = scan(reader, at, true).await.unwrap();
@@ -154,7 +161,7 @@ async fn everything_arrives_whole_and_a_drain_leaves_nothing_behind() {
         sleep(Duration::from_millis(1)).await;
     }
     world.finish();
-    assert_complete(&reader, &world.script).await;
+    assert_complete(&applier, &world.script).await;
     auditor.abort();
     assert!(auditor.await.unwrap_err().is_cancelled(), "the auditor found something");
     assert_eq!(timeout(PATIENCE, applier.drain()).await.unwrap(), Ended::Drained);
@@ -197,12 +204,8 @@ fn crash_again_and_again(faults: Faults, seed: u64) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let (tablets, _threads) = world.tablets();
     runtime.block_on(async {
-        let mut applier = Applier::start(world.components(Box::new(world.log.clone()), tablets)).await.unwrap();
-        let reader = applier.reader().unwrap();
-        tokio::select! {
-            () = assert_complete(&reader, &world.script) => {}
-            ended = applier.wait() => panic!("it ended by itself: {ended}"),
-        }
+        let applier = Applier::start(world.components(Box::new(world.log.clone()), tablets)).await.unwrap();
+        assert_complete(&applier, &world.script).await;
     });
 }
 
@@ -249,5 +252,5 @@ async fn a_second_owner_ends_the_first() {
     let second = Applier::start(world.components(Box::new(world.log.clone()), tablets)).await.unwrap();
     world.finish();
     assert!(matches!(timeout(PATIENCE, first.wait()).await.unwrap(), Ended::Fenced(_)));
-    assert_complete(&second.reader().unwrap(), &world.script).await;
+    assert_complete(&second, &world.script).await;
 }

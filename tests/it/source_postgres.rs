@@ -2,6 +2,7 @@
 
 use crate::support::postgres::{Postgres, execute};
 use crate::support::replay::Replay;
+use std::sync::Arc;
 use std::time::Duration;
 use untorn::source::postgres::{GidPattern, Options, PostgresSource};
 use untorn::source::{Source, SourceError};
@@ -60,4 +61,643 @@ async fn ordinary_and_prepared_transactions_come_with_their_ends() {
     assert_eq!(replay.told, expected);
     assert_eq!(replay.positions.iter().map(|at| at.index).collect::<Vec<_>>(), [1, 2, 3, 4, 1, 2, 1, 2, 1, 1]);
     assert_eq!(replay.table("public.accounts"), ["1|90", "2|0", "3|10"]);
+}
+
+/// Waits until a walsender waits for this transaction to end.
+async fn until_slot_waits_for(postgres: &Postgres, transaction: &str) {
+    let waits = format!(
+        "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+         WHERE NOT l.granted AND l.transactionid = '{transaction}' AND a.backend_type = 'walsender'"
+    );
+    while postgres.execute(&waits).await != ["1"] {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_prepared_while_the_slot_was_created_comes_at_its_commit() {
+    let (postgres, source) = server(ACCOUNTS).await;
+    let source = Arc::new(source);
+    let mut replay = Replay::new();
+    // Creating a slot waits twice: for what runs at first, and for what has begun by then.
+    let first = postgres.connect().await;
+    let first_id = execute(&first, "BEGIN; INSERT INTO accounts VALUES (1, 1); SELECT txid_current()").await;
+    let creating = tokio::spawn({
+        let (source, catalog) = (source.clone(), replay.catalog.clone());
+        async move { source.create_slot(catalog).await }
+    });
+    until_slot_waits_for(&postgres, &first_id[0]).await;
+    let second = postgres.connect().await;
+    let second_id = execute(&second, "BEGIN; INSERT INTO accounts VALUES (2, 2); SELECT txid_current()").await;
+    execute(&first, "COMMIT").await;
+    until_slot_waits_for(&postgres, &second_id[0]).await;
+    // Nobody waits for what begins now, and the server sends it only at its COMMIT PREPARED.
+    postgres.execute("BEGIN; INSERT INTO accounts VALUES (3, 3); PREPARE TRANSACTION 'late-commit'").await;
+    postgres.execute("BEGIN; INSERT INTO accounts VALUES (4, 4); PREPARE TRANSACTION 'late-rollback'").await;
+    execute(&second, "COMMIT").await;
+    let slot = creating.await.unwrap().unwrap().unwrap();
+    replay.copy(slot).await;
+    assert_eq!(replay.table("public.accounts"), ["1|1", "2|2"]);
+    let prepared = source.prepared().await.unwrap();
+    assert_eq!(prepared.iter().map(|p| p.gid.as_str()).collect::<Vec<_>>(), ["late-commit", "late-rollback"]);
+
+    replay.open(source.as_ref()).await.unwrap();
+    postgres.execute("INSERT INTO accounts VALUES (5, 5)").await;
+    postgres.execute("ROLLBACK PREPARED 'late-rollback'").await;
+    postgres.execute("COMMIT PREPARED 'late-commit'").await;
+    replay.until("late-commit commit").await;
+    let expected = [
+        "a:# put public.accounts(5) 5|5",
+        "a:# applying 1",
+        "a:# commit OnlyThisStream",
+        "late-commit put public.accounts(3) 3|3",
+        "late-commit applying 1",
+        "late-commit commit Discovered",
+    ];
+    assert_eq!(replay.told, expected);
+    assert_eq!(replay.positions[3].index, 1, "it takes its place at the end");
+    assert_eq!(replay.table("public.accounts"), ["1|1", "2|2", "3|3", "5|5"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prepared_transaction_that_changed_nothing_here_ends_nothing() {
+    let (postgres, source) = server(ACCOUNTS).await;
+    postgres.execute("INSERT INTO accounts VALUES (1, 1)").await;
+    let mut replay = Replay::new();
+    replay.begin(&source).await;
+    // The server sends the end of one that only locked rows, but no PREPARE.
+    postgres.execute("BEGIN; SELECT * FROM accounts FOR UPDATE; PREPARE TRANSACTION 'locks'").await;
+    postgres.execute("COMMIT PREPARED 'locks'").await;
+    postgres.execute("INSERT INTO accounts VALUES (2, 1)").await;
+    replay.until("commit OnlyThisStream").await;
+    assert_eq!(replay.told, ["a:# put public.accounts(2) 2|1", "a:# applying 1", "a:# commit OnlyThisStream"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_transaction_is_staged_and_leaves_out_its_savepoint() {
+    let postgres = Postgres::start_with(&["logical_decoding_work_mem=64kB"]).await;
+    postgres.execute("CREATE TABLE t (id int PRIMARY KEY, body text)").await;
+    postgres.execute("CREATE PUBLICATION untorn FOR ALL TABLES").await;
+    let source = PostgresSource::new(options(postgres.url("postgres"))).unwrap();
+    let mut replay = Replay::new();
+    replay.begin(&source).await;
+    let session = postgres.connect().await;
+    let insert =
+        |from: i32, to: i32| format!("INSERT INTO t SELECT i, repeat('x', 500) FROM generate_series({from}, {to}) i");
+    execute(&session, "BEGIN").await;
+    execute(&session, &insert(1, 4000)).await;
+    execute(&session, "SAVEPOINT s").await;
+    execute(&session, &insert(4001, 8000)).await;
+    // Something commits in between, while the large one is being sent.
+    postgres.execute("INSERT INTO t VALUES (-1, 'small')").await;
+    replay.until("commit OnlyThisStream").await;
+    assert!(replay.chunks > 0, "it is sent before its end");
+    execute(&session, "ROLLBACK TO s").await;
+    execute(&session, &insert(8001, 12000)).await;
+    execute(&session, "PREPARE TRANSACTION 'large'").await;
+    // One that is rolled back as a whole leaves nothing.
+    execute(&session, &format!("BEGIN; {}; ROLLBACK", insert(20000, 24000))).await;
+    execute(&session, "COMMIT PREPARED 'large'").await;
+    replay.take_told();
+    replay.until("large commit").await;
+    assert_eq!(replay.told, ["large applying 8000", "large commit Discovered"]);
+    assert_eq!(
+        replay.table("public.t"),
+        postgres.execute("SELECT * FROM t ORDER BY concat_ws('|', id, body) COLLATE \"C\"").await
+    );
+    assert!(replay.largest < 2 << 20, "an event of {} bytes", replay.largest);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_of_every_kind_of_change_follow_the_server() {
+    let (postgres, source) = server(
+        "CREATE TABLE keyed (id int, part text, body text, note int, PRIMARY KEY (part, id));
+         CREATE TABLE full_rows (id int PRIMARY KEY, body text); ALTER TABLE full_rows REPLICA IDENTITY FULL;
+         CREATE TABLE by_index (id int NOT NULL, code text NOT NULL UNIQUE, body text);
+         ALTER TABLE by_index REPLICA IDENTITY USING INDEX by_index_code_key;
+         CREATE TABLE events (at int, what text);
+         ALTER TABLE keyed ALTER body SET STORAGE EXTERNAL; ALTER TABLE full_rows ALTER body SET STORAGE EXTERNAL;
+         INSERT INTO keyed VALUES (1, 'a', repeat('long', 2000), 0), (2, 'a', 'short', 0);
+         INSERT INTO full_rows VALUES (1, repeat('long', 2000));
+         INSERT INTO events VALUES (1, 'before'), (1, 'before')",
+    )
+    .await;
+    let mut replay = Replay::new();
+    replay.begin(&source).await;
+    replay.take_told();
+    postgres.execute("UPDATE keyed SET note = 1 WHERE id = 1").await;
+    postgres.execute("UPDATE keyed SET part = 'b' WHERE id = 1").await;
+    postgres.execute("UPDATE full_rows SET id = 2").await;
+    postgres.execute("INSERT INTO by_index VALUES (1, 'x', 'one'), (1, 'y', 'two')").await;
+    postgres.execute("UPDATE by_index SET code = 'z' WHERE code = 'x'; DELETE FROM by_index WHERE code = 'y'").await;
+    postgres.execute("INSERT INTO events SELECT 2, 'after' FROM generate_series(1, 3)").await;
+    postgres.execute("COPY events FROM PROGRAM 'echo 3,copied; echo 3,copied' CSV").await;
+    replay.catch_up(&source).await;
+    let told: Vec<&String> =
+        replay.told.iter().filter(|told| told.contains(" put ") || told.contains("delete")).collect();
+    assert_eq!(told[0], "a:# put public.keyed(1,a) 1|a|~|1", "what did not change is not sent");
+    assert_eq!(told[1], "a:# put public.keyed(1,b) 1|b|~|1 from (1,a)");
+    assert_eq!(told[2], "a:# delete public.keyed(1,a)");
+    assert!(told[3].starts_with("a:# put public.full_rows(2) 2|longlong"), "FULL sends the old row");
+    for table in ["full_rows", "by_index", "events"] {
+        let rows =
+            postgres.execute(&format!("SELECT * FROM {table} t ORDER BY concat_ws('|', t.*) COLLATE \"C\"")).await;
+        assert_eq!(replay.table(&format!("public.{table}")), rows);
+    }
+    postgres.execute("TRUNCATE events, by_index; INSERT INTO events VALUES (9, 'new')").await;
+    replay.until("truncate").await;
+    assert_eq!(replay.table("public.by_index"), [""; 0]);
+    assert_eq!(replay.table("public.events"), ["9|new"]);
+    assert!(replay.told.contains(&"a:# truncate public.events".to_owned()));
+    assert!(replay.told.contains(&"a:# truncate public.by_index".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copied_row_and_a_streamed_one_have_the_same_text() {
+    let (postgres, source) = server(
+        "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE TYPE pair AS (a int, b text); CREATE SCHEMA \"Odd\";
+         CREATE TABLE \"Odd\".\"Every Type\" (
+            id bigint PRIMARY KEY, b bool, i2 int2, f4 float4, f8 float8, n numeric, t text, v varchar(9), c char(4),
+            ba bytea, d date, tm time, ts timestamp, tz timestamptz, iv interval, j json, jb jsonb, u uuid, ip inet,
+            ia int[], ta text[], m mood, p pair, r int4range, \"drop me\" int, money_ text)",
+    )
+    .await;
+    postgres
+        .execute(
+            "ALTER DATABASE postgres SET timezone = 'Asia/Tokyo'; ALTER DATABASE postgres SET datestyle = 'SQL, DMY'",
+        )
+        .await;
+    postgres.execute("ALTER TABLE \"Odd\".\"Every Type\" DROP \"drop me\"").await;
+    let insert = |id: i32| {
+        format!(
+            "INSERT INTO \"Odd\".\"Every Type\" VALUES ({id}, true, -5, 0.1, 'NaN', 12345678901234567890.000100,
+             E'tab\\t nl\\n back\\\\slash \\\\N ü', '', 'ab', '\\x00ff', '2024-02-29', '12:34:56.789', '2024-02-29 01:02:03',
+             '2024-02-29 01:02:03.000001+09', '1 year 2 days -3:00', '{{\"a\": 1}}', '{{\"b\":  [2]}}',
+             'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', '10.0.0.1/8', '{{1,NULL,3}}', '{{\"a,b\",\"c\\\"d\"}}', 'ok',
+             '(1,\"x y\")', '[1,5)', NULL)"
+        )
+    };
+    postgres.execute(&insert(1)).await;
+    let mut replay = Replay::new();
+    replay.begin(&source).await;
+    postgres.execute(&insert(2)).await;
+    replay.until("commit").await;
+    let rows: Vec<_> = replay.rows.values().map(|cells| cells[1..].to_vec()).collect();
+    assert_eq!(rows.len(), 2);
+    assert_eq!(rows[0], rows[1]);
+    let text = &replay.table("Odd.Every Type")[0];
+    for part in [
+        "|2024-02-28 16:02:03.000001+00|",
+        "|0.1|NaN|12345678901234567890.000100|",
+        "|\\x00ff|",
+        "tab\t nl\n back\\slash \\N ü||",
+    ] {
+        assert!(text.contains(part), "{part:?} in {text}");
+    }
+    let schema = replay.catalog.newest(untorn::wal::TableId(1));
+    let types: Vec<&str> = schema.columns.iter().map(|column| column.type_name.as_str()).collect();
+    assert_eq!(types[..4], ["int8", "bool", "int2", "float4"]);
+    assert_eq!(types[19..23], ["_int4", "_text", "mood", "pair"]);
+    assert_eq!((schema.version, schema.columns[0].key, schema.columns[1].key), (1, true, false));
+    assert_eq!(schema.columns.len(), 25);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_and_the_stream_behind_it_make_the_table_while_it_is_written() {
+    let (postgres, source) = server("CREATE TABLE t (id int PRIMARY KEY, n int)").await;
+    postgres.execute("INSERT INTO t SELECT i, 0 FROM generate_series(1, 5000) i").await;
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let writers: Vec<_> = (0..3)
+        .map(|writer| {
+            let (stop, url) = (stop.clone(), postgres.url("postgres"));
+            tokio::spawn(async move {
+                let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
+                tokio::spawn(connection);
+                let mut round = 0;
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    round += 1;
+                    let (id, fresh) = (1 + round * 7 % 5000, 10_000 + writer * 100_000 + round);
+                    let change = format!("UPDATE t SET n = n + 1 WHERE id = {id}; INSERT INTO t VALUES ({fresh}, 1); DELETE FROM t WHERE id = {}", fresh - 2);
+                    let end = match round % 4 {
+                        0 => format!("PREPARE TRANSACTION 'w{writer}'; COMMIT PREPARED 'w{writer}'"),
+                        1 => format!("PREPARE TRANSACTION 'w{writer}'; ROLLBACK PREPARED 'w{writer}'"),
+                        _ => "COMMIT".into(),
+                    };
+                    for statement in format!("BEGIN; {change}; {end}").split("; ") {
+                        // Two writers may lock the same rows in two orders.
+                        if client.batch_execute(statement).await.is_err() {
+                            let _ = client.batch_execute("ROLLBACK").await;
+                            break;
+                        }
+                    }
+                }
+            })
+        })
+        .collect();
+    let mut replay = Replay::new();
+    replay.begin(&source).await;
+    for _ in 0..50 {
+        replay.step().await.unwrap();
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    replay.catch_up(&source).await;
+    assert_eq!(
+        replay.table("public.t"),
+        postgres.execute("SELECT * FROM t ORDER BY concat_ws('|', id, n) COLLATE \"C\"").await
+    );
+    assert!(replay.told.len() > 50);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_goes_on_where_it_was_left_over_a_crash_of_the_server() {
+    let (mut postgres, _) = server(ACCOUNTS).await;
+    let gids = GidPattern::parse("^(?<txn>.+)@.+$").unwrap();
+    let source = PostgresSource::new(Options { gids, ..options(postgres.url("postgres")) }).unwrap();
+    let mut replay = Replay::new();
+    replay.begin(&source).await;
+    postgres.execute("BEGIN; INSERT INTO accounts VALUES (1, 1); PREPARE TRANSACTION 'pay@a'").await;
+    postgres.execute("INSERT INTO accounts VALUES (2, 2)").await;
+    replay.until("commit OnlyThisStream").await;
+    assert_eq!(replay.resume.open_branches[0].label.as_deref(), Some("pay@a"));
+    let upto = replay.resume.after;
+    replay.stream().acknowledge(upto);
+    postgres.kill();
+    let error = loop {
+        if let Err(error) = replay.step().await {
+            break error;
+        }
+    };
+    assert!(matches!(&error, SourceError::Retry(text) if text.starts_with("a (127.0.0.1:")), "{error}");
+    assert!(matches!(source.flushed().await, Err(SourceError::Retry(_))));
+
+    postgres.start_server().await;
+    postgres.execute("INSERT INTO accounts VALUES (3, 3)").await;
+    postgres.execute("COMMIT PREPARED 'pay@a'").await;
+    replay.take_told();
+    replay.reopen(&source).await;
+    replay.until("pay commit").await;
+    let expected =
+        ["a:# put public.accounts(3) 3|3", "a:# applying 1", "a:# commit OnlyThisStream", "pay commit Discovered"];
+    assert_eq!(replay.told, expected);
+    assert_eq!(replay.table("public.accounts"), ["1|1", "2|2", "3|3"]);
+
+    // A server that shuts down does not wait for what nobody has acknowledged.
+    postgres.stop();
+    let error = loop {
+        if let Err(error) = replay.step().await {
+            break error;
+        }
+    };
+    assert!(matches!(error, SourceError::Retry(_)), "{error}");
+    postgres.start_server().await;
+    postgres.execute("INSERT INTO accounts VALUES (4, 4)").await;
+    replay.reopen(&source).await;
+    replay.until("4|4").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_acknowledged_is_forgotten_by_the_server_and_nothing_else() {
+    let (postgres, source) = server(ACCOUNTS).await;
+    let mut replay = Replay::new();
+    replay.begin(&source).await;
+    let start = replay.resume.clone();
+    postgres.execute("INSERT INTO accounts VALUES (1, 1)").await;
+    replay.until("commit").await;
+    let first = replay.resume.clone();
+    postgres.execute("BEGIN; INSERT INTO accounts VALUES (2, 2); PREPARE TRANSACTION 'pay'").await;
+    replay.until("pay applying").await;
+    replay.stream().acknowledge(first.after);
+    while replay.stream().acknowledged() < first.after {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // Not acknowledged: the PREPARE comes again.
+    replay.go_back(first);
+    replay.reopen(&source).await;
+    replay.until("pay applying").await;
+    assert_eq!(replay.told, ["pay put public.accounts(2) 2|2", "pay applying 1"]);
+    // Acknowledged: an older position brings nothing back.
+    let upto = replay.resume.after;
+    replay.stream().acknowledge(upto);
+    while replay.stream().acknowledged() < upto {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    replay.go_back(start);
+    replay.reopen(&source).await;
+    postgres.execute("INSERT INTO accounts VALUES (3, 3)").await;
+    replay.until("commit OnlyThisStream").await;
+    assert_eq!(replay.told[0], "a:# put public.accounts(3) 3|3");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_servers_slot_follows_what_carries_nothing() {
+    let (postgres, source) = server(ACCOUNTS).await;
+    let mut replay = Replay::new();
+    replay.begin(&source).await;
+    let upto = replay.resume.after;
+    replay.stream().acknowledge(upto);
+    postgres.execute("CREATE UNLOGGED TABLE other (i int)").await;
+    replay.catch_up(&source).await;
+    let head = replay.head;
+    let passed = format!("SELECT confirmed_flush_lsn >= '0/0'::pg_lsn + {} FROM pg_replication_slots", head.term);
+    while postgres.execute(&passed).await != ["t"] {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(replay.told, [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stalled_reader_keeps_its_connection() {
+    let postgres = Postgres::start_with(&["wal_sender_timeout=1s"]).await;
+    postgres.execute("CREATE TABLE t (id int PRIMARY KEY, body text); CREATE PUBLICATION untorn FOR ALL TABLES").await;
+    let source = PostgresSource::new(options(postgres.url("postgres"))).unwrap();
+    let mut replay = Replay::new();
+    replay.begin(&source).await;
+    // Far more than fits between the server and a reader that does not come.
+    postgres.execute("INSERT INTO t SELECT i, repeat('x', 1000) FROM generate_series(1, 30000) i").await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    replay.until("applying 30000").await;
+    assert_eq!(replay.table("public.t").len(), 30000);
+}
+
+/// The one line of an error, which must be one to retry or one to stop at.
+fn line(error: SourceError, retry: bool) -> String {
+    assert_eq!(matches!(error, SourceError::Retry(_)), retry, "{error}");
+    let text = error.to_string();
+    assert!(!text.contains('\n') && text.starts_with("a ("), "{text}");
+    text
+}
+
+async fn refused(source: &PostgresSource) -> SourceError {
+    source.create_slot(Replay::new().catalog).await.err().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_orphaned_prepared_transaction_that_blocks_the_slot_is_named() {
+    let (postgres, _) = server(ACCOUNTS).await;
+    let hurried = Options { slot_lock_timeout: Duration::from_millis(200), ..options(postgres.url("postgres")) };
+    let source = PostgresSource::new(hurried).unwrap();
+    postgres.execute("BEGIN; INSERT INTO accounts VALUES (1, 1); PREPARE TRANSACTION 'or''phan'").await;
+    let text = line(refused(&source).await, true);
+    for part in ["a (127.0.0.1:", "\"or'phan\"", " s old", "ROLLBACK PREPARED 'or''phan';"] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    postgres.execute("ROLLBACK PREPARED 'or''phan'").await;
+    let running = postgres.connect().await;
+    execute(&running, "BEGIN; INSERT INTO accounts VALUES (1, 1)").await;
+    assert!(line(refused(&source).await, true).contains("the transaction of process"));
+    execute(&running, "ROLLBACK").await;
+    Replay::new().begin(&source).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_whose_copy_was_cut_off_is_created_again_and_one_in_use_is_not() {
+    let (postgres, source) = server(ACCOUNTS).await;
+    drop(source.create_slot(Replay::new().catalog).await.unwrap());
+    postgres.execute("INSERT INTO accounts VALUES (1, 1)").await;
+    let mut replay = Replay::new();
+    replay.begin(&source).await;
+    assert_eq!(replay.table("public.accounts"), ["1|1"]);
+    assert!(line(refused(&source).await, true).contains("is in use by process"));
+    let error = replay_open(&source, &replay).await;
+    assert!(line(error, true).contains("is in use by process"));
+    replay.close();
+    while postgres.execute("SELECT active FROM pg_replication_slots").await != ["f"] {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    postgres.execute("SELECT pg_drop_replication_slot('untorn_a')").await;
+    assert!(line(replay_open(&source, &replay).await, false).contains("is gone"));
+}
+
+async fn replay_open(source: &PostgresSource, replay: &Replay) -> SourceError {
+    source.open(replay.resume.clone(), replay.catalog.clone()).await.err().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_server_lacks_is_named_with_what_mends_it() {
+    let (postgres, _) = server(ACCOUNTS).await;
+    let source = |change: &dyn Fn(&mut Options)| {
+        let mut options = options(postgres.url("postgres"));
+        change(&mut options);
+        PostgresSource::new(options).unwrap()
+    };
+    let missing = source(&|options| options.publication = "no \"one".into());
+    assert!(line(refused(&missing).await, false).contains("CREATE PUBLICATION \"no \"\"one\" FOR ALL TABLES;"));
+    let database = source(&|options| options.url = postgres.url("nowhere"));
+    assert!(line(refused(&database).await, false).contains("nowhere"));
+    let nobody = source(&|options| options.url = "postgres://postgres@127.0.0.1:1/postgres".into());
+    assert!(line(refused(&nobody).await, true).contains("refused"));
+
+    postgres.execute("CREATE ROLE reader LOGIN PASSWORD 'right'").await;
+    let port = postgres.port();
+    postgres.require_passwords().await;
+    let with = |password: &str| format!("postgres://reader:{password}@127.0.0.1:{port}/postgres?sslmode=disable");
+    let wrong = source(&|options| options.url = with("wrong"));
+    assert!(line(refused(&wrong).await, true).contains("password"));
+    let right = source(&|options| options.url = with("right"));
+    assert!(line(refused(&right).await, false).contains("needs REPLICATION"));
+
+    // Over a Unix socket, with the password in a file.
+    postgres.execute("ALTER ROLE reader REPLICATION; GRANT SELECT ON accounts TO reader").await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "right\n").unwrap();
+    let folder = postgres.socket_folder().to_str().unwrap().replace('/', "%2F");
+    let reader = source(&|options| {
+        options.url = format!("postgres://reader@{folder}:{port}/postgres");
+        options.password_file = Some(file.path().to_owned());
+    });
+    Replay::new().begin(&reader).await;
+
+    let physical = Postgres::start_with(&["wal_level=replica"]).await;
+    let source = PostgresSource::new(options(physical.url("postgres"))).unwrap();
+    assert!(line(refused(&source).await, false).contains("ALTER SYSTEM SET wal_level = 'logical';"));
+    let full = Postgres::start_with(&["max_replication_slots=1"]).await;
+    full.execute("CREATE PUBLICATION untorn FOR ALL TABLES").await;
+    full.execute("SELECT pg_create_physical_replication_slot('other')").await;
+    let source = PostgresSource::new(options(full.url("postgres"))).unwrap();
+    assert!(line(refused(&source).await, true).contains("raise max_replication_slots"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_server_behind_the_address_is_refused() {
+    let (_postgres, source) = server(ACCOUNTS).await;
+    let mut replay = Replay::new();
+    replay.begin(&source).await;
+    replay.close();
+    replay.resume.identity = "7000000000000000000/postgres".into();
+    let error = loop {
+        match replay_open(&source, &replay).await {
+            SourceError::Retry(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            error => break error,
+        }
+    };
+    assert!(line(error, false).contains("another server answers"));
+    replay.resume.identity = String::new();
+    replay.resume.after.term = 1 << 60;
+    assert!(line(replay_open(&source, &replay).await, false).contains("it has lost transactions"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_cannot_be_told_apart_stop_the_stream_by_name() {
+    let (postgres, source) = server(ACCOUNTS).await;
+    let mut replay = Replay::new();
+    replay.begin(&source).await;
+    postgres.execute("CREATE TABLE twins (a int); ALTER TABLE twins REPLICA IDENTITY FULL").await;
+    postgres.execute("INSERT INTO accounts VALUES (1, 1)").await;
+    postgres.execute("INSERT INTO twins VALUES (1)").await;
+    replay.until("commit").await;
+    let error = loop {
+        if let Err(error) = replay.step().await {
+            break error;
+        }
+    };
+    assert!(line(error, false).contains("ALTER TABLE \"public\".\"twins\" ADD PRIMARY KEY"));
+    // Once it is mended, the stream goes on where it stopped.
+    postgres.execute("ALTER TABLE twins ADD PRIMARY KEY (a)").await;
+    replay.close();
+    replay.reopen(&source).await;
+    replay.until("put public.twins(1) 1").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn columns_that_change_come_as_a_new_version() {
+    let (postgres, source) = server(ACCOUNTS).await;
+    let mut replay = Replay::new();
+    replay.begin(&source).await;
+    postgres.execute("INSERT INTO accounts VALUES (1, 1)").await;
+    postgres
+        .execute("BEGIN; ALTER TABLE accounts ADD note text DEFAULT 'x'; INSERT INTO accounts VALUES (2, 2); COMMIT")
+        .await;
+    replay.until("2|2|x").await;
+    let table = untorn::wal::TableId(1);
+    assert_eq!(replay.catalog.newest(table).version, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_walsender_is_a_silent_stream_until_it_goes_on() {
+    let (postgres, source) = server(ACCOUNTS).await;
+    let mut replay = Replay::new();
+    replay.begin(&source).await;
+    postgres.signal_walsender("untorn_a", "STOP").await;
+    postgres.execute("INSERT INTO accounts VALUES (1, 1)").await;
+    let position = source.flushed().await.unwrap().unwrap();
+    let silent = tokio::time::timeout(Duration::from_millis(300), replay.step()).await;
+    assert!(silent.is_err() || replay.head < position);
+    postgres.signal_walsender("untorn_a", "CONT").await;
+    replay.until("commit").await;
+    replay.catch_up(&source).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_finds_every_fault_at_once_and_says_what_mends_it() {
+    let postgres = Postgres::start_with(&["wal_level=replica", "max_prepared_transactions=0"]).await;
+    postgres.execute("CREATE ROLE reader LOGIN; CREATE SCHEMA shop; CREATE TABLE shop.twins (a int)").await;
+    let url = postgres.url("postgres").replace("postgres@", "reader@");
+    let source = PostgresSource::new(options(url)).unwrap();
+    let mended = |findings: &[untorn::source::postgres::Finding], fault: bool| -> Vec<String> {
+        findings.iter().filter(|finding| finding.fault == fault).map(|finding| finding.sql.clone()).collect()
+    };
+    let found = source.check().await.unwrap();
+    assert!(found.iter().all(|finding| finding.text.starts_with("a (127.0.0.1:")));
+    let faults = [
+        "ALTER SYSTEM SET wal_level = 'logical';",
+        "ALTER ROLE \"reader\" REPLICATION;",
+        "CREATE PUBLICATION \"untorn\" FOR ALL TABLES;",
+    ];
+    assert_eq!(mended(&found, true), faults);
+    assert_eq!(mended(&found, false), ["ALTER SYSTEM SET max_prepared_transactions = 100;"]);
+
+    postgres
+        .execute("CREATE PUBLICATION untorn FOR ALL TABLES WITH (publish = 'insert'); ALTER ROLE reader REPLICATION")
+        .await;
+    postgres.execute("ALTER TABLE shop.twins REPLICA IDENTITY FULL; CREATE TABLE events (a int)").await;
+    postgres.execute("GRANT SELECT ON events TO reader").await;
+    let found = source.check().await.unwrap();
+    let faults = [
+        "ALTER SYSTEM SET wal_level = 'logical';",
+        "GRANT USAGE ON SCHEMA \"shop\" TO \"reader\";\nGRANT SELECT ON \"shop\".\"twins\" TO \"reader\";",
+        "ALTER TABLE \"shop\".\"twins\" ADD PRIMARY KEY (...);",
+    ];
+    assert_eq!(mended(&found, true), faults);
+    let mentions = [
+        "ALTER SYSTEM SET max_prepared_transactions = 100;",
+        "ALTER PUBLICATION \"untorn\" SET (publish = 'insert, update, delete, truncate');",
+        "ALTER TABLE \"public\".\"events\" ADD PRIMARY KEY (...);",
+    ];
+    assert_eq!(mended(&found, false), mentions);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_says_nothing_of_a_server_that_suits() {
+    let (postgres, source) = server(ACCOUNTS).await;
+    assert_eq!(source.check().await.unwrap(), []);
+    postgres.execute("BEGIN; INSERT INTO accounts VALUES (1, 1); PREPARE TRANSACTION 'orphan'").await;
+    let found = source.check().await.unwrap();
+    assert!(
+        found.len() == 1 && !found[0].fault && found[0].sql.starts_with("ROLLBACK PREPARED 'orphan';"),
+        "{found:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_verifies_what_its_mode_asks_for() {
+    let authority = || {
+        let mut parameters = rcgen::CertificateParams::new(vec![]).unwrap();
+        parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let pem = parameters.self_signed(&key).unwrap().pem();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), pem).unwrap();
+        (file, rcgen::Issuer::new(parameters, key))
+    };
+    let ((ours, issuer), (others, _)) = (authority(), authority());
+    let (postgres, _) = server(ACCOUNTS).await;
+    let with = |host: &str, parameters: &str| {
+        let url = format!("postgres://postgres@{host}:{}/postgres?{parameters}", postgres.port());
+        PostgresSource::new(options(url)).unwrap()
+    };
+    let error = with("127.0.0.1", "sslmode=require").check().await.unwrap_err();
+    assert!(line(error, true).contains("TLS"), "the server offers none");
+    Replay::new().begin(&with("127.0.0.1", "sslmode=prefer")).await;
+
+    let key = rcgen::KeyPair::generate().unwrap();
+    let parameters = rcgen::CertificateParams::new(vec!["localhost".into()]).unwrap();
+    let certificate = parameters.signed_by(&key, &issuer).unwrap();
+    postgres.offer_tls(&certificate.pem(), &key.serialize_pem()).await;
+    let (ours, others) = (ours.path().display(), others.path().display());
+    while with("127.0.0.1", "sslmode=require").check().await.is_err() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    for (host, parameters) in [
+        ("localhost", format!("sslmode=verify-full&sslrootcert={ours}")),
+        ("127.0.0.1", format!("sslmode=verify-ca&sslrootcert={ours}")),
+        ("127.0.0.1", "sslmode=require".into()),
+    ] {
+        let source = with(host, &parameters);
+        let mut replay = Replay::new();
+        let created = loop {
+            match source.create_slot(replay.catalog.clone()).await {
+                Ok(created) => break created.unwrap(),
+                // The session before lets go of the slot when its server process notices.
+                Err(SourceError::Retry(text)) if text.contains("in use") => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                Err(error) => panic!("{parameters}: {error}"),
+            }
+        };
+        replay.copy(created).await;
+        replay.open(&source).await.unwrap();
+        let encrypted = "SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_replication USING (pid) WHERE ssl";
+        assert_eq!(postgres.execute(encrypted).await, ["1"], "{parameters}");
+    }
+    for (host, parameters) in [
+        ("127.0.0.1", format!("sslmode=verify-full&sslrootcert={ours}")),
+        ("localhost", format!("sslmode=verify-full&sslrootcert={others}")),
+        ("localhost", format!("sslmode=verify-ca&sslrootcert={others}")),
+    ] {
+        let error = with(host, &parameters).check().await.unwrap_err();
+        assert!(line(error, true).contains("certificate"), "{parameters}");
+    }
 }

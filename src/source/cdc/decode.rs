@@ -48,6 +48,8 @@ struct KnownShape {
 enum Fault {
     /// It breaks the protocol.
     Record(String),
+    /// It names a tablet of the source that the configuration does not.
+    Unread(String),
     /// The catalog did not take its schema.
     Catalog(SourceError),
 }
@@ -55,6 +57,17 @@ enum Fault {
 impl From<Malformed> for Fault {
     fn from(fault: Malformed) -> Self {
         Self::Record(fault.to_string())
+    }
+}
+
+impl Fault {
+    /// How the stream ends when this is wrong with its record at `at`.
+    fn ends(self, faults: &Faults, at: OpId) -> SourceError {
+        match self {
+            Self::Record(fault) => faults.record(at, fault),
+            Self::Unread(tablet) => faults.unread(at, &tablet),
+            Self::Catalog(error) => error,
+        }
     }
 }
 
@@ -71,10 +84,7 @@ impl Decoder {
         response: pb::GetCdcRecordsResponse,
     ) -> Result<SourceBatch, SourceError> {
         for schema in response.schemas {
-            let numbered = self.schema(schema).await.map_err(|fault| match fault {
-                Fault::Record(fault) => faults.record(after, fault),
-                Fault::Catalog(error) => error,
-            })?;
+            let numbered = self.schema(schema).await.map_err(|fault| fault.ends(faults, after))?;
             self.unplaced.push(numbered);
         }
         let mut batch =
@@ -83,10 +93,7 @@ impl Decoder {
             let bytes = record.encoded_len();
             let at = op_id("records.at", record.at).map_err(|fault| faults.record(batch.upto, fault))?;
             self.check_place(after, batch.upto, at, bytes).map_err(|fault| faults.record(at, fault))?;
-            let record = self.record(at, record.record).await.map_err(|fault| match fault {
-                Fault::Record(fault) => faults.record(at, fault),
-                Fault::Catalog(error) => error,
-            })?;
+            let record = self.record(at, record.record).await.map_err(|fault| fault.ends(faults, at))?;
             batch.records.extend(self.unplaced.drain(..).map(|schema| (at, Record::Schema(schema))));
             batch.records.push((at, record));
             batch.upto = at;
@@ -141,7 +148,13 @@ impl Decoder {
             PbRecord::Aborted(aborted) => {
                 Record::Aborted { transaction: transaction("aborted.transaction", aborted.transaction)?, branch: None }
             }
-            PbRecord::SafeTime(safe) => Record::SafeTime { time: time("safe_time.hybrid_time", safe.hybrid_time)? },
+            PbRecord::SafeTime(safe) => {
+                let time = HybridTime::from_u64(safe.hybrid_time);
+                if time == HybridTime::MAX {
+                    return Err(Malformed::new("safe_time.hybrid_time", "promises that nothing ever comes").into());
+                }
+                Record::SafeTime { time }
+            }
             PbRecord::Schema(schema) => Record::Schema(self.schema(schema).await?),
             PbRecord::Split(split) => {
                 if split.children.is_empty() {
@@ -156,10 +169,7 @@ impl Decoder {
 
     /// The configured name of the stream that carries a tablet of the source.
     fn stream_of(&self, tablet: &str) -> Result<String, Fault> {
-        self.streams.get(tablet).cloned().ok_or_else(|| {
-            let fault = format!("it names tablet {tablet:?}, which no [[source.tablets]] entry reads; add it there");
-            Fault::Record(fault)
-        })
+        self.streams.get(tablet).cloned().ok_or_else(|| Fault::Unread(tablet.to_owned()))
     }
 
     fn commit(&self, commit: pb::Commit) -> Result<Record, Fault> {
@@ -172,10 +182,14 @@ impl Decoder {
             }
             involved.push(InvolvedTablet { tablet: self.stream_of(&tablet.tablet)?, records: tablet.records });
         }
+        let time = HybridTime::from_u64(commit.commit_hybrid_time);
+        if time == HybridTime::MIN || time == HybridTime::MAX {
+            return Err(Malformed::new("commit.commit_hybrid_time", "is no time that something commits at").into());
+        }
         Ok(Record::Commit {
             transaction: transaction("commit.transaction", commit.transaction)?,
             branch: None,
-            time: time("commit.commit_hybrid_time", commit.commit_hybrid_time)?,
+            time,
             involved: Involved::Listed(involved),
         })
     }
@@ -268,13 +282,4 @@ fn transaction(
             format!("has an id of {bytes} bytes, at most {SOURCE_TRANSACTION_ID_BYTES_MAX} are taken"),
         )),
     }
-}
-
-/// A hybrid time that something can be committed at.
-fn time(field: &'static str, time: u64) -> Result<HybridTime, Malformed> {
-    let time = HybridTime::from_u64(time);
-    if time == HybridTime::MIN || time == HybridTime::MAX {
-        return Err(Malformed::new(field, "is no time that a transaction can have"));
-    }
-    Ok(time)
 }

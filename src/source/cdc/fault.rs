@@ -28,6 +28,15 @@ impl Faults {
         self.stop(&format!("GetCdcRecords at {at}"), fault)
     }
 
+    /// A record names a tablet of the source that the configuration does not.
+    pub(super) fn unread(&self, at: OpId, unread: &str) -> SourceError {
+        let CdcTablet { name, url, .. } = &self.tablet;
+        SourceError::Stop(format!(
+            "stream {name}: the record at {at} of the CDC service at {url} names tablet {unread:?}, which no \
+             [[source.tablets]] entry reads; nothing of that answer was taken; add an entry for it, then start again"
+        ))
+    }
+
     /// A call that ended with a status; `after` is the position that was asked for, if one was.
     pub(super) fn status(&self, status: &Status, after: Option<OpId>) -> SourceError {
         let CdcTablet { name, url, tablet } = &self.tablet;

@@ -361,17 +361,25 @@ async fn bad_input_stops_the_stream_by_name() {
             page(vec![at(6, PbRecord::Pending(pb::Pending { transaction: None }))])
         }),
         ("names tablet \"t1\" twice", "a tablet involved twice", page(vec![commit(6, 9, &["t1", "t1"])])),
-        ("names tablet \"t9\"", "an involved tablet that nobody reads", page(vec![commit(6, 9, &["t1", "t9"])])),
-        ("names tablet \"t9\"", "a split into a tablet that nobody reads", page(vec![split("t9")])),
         ("follows a Split record", "a record after the end", page(vec![split("t2"), created(7)])),
-        ("is no time that a transaction", "a commit without a time", page(vec![commit(6, 0, &["t1"])])),
-        ("is no time that a transaction", "the end of all times", page(vec![safe_time(6, u64::MAX)])),
+        ("is no time that something commits at", "a commit without a time", page(vec![commit(6, 0, &["t1"])])),
+        ("promises that nothing ever comes", "the end of all times", page(vec![safe_time(6, u64::MAX)])),
     ];
     for (expected, what, page) in cases {
         let (source, _) = scripted(vec![Ok(page)]).await;
         let text = stop_text(ends(&source).await);
         assert!(text.contains(expected), "{what}: {text}");
         assert!(text.contains("nothing of that answer was taken; mend"), "{what}: {text}");
+    }
+}
+
+#[tokio::test]
+async fn a_tablet_that_nobody_reads_stops_the_stream_until_it_is_configured() {
+    let split = at(6, PbRecord::Split(pb::Split { children: vec!["t9".to_owned()] }));
+    for record in [commit(6, 9, &["t1", "t9"]), split] {
+        let (source, _) = scripted(vec![Ok(page(vec![record]))]).await;
+        let text = stop_text(ends(&source).await);
+        assert!(text.contains("at 1.6") && text.contains("names tablet \"t9\", which no [[source.tablets]]"), "{text}");
     }
 }
 

@@ -83,6 +83,9 @@ pub struct Assembler {
     copied: HashMap<String, u64>,
     batch: SourceBatch,
     head: OpId,
+    /// Whether the server said since the last batch where it is: handed over even without news, because the age of its
+    /// last answer is the lag of a stream that carries nothing.
+    heard: bool,
     ready: VecDeque<StreamEvent>,
 }
 
@@ -111,6 +114,7 @@ impl Assembler {
             copied: copied.map(|(table, at)| (table.clone(), at.term)).collect(),
             batch: SourceBatch { upto: resume.after, ..SourceBatch::default() },
             head: OpId::ZERO,
+            heard: false,
             ready: VecDeque::new(),
         }
     }
@@ -129,6 +133,7 @@ impl Assembler {
         self.batch.sent_at = self.batch.sent_at.max(sent_at);
         self.head = self.head.max(if end == 0 { OpId::ZERO } else { OpId::end_of_term(end) });
         self.batch.head = self.head;
+        self.heard = true;
     }
 
     /// The shape of a relation from here on: the answer to a RELATION message.
@@ -165,6 +170,7 @@ impl Assembler {
                 Ok(())
             }
             Message::StreamStart { xid, .. } => {
+                self.nothing_under_way(xid)?;
                 self.streamed.entry(xid).or_insert_with(|| Transaction::new(xid));
                 self.block = Some(xid);
                 Ok(())
@@ -206,10 +212,10 @@ impl Assembler {
                 let shape = self.shape(relation_id)?;
                 let updated = shape.update(old_tuple, new_tuple);
                 let (old, key, op) = updated.map_err(|e| format!("{}: {e}", shape.schema.name))?;
-                if let Some(old) = old {
-                    self.write(change.sub_xid, &shape, old, WriteOp::Delete)?;
-                }
-                self.write(change.sub_xid, &shape, key, op)
+                // The new row comes first: what did not change is filled from the old key's newest earlier write, and
+                // that must not be this update's own delete.
+                self.write(change.sub_xid, &shape, key, op)?;
+                old.map_or(Ok(()), |old| self.write(change.sub_xid, &shape, old, WriteOp::Delete))
             }
             Message::Delete { relation_id, old_tuple, .. } => {
                 let shape = self.shape(relation_id)?;
@@ -230,11 +236,16 @@ impl Assembler {
     }
 
     fn begin(&mut self, xid: u32, commits_at: Option<u64>) -> Result<(), String> {
-        if self.current.is_some() || self.block.is_some() {
-            return Err(format!("transaction {xid} begins inside another one"));
-        }
+        self.nothing_under_way(xid)?;
         self.current = Some(Current { transaction: Transaction::new(xid), commits_at });
         Ok(())
+    }
+
+    fn nothing_under_way(&self, xid: u32) -> Result<(), String> {
+        match (&self.current, self.block) {
+            (None, None) => Ok(()),
+            _ => Err(format!("transaction {xid} begins inside another one")),
+        }
     }
 
     fn write(&mut self, sub_xid: u32, shape: &Shape, key: Key, op: WriteOp) -> Result<(), String> {
@@ -379,10 +390,10 @@ impl Assembler {
     /// Closes the batch if it says anything.
     fn flush(&mut self) {
         let upto = self.batch.upto;
-        if self.batch.head <= upto {
+        if self.batch.head < upto {
             self.batch.head = OpId::ZERO;
         }
-        if self.batch.bytes > 0 || self.batch.head > OpId::ZERO {
+        if self.batch.bytes > 0 || std::mem::take(&mut self.heard) {
             let next = SourceBatch { upto, ..SourceBatch::default() };
             self.ready.push_back(StreamEvent::Batch(std::mem::replace(&mut self.batch, next)));
         }
@@ -413,3 +424,6 @@ fn invented_key(stream: &str, wal_at: u64, nth: u64) -> Key {
 
 /// Bytes that a record without a row takes, about.
 const RECORD_BYTES: usize = 96;
+
+#[cfg(test)]
+mod tests;

@@ -119,7 +119,9 @@ impl Target {
         self.config.get_ports().first().copied().unwrap_or(5432)
     }
 
-    fn user(&self) -> &str {
+    /// The user who logs in.
+    #[must_use]
+    pub fn user(&self) -> &str {
         self.config.get_user().unwrap_or_default()
     }
 

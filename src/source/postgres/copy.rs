@@ -115,7 +115,7 @@ fn invented_key(stream: &str, number: u64) -> Key {
 /// The whole lines of a copy's text form, without their ends: newlines within values are escaped there.
 fn lines(partial: &mut BytesMut, mut piece: Bytes) -> Vec<Bytes> {
     let mut lines = Vec::with_capacity(1);
-    while let Some(end) = piece.iter().position(|&byte| byte == b'\n') {
+    while let Some(end) = memchr::memchr(b'\n', &piece) {
         let line = piece.split_to(end + 1);
         if partial.is_empty() {
             lines.push(line.slice(..end));
@@ -136,12 +136,12 @@ fn cells(line: &Bytes) -> Result<Vec<Cell>, String> {
         return Ok(vec![Cell::Text(Bytes::new())]);
     }
     let mut from = 0;
-    for end in line.iter().enumerate().filter(|(_, byte)| **byte == b'\t').map(|(at, _)| at).chain([line.len()]) {
+    for end in memchr::memchr_iter(b'\t', line).chain([line.len()]) {
         let field = line.slice(from..end);
         from = end + 1;
         cells.push(match &field[..] {
             b"\\N" => Cell::Null,
-            text if text.contains(&b'\\') => Cell::Text(unescape(text)?),
+            text if memchr::memchr(b'\\', text).is_some() => Cell::Text(unescape(text)?),
             _ => Cell::Text(field),
         });
     }

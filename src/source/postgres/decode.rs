@@ -29,7 +29,7 @@ pub enum Frame {
         /// The (sub-)transaction that a change within a streamed block belongs to; zero outside of one.
         sub_xid: u32,
         /// The message.
-        message: LogicalReplicationMessage,
+        message: Box<LogicalReplicationMessage>,
     },
 }
 
@@ -69,7 +69,8 @@ impl Decoder {
                     _ => 0,
                 };
                 let message = self.parser.parse_wal_message_bytes(payload).map_err(|e| e.to_string())?.message;
-                match message {
+                let message = Box::new(message);
+                match *message {
                     LogicalReplicationMessage::StreamStart { .. } => self.in_block = true,
                     LogicalReplicationMessage::StreamStop => self.in_block = false,
                     _ => {}
@@ -150,7 +151,7 @@ mod tests {
         let insert = [b'I', 0, 0, 0, 11, 0, 0, 0, 5, b'N', 0, 1, b't', 0, 0, 0, 1, b'x'];
         let Frame::Message { sub_xid, message, .. } = decoder.decode(data(&insert)).unwrap() else { panic!() };
         assert_eq!(sub_xid, 11);
-        assert!(matches!(message, LogicalReplicationMessage::Insert { relation_id: 5, .. }));
+        assert!(matches!(*message, LogicalReplicationMessage::Insert { relation_id: 5, .. }));
         decoder.decode(data(b"E")).unwrap();
         let insert = [b'I', 0, 0, 0, 5, b'N', 0, 1, b'n'];
         let Frame::Message { sub_xid, .. } = decoder.decode(data(&insert)).unwrap() else { panic!() };

@@ -4,6 +4,7 @@
 //! tells the server what it may forget, [`slot`] creates the slot and [`copy`] reads what came before it.
 
 mod assemble;
+mod check;
 mod connect;
 mod copy;
 mod decode;
@@ -18,6 +19,7 @@ mod transaction;
 mod tuple;
 mod wire;
 
+pub use check::Finding;
 pub use gid::GidPattern;
 
 use super::{Catalog, Keeper, NewSlot, Prepared, Resume, Source, SourceError};
@@ -139,7 +141,7 @@ impl Source for PostgresSource {
         let positions = Arc::new(Positions::default());
         *self.positions() = positions.clone();
         let (sender, groups) = mpsc::channel(limits::FRAME_GROUPS);
-        let keeper = stream::keep(session, sender, positions.clone(), after);
+        let keeper = stream::keep(session, sender, positions.clone(), after, server.feedback);
         let connection = rand::rngs::SmallRng::from_os_rng().next_u64();
         let stream = PostgresStream {
             target: self.target.clone(),

@@ -200,5 +200,6 @@ pub fn quote(identifier: &str) -> String {
 /// A text literal as SQL takes it, whatever `standard_conforming_strings` says.
 #[must_use]
 pub fn literal(text: &str) -> String {
-    format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
+    let escape = if text.contains('\\') { "E" } else { "" };
+    format!("{escape}'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
 }

@@ -6,11 +6,12 @@ use super::error::Failure;
 use super::relation::{literal, quote};
 use super::sql::Sql;
 use super::wire::Replication;
+use crate::limits::FEEDBACK_INTERVAL;
 use crate::source::SourceError;
 use std::time::Duration;
 
 /// The oldest server that decodes prepared transactions for us.
-const VERSION_MIN: i32 = 150_000;
+pub const VERSION_MIN: i32 = 150_000;
 
 /// What a server says of itself and of a slot.
 #[derive(Debug, Clone)]
@@ -25,6 +26,8 @@ pub struct Server {
     pub publication: bool,
     /// How far it has flushed its WAL; zero on a standby.
     pub flushed: u64,
+    /// How often to tell the server that we live: its `wal_sender_timeout` leaves room for three times that.
+    pub feedback: Duration,
     /// The slot, if it exists.
     pub slot: Option<Slot>,
 }
@@ -34,8 +37,6 @@ pub struct Server {
 pub struct Slot {
     /// Its output plugin; empty for a physical slot.
     pub plugin: String,
-    /// Its database.
-    pub database: String,
     /// The process that reads it.
     pub active_pid: Option<i32>,
     /// `reserved`, `extended`, `unreserved` or `lost`.
@@ -53,24 +54,24 @@ pub async fn inspect(sql: &mut Sql, publication: &str, slot: &str) -> Result<Ser
     let wal_level = sql.text("SHOW wal_level").await?.unwrap_or_default();
     let standby = sql.text("SELECT pg_catalog.pg_is_in_recovery()").await?.as_deref() == Some("t");
     let flushed = if standby { None } else { sql.text("SELECT pg_catalog.pg_current_wal_flush_lsn()").await? };
+    let timeout = sql.text("SELECT setting FROM pg_catalog.pg_settings WHERE name = 'wal_sender_timeout'").await?;
+    let timeout = timeout.and_then(|text| text.parse().ok()).filter(|&timeout| timeout > 0).map(Duration::from_millis);
     let found = sql.query("SELECT FROM pg_catalog.pg_publication WHERE pubname = $1", &[&publication]).await?;
     let slot = if version < VERSION_MIN {
         None
     } else {
         let rows = sql
             .query(
-                "SELECT COALESCE(plugin::text, ''), COALESCE(database::text, ''), active_pid, COALESCE(wal_status, ''),
-                        two_phase
+                "SELECT COALESCE(plugin::text, ''), active_pid, COALESCE(wal_status, ''), two_phase
                  FROM pg_catalog.pg_replication_slots WHERE slot_name = $1",
                 &[&slot],
             )
             .await?;
         rows.first().map(|row| Slot {
             plugin: row.get(0),
-            database: row.get(1),
-            active_pid: row.get(2),
-            wal_status: row.get(3),
-            two_phase: row.get(4),
+            active_pid: row.get(1),
+            wal_status: row.get(2),
+            two_phase: row.get(3),
         })
     };
     Ok(Server {
@@ -79,6 +80,7 @@ pub async fn inspect(sql: &mut Sql, publication: &str, slot: &str) -> Result<Ser
         standby,
         publication: !found.is_empty(),
         flushed: flushed.as_deref().and_then(parse_lsn).unwrap_or_default(),
+        feedback: timeout.map_or(FEEDBACK_INTERVAL, |timeout| FEEDBACK_INTERVAL.min(timeout / 3)),
         slot,
     })
 }
@@ -213,24 +215,41 @@ pub async fn create(
     Ok(Created { start, identity, snapshot: sql })
 }
 
-/// The transactions that keep a slot from being created, oldest first.
-async fn blockers(sql: &mut Sql) -> Result<String, Failure> {
-    let prepared = sql
+/// A prepared transaction that a slot's creation waits for.
+pub struct Orphan {
+    /// Its gid, database and age.
+    pub text: String,
+    /// What ends it, either way.
+    pub sql: String,
+}
+
+/// The prepared transactions of the server's cluster, oldest first: a slot waits for those of every database.
+///
+/// # Errors
+/// What the server said.
+pub async fn prepared(sql: &mut Sql) -> Result<Vec<Orphan>, Failure> {
+    let rows = sql
         .query(
             "SELECT gid, database::text, EXTRACT(EPOCH FROM now() - prepared)::float8
              FROM pg_catalog.pg_prepared_xacts ORDER BY prepared LIMIT 5",
             &[],
         )
         .await?;
+    let one = |row: &tokio_postgres::Row| {
+        let (gid, database, age): (String, String, f64) = (row.get(0), row.get(1), row.get(2));
+        let text = format!("prepared transaction {gid:?} of database {database:?}, {age:.0} s old");
+        let gid = literal(&gid);
+        Orphan { text, sql: format!("ROLLBACK PREPARED {gid}; -- or COMMIT PREPARED {gid};") }
+    };
+    Ok(rows.iter().map(one).collect())
+}
+
+/// The transactions that keep a slot from being created, oldest first.
+async fn blockers(sql: &mut Sql) -> Result<String, Failure> {
+    let prepared = prepared(sql).await?;
     if !prepared.is_empty() {
-        let one = |row: &tokio_postgres::Row| {
-            let (gid, database, age): (String, String, f64) = (row.get(0), row.get(1), row.get(2));
-            let end = literal(&gid).replacen('E', "", usize::from(!gid.contains('\\')));
-            format!(
-                "prepared transaction {gid:?} of database {database:?}, {age:.0} s old (COMMIT PREPARED {end}; or ROLLBACK PREPARED {end};)"
-            )
-        };
-        return Ok(prepared.iter().map(one).collect::<Vec<_>>().join(", "));
+        let one = |orphan: Orphan| format!("{} ({})", orphan.text, orphan.sql);
+        return Ok(prepared.into_iter().map(one).collect::<Vec<_>>().join(", "));
     }
     let running = sql
         .query(

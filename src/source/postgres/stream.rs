@@ -16,7 +16,7 @@ use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
@@ -39,6 +39,11 @@ impl Positions {
         self.changed.notify_one();
     }
 
+    /// Whether there is something to forget that the server was not told.
+    fn has_news(&self) -> bool {
+        self.confirm.load(Ordering::Relaxed) > self.told.load(Ordering::Relaxed)
+    }
+
     fn confirm(&self, position: u64) {
         if self.confirm.fetch_max(position, Ordering::Relaxed) < position {
             self.changed.notify_one();
@@ -48,78 +53,97 @@ impl Positions {
 
 type Group = Result<Vec<Bytes>, Failure>;
 
-/// Reads the socket until the stream is dropped or the connection ends.
-pub async fn keep(mut session: Replication, groups: mpsc::Sender<Group>, positions: Arc<Positions>, start: u64) {
+/// Reads the socket until the stream is dropped or the connection ends; `feedback` is how often the server must hear of
+/// us at least; it is asked where it is as often, so that the age of its last answer tells how well it is.
+pub async fn keep(
+    mut session: Replication,
+    groups: mpsc::Sender<Group>,
+    positions: Arc<Positions>,
+    start: u64,
+    feedback: Duration,
+) {
     let mut received = start;
     let mut waiting: Option<Vec<Bytes>> = None;
     let mut last_told = Instant::now();
-    loop {
-        let confirm = positions.confirm.load(Ordering::Relaxed);
-        let wanted = positions.wanted.load(Ordering::Relaxed) > received && waiting.is_none();
-        let interval = if wanted || confirm > positions.told.load(Ordering::Relaxed) {
-            limits::PING_INTERVAL
-        } else {
-            limits::FEEDBACK_INTERVAL
-        };
-        let mut asked = false;
-        let end = tokio::select! {
+    // What the newest ping asked for, and whether anything has come since.
+    let (mut pinged_for, mut answered) = (0, true);
+    let failure = loop {
+        // While the reader stalls, an answer would only queue up behind what it has not taken.
+        let wanted = positions.wanted.load(Ordering::Relaxed);
+        let short = wanted > received && waiting.is_none();
+        if short && wanted > pinged_for {
+            if let Err(failure) = tell(&mut session, &positions, received, Tell::Ping).await {
+                break failure;
+            }
+            (pinged_for, answered, last_told) = (wanted, false, Instant::now());
+        }
+        let ask = answered && waiting.is_none();
+        let soon = (short && answered) || positions.has_news();
+        let due = last_told + if soon { limits::PING_INTERVAL } else { feedback };
+        let what = tokio::select! {
             () = groups.closed() => {
                 // The server learns what it may forget before it hears that nobody listens.
-                let _ = tell(&mut session, &positions, received, false).await;
+                let _ = tell(&mut session, &positions, received, Tell::Feedback).await;
                 return;
             }
-            permit = groups.reserve(), if waiting.is_some() => match permit {
-                Ok(permit) => {
-                    if let Some(group) = waiting.take() {
-                        permit.send(Ok(group));
-                    }
+            permit = groups.reserve(), if waiting.is_some() => {
+                let Ok(permit) = permit else { return };
+                if let Some(group) = waiting.take() {
+                    permit.send(Ok(group));
+                }
+                continue;
+            }
+            read = session.read(), if waiting.is_none() => {
+                let group = match read {
+                    Ok(group) => group,
+                    Err(failure) => break failure,
+                };
+                answered = true;
+                let mut asked = false;
+                for frame in &group {
+                    let (reply_wanted, position) = decode::header(frame);
+                    asked |= reply_wanted;
+                    received = received.max(position);
+                }
+                waiting = Some(group);
+                if !asked {
                     continue;
                 }
-                Err(_) => return,
-            },
-            read = session.read(), if waiting.is_none() => match read {
-                Ok(group) => {
-                    for frame in &group {
-                        let (reply_wanted, position) = decode::header(frame);
-                        asked |= reply_wanted;
-                        received = received.max(position);
-                    }
-                    waiting = Some(group);
-                    if !asked {
-                        continue;
-                    }
-                    None
-                }
-                Err(failure) => Some(failure),
-            },
-            () = positions.changed.notified() => {
-                if last_told.elapsed() < limits::PING_INTERVAL {
-                    continue;
-                }
-                None
+                Tell::Answer
             }
-            () = tokio::time::sleep_until(last_told + interval) => None,
+            () = positions.changed.notified() => continue,
+            () = tokio::time::sleep_until(due) => if ask { Tell::Ping } else { Tell::Feedback },
         };
-        let end = match end {
-            Some(failure) => Some(failure),
-            None => tell(&mut session, &positions, received, wanted).await.err(),
-        };
-        last_told = Instant::now();
-        if let Some(failure) = end {
-            if let Some(group) = waiting.take() {
-                let _ = groups.send(Ok(group)).await;
-            }
-            let _ = groups.send(Err(failure)).await;
-            return;
+        if let Err(failure) = tell(&mut session, &positions, received, what).await {
+            break failure;
         }
+        last_told = Instant::now();
+        answered &= what != Tell::Ping;
+    };
+    if let Some(group) = waiting.take() {
+        let _ = groups.send(Ok(group)).await;
     }
+    let _ = groups.send(Err(failure)).await;
 }
 
-async fn tell(session: &mut Replication, positions: &Positions, received: u64, ask: bool) -> Result<(), Failure> {
+/// Why the server is told something.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Tell {
+    /// It is time, or there is something to forget.
+    Feedback,
+    /// It asked. A server that shuts down asks until its client has *flushed* everything; where that is not said, what
+    /// was received counts. So an answer without news leaves it out, and no server waits for an applier to shut down.
+    Answer,
+    /// It is asked where it is.
+    Ping,
+}
+
+async fn tell(session: &mut Replication, positions: &Positions, received: u64, what: Tell) -> Result<(), Failure> {
     let confirm = positions.confirm.load(Ordering::Relaxed);
+    let flushed = if what == Tell::Answer && !positions.has_news() { 0 } else { confirm };
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let now = HybridTime::from_micros(u64::try_from(now.as_micros()).unwrap_or(u64::MAX));
-    session.write(&decode::status_update(received, confirm, now, ask)).await?;
+    session.write(&decode::status_update(received, flushed, now, what == Tell::Ping)).await?;
     positions.told.fetch_max(confirm, Ordering::Relaxed);
     Ok(())
 }
@@ -147,7 +171,7 @@ pub struct State {
     decoder: Decoder,
     frames: VecDeque<Bytes>,
     /// A table whose shape must be known before the next frame is looked at.
-    relation: Option<pg_walstream::protocol::LogicalReplicationMessage>,
+    relation: Option<Box<pg_walstream::protocol::LogicalReplicationMessage>>,
     failed: Option<SourceError>,
     /// The end of the last batch that was handed over, and how far the stream was known to have come then.
     yielded: OpId,
@@ -179,7 +203,7 @@ impl PostgresStream {
                 self.state.relation = Some(message);
             }
             Frame::Message { sent_at, wal_at, sub_xid, message } => {
-                self.assembler.message(Change { wal_at, sub_xid }, sent_at, message)?;
+                self.assembler.message(Change { wal_at, sub_xid }, sent_at, *message)?;
             }
         }
         Ok(())
@@ -187,7 +211,7 @@ impl PostgresStream {
 
     /// Learns the shape of the table that waits for it. Starts anew when it is cancelled.
     async fn learn(&mut self) -> Result<(), SourceError> {
-        let Some(mut relation) = self.state.relation.as_ref().and_then(Relation::from_message) else { return Ok(()) };
+        let Some(mut relation) = self.state.relation.as_deref().and_then(Relation::from_message) else { return Ok(()) };
         let id = relation.id;
         let server = self.target.label();
         let mut sql = match self.sql.take() {

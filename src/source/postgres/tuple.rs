@@ -41,7 +41,7 @@ impl Shape {
         Ok((key, self.put(cells, None)))
     }
 
-    /// The writes of an UPDATE: a Put, and before it a Delete of the old key when the key has changed.
+    /// The writes of an UPDATE: the old key, to be deleted, when the key has changed; the new key and its Put.
     ///
     /// # Errors
     /// What does not fit the table's columns.

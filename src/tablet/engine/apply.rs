@@ -6,6 +6,7 @@
 
 use super::fill::Filling;
 use super::state::{Branch, State};
+use super::wal::Place;
 use crate::coordinator::{Applied, Decided, Work};
 use crate::limits::APPLY_BYTES;
 use crate::mvcc::Truncation;
@@ -15,7 +16,7 @@ use crate::tablet::format::{
 use crate::tablet::keys::{self, Kind};
 use crate::tablet::store::{Space, Store, StoreBatch};
 use crate::tablet::{ApplyBatch, TabletError};
-use crate::wal::{BranchId, HybridTime, LogPosition, SourceTabletId, TableId};
+use crate::wal::{BranchId, HybridTime, LogPosition, ReplicaTabletId, SourceTabletId, TableId, TransactionId};
 
 /// What is to be written next, and what becomes true in memory once it is.
 #[derive(Default)]
@@ -23,12 +24,17 @@ pub(super) struct Step {
     pub(super) batch: StoreBatch,
     finished: Vec<BranchId>,
     truncations: Vec<(TableId, SourceTabletId, Truncation)>,
+    /// Where it moves the end of the tablet's own WAL.
+    pub(super) wal_end: Option<Place>,
 }
 
 /// The transaction that is being applied.
 pub(super) struct Applying {
-    pub(super) time: HybridTime,
+    transaction: TransactionId,
+    time: HybridTime,
     position: LogPosition,
+    /// Whether it wrote here through more than one stream.
+    several_streams: bool,
     /// Set when a write fills cells from another key.
     filling: Option<Filling>,
 }
@@ -45,10 +51,29 @@ impl<S: Store> State<S> {
             return Err(TabletError::HeardOther { heard: self.heard.position, follows: batch.follows });
         }
         check_positions(&batch)?;
+        self.apply_work(&batch).inspect_err(|_| self.wal_rewind())?;
+        let written = std::mem::take(&mut self.versions_written);
+        self.collect(written)?;
+        Ok(self.applied())
+    }
+
+    fn apply_work(&mut self, batch: &ApplyBatch) -> Result<(), TabletError> {
+        let wal_before = self.wal_index();
         let mut step = Step::default();
         for Decided { position, work } in &batch.work {
             match work {
-                Work::Commit { time, branches, .. } => self.commit(&mut step, *position, *time, branches)?,
+                Work::Commit { transaction, time, branches, tablets } => {
+                    let applying = Applying {
+                        transaction: *transaction,
+                        time: *time,
+                        position: *position,
+                        filling: None,
+                        several_streams: branches
+                            .iter()
+                            .any(|branch| Some(branch.stream) != branches.first().map(|b| b.stream)),
+                    };
+                    self.commit(&mut step, applying, branches, tablets)?;
+                }
                 Work::Discard { branches } => {
                     for &branch in branches {
                         if let Some(records) = self.branches.get(&branch).map(|branch| branch.records) {
@@ -64,18 +89,25 @@ impl<S: Store> State<S> {
         let safe_time = self.heard.safe_time.max(batch.safe_time);
         let heard = AppliedThrough { position: batch.through, safe_time };
         step.batch.put(Space::Undecided, Kind::Applied.only(), encode(&heard)?);
+        if self.options.wal {
+            if safe_time > self.heard.safe_time {
+                self.wal_safe_time(&mut step, safe_time)?;
+            }
+            self.wal_trim(&mut step, self.wal_index() - wal_before)?;
+        }
         self.finish(&mut step)?;
         self.heard = heard;
         self.shared.heard.send_replace(heard.position);
-        let written = std::mem::take(&mut self.versions_written);
-        self.collect(written)?;
-        Ok(self.applied())
+        Ok(())
     }
 
     /// Writes a step, then makes it true in memory.
     pub(super) fn finish(&mut self, step: &mut Step) -> Result<(), TabletError> {
-        let Step { batch, finished, truncations } = std::mem::take(step);
+        let Step { batch, finished, truncations, wal_end } = std::mem::take(step);
         self.store.write(batch)?;
+        if let Some(end) = wal_end {
+            self.wal_written(end);
+        }
         for (table, stream, truncation) in truncations {
             self.shared.truncate(table, stream, truncation);
         }
@@ -114,16 +146,18 @@ impl<S: Store> State<S> {
     fn commit(
         &mut self,
         step: &mut Step,
-        position: LogPosition,
-        time: HybridTime,
+        mut applying: Applying,
         branches: &[BranchId],
+        tablets: &[ReplicaTabletId],
     ) -> Result<(), TabletError> {
         let here: Vec<(BranchId, Branch)> =
             branches.iter().filter_map(|&id| Some((id, self.branches.get(&id)?.clone()))).collect();
-        let mut applying = Applying { time, position, filling: None };
+        if here.is_empty() {
+            return Ok(());
+        }
         if here.iter().any(|(_, branch)| branch.fills_from_key) {
             applying.filling = Some(Filling::default());
-            self.undo_part(step, time, &here)?;
+            self.undo_part(step, applying.time, &here)?;
         }
         for (place, (id, branch)) in here.iter().enumerate() {
             // What a truncation of the same transaction and stream empties: up to it in this branch, all before it.
@@ -144,10 +178,16 @@ impl<S: Store> State<S> {
                 }
                 Ok(())
             })?;
+        }
+        // All of them in one step, with the records that end the transaction in the tablet's own WAL.
+        for (id, branch) in &here {
             if applying.filling.is_some() {
                 step.batch.delete(Space::Undecided, keys::partly_applied(*id));
             }
             self.forget(step, *id, branch.records)?;
+        }
+        if self.options.wal {
+            self.wal_commit(step, applying.transaction, applying.time, tablets)?;
         }
         Ok(())
     }
@@ -183,7 +223,7 @@ impl<S: Store> State<S> {
         stream: SourceTabletId,
         write: &StoredWrite<'_>,
     ) -> Result<(), TabletError> {
-        let &Applying { time, position, .. } = &*applying;
+        let &Applying { transaction, time, position, several_streams, .. } = &*applying;
         let filled;
         let row = match write.op {
             StoredOp::Put(row) => Some(row),
@@ -199,7 +239,7 @@ impl<S: Store> State<S> {
                 let truncation = Truncation { time, position };
                 step.batch.put(Space::Undecided, keys::truncation(write.table, stream, truncation), Vec::new());
                 step.truncations.push((write.table, stream, truncation));
-                return Ok(());
+                return if self.options.wal { self.wal_write(step, transaction, write, None) } else { Ok(()) };
             }
         };
         if applying.filling.is_some() && row.is_none() {
@@ -209,7 +249,16 @@ impl<S: Store> State<S> {
         let key = keys::version(write.table, write.key.0, time, stream);
         step.batch.put(Space::Versions, key, encode(&StoredVersion { position, row })?);
         self.versions_written += 1;
-        Ok(())
+        if !self.options.wal {
+            return Ok(());
+        }
+        if several_streams && row.is_none() {
+            self.finish(step)?;
+            if self.is_beaten(time, stream, write)? {
+                return Ok(());
+            }
+        }
+        self.wal_write(step, transaction, write, row)
     }
 
     /// Writes a step in the middle of a branch.

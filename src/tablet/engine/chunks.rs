@@ -162,7 +162,7 @@ impl<S: Store> State<S> {
             )));
         }
         let mut batch = StoreBatch::default();
-        self.learn(chunk.schemas, &mut batch)?;
+        self.learn(&chunk.schemas)?;
         self.staging.keep_only(chunk.stream, chunk.connection, &mut batch);
         let rows = encoded_rows(&chunk.writes)?;
         let value = encode(&Chunk { sub_xid: chunk.sub_xid, writes: stored_writes(&chunk.writes, &rows) })?;

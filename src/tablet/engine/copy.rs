@@ -17,7 +17,7 @@ impl<S: Store> State<S> {
         copy.rows.iter().try_for_each(|(key, _)| check_key(key))?;
         let (table, time) = (copy.schema.table, HybridTime::from_u64(u64::from(copy.attempt)));
         let mut batch = StoreBatch::default();
-        self.learn(vec![copy.schema], &mut batch)?;
+        self.learn(std::slice::from_ref(&copy.schema))?;
         if copy.first {
             let attempt = Truncation { time, position: LogPosition(0) };
             batch.put(Space::Undecided, keys::truncation(table, copy.stream, attempt), Vec::new());

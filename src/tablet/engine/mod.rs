@@ -7,16 +7,22 @@
 //! applied in part are seen by nobody, because their position lies above what the tablet has heard.
 
 mod apply;
+mod changes;
 mod chunks;
 mod collect;
 mod conflicts;
+#[cfg(test)]
+mod crash_tests;
+
 mod copy;
 mod fill;
 mod provisional;
 mod read;
 mod state;
+mod wal;
 mod worker;
 
+pub use changes::TabletWals;
 pub use worker::Worker;
 
 use super::store::Store;
@@ -40,11 +46,13 @@ pub struct TabletOptions {
     pub keep_age: Option<Duration>,
     /// How many versions of a key are kept in any case.
     pub keep_versions: usize,
+    /// Whether the tablet keeps a WAL of its own, to be a source ([`TabletWals`]).
+    pub wal: bool,
 }
 
 impl Default for TabletOptions {
     fn default() -> Self {
-        Self { keep_age: Some(Duration::from_secs(600)), keep_versions: 1 }
+        Self { keep_age: Some(Duration::from_secs(600)), keep_versions: 1, wal: false }
     }
 }
 
@@ -58,6 +66,13 @@ pub struct Engine<S: Store> {
 impl<S: Store> Clone for Engine<S> {
     fn clone(&self) -> Self {
         Self { tablet: self.tablet, queue: self.queue.clone(), shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl<S: Store> Engine<S> {
+    /// Waits until the tablet's storage fails, and says how: the process that holds it must end then (C11).
+    pub async fn failed(&self) -> String {
+        self.queue.failed().await
     }
 }
 

@@ -41,10 +41,9 @@ impl<S: Store> State<S> {
         if held.stored != batch.follows {
             return Err(TabletError::OutOfOrder { held: held.stored, follows: batch.follows });
         }
-        self.check(&batch)?;
-
         let mut changes = StoreBatch::default();
-        self.learn(batch.schemas, &mut changes)?;
+        self.learn(&batch.schemas)?;
+        self.check(&batch)?;
         let mut written: Vec<(BranchId, u32)> = Vec::with_capacity(batch.branches.len());
         for part in batch.branches {
             let mut writes = part.writes;
@@ -95,6 +94,13 @@ impl<S: Store> State<S> {
             }
             if let Some(write) = part.writes.iter().find(|write| write.at > batch.upto) {
                 return malformed(format!("a write at {} is above its end {}", write.at, batch.upto));
+            }
+            for write in &part.writes {
+                let version = match &write.op {
+                    WriteOp::Put { row, .. } => Some(row.schema_version),
+                    WriteOp::Delete | WriteOp::Truncate => None,
+                };
+                self.check_shape(write.table, version)?;
             }
             check_keys(part.writes.iter().map(|write| (&write.key, &write.op)))?;
             part.adopt.as_ref().map_or(Ok(()), |adopt| self.staging.check(batch.stream, adopt))?;

@@ -4,6 +4,7 @@ use super::TabletOptions;
 use super::chunks::Staging;
 use super::collect::Collection;
 use super::conflicts::Conflicts;
+use super::wal::{OwnWal, WalEnds};
 use crate::coordinator::{Applied, ReadPoint};
 use crate::mvcc::{Truncation, Truncations};
 use crate::tablet::format::{AppliedThrough, Binding, Mark, ProvisionalRecord, StoredOp, StoredWrite, decode, encode};
@@ -14,7 +15,7 @@ use crate::wal::{
     BranchId, Epoch, HybridTime, LogPosition, OpId, ReplicaTabletId, SourceTabletId, TableId, TableSchema,
 };
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use tokio::sync::watch;
 
 /// What readers share with the worker.
@@ -23,6 +24,10 @@ pub(super) struct Shared<S> {
     pub(super) store: S,
     /// The tablet has heard the log up to here. Set by the worker, waited for by readers.
     pub(super) heard: watch::Sender<LogPosition>,
+    /// How far the tablet's own WAL is.
+    pub(super) wal: watch::Sender<WalEnds>,
+    /// The tablet's number, once it is bound to a log.
+    pub(super) number: OnceLock<ReplicaTabletId>,
     /// Set by the worker *before* `heard` passes a truncation's position.
     truncations: RwLock<Arc<Truncations>>,
     /// The oldest read point that is kept apart. Raised by the worker *before* it drops what lies below.
@@ -108,6 +113,7 @@ pub(super) struct State<S> {
     /// Built when the first batch asks for conflicts.
     pub(super) conflicts: Option<Conflicts>,
     pub(super) collection: Collection,
+    pub(super) wal: OwnWal,
     /// Versions written since the last collection.
     pub(super) versions_written: usize,
 }
@@ -137,6 +143,8 @@ impl<S: Store> State<S> {
         let shared = Arc::new(Shared {
             store: store.clone(),
             heard: watch::Sender::new(heard.position),
+            wal: watch::Sender::default(),
+            number: OnceLock::new(),
             truncations: RwLock::default(),
             kept: RwLock::new(kept),
         });
@@ -154,6 +162,7 @@ impl<S: Store> State<S> {
             staging: Staging::default(),
             conflicts: None,
             collection: Collection::default(),
+            wal: OwnWal::default(),
             versions_written: 0,
         };
         state.recover()?;
@@ -200,6 +209,10 @@ impl<S: Store> State<S> {
                 }
             }
         }
+        if let Some(binding) = &self.binding {
+            let _ = self.shared.number.set(binding.tablet);
+        }
+        self.recover_wal()?;
         for branch in self.branches.values() {
             self.held.writes += branch.writes;
             self.held.bytes += branch.bytes;
@@ -210,6 +223,7 @@ impl<S: Store> State<S> {
     /// The barrier has passed: what was heard is applied durably.
     pub(super) fn now_durable(&mut self) {
         self.applied = self.heard.position;
+        self.wal_durable();
     }
 
     /// How far the tablet is.
@@ -259,6 +273,7 @@ impl<S: Store> State<S> {
                 let binding = Binding { log_id, tablet, owner };
                 put_one(&self.store, Kind::Binding.only(), encode(&binding)?)?;
                 self.binding = Some(binding);
+                let _ = self.shared.number.set(tablet);
             }
             Some(held) if held.log_id != log_id || held.tablet != tablet => {
                 return Err(TabletError::Refused(format!(
@@ -287,12 +302,12 @@ impl<S: Store> State<S> {
     }
 
     /// Keeps shapes of tables that are new here.
-    pub(super) fn learn(&mut self, schemas: Vec<TableSchema>, batch: &mut StoreBatch) -> Result<(), TabletError> {
+    pub(super) fn learn(&mut self, schemas: &[TableSchema]) -> Result<(), TabletError> {
         for schema in schemas {
             let id = (schema.table, schema.version);
-            if self.schemas.get(&id) != Some(&schema) {
-                batch.put(Space::Undecided, keys::schema(id.0, id.1), encode(&schema)?);
-                self.schemas.insert(id, schema);
+            if self.schemas.get(&id) != Some(schema) {
+                put_one(&self.store, keys::schema(id.0, id.1), encode(schema)?)?;
+                self.schemas.insert(id, schema.clone());
             }
         }
         Ok(())

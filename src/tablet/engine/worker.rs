@@ -8,8 +8,8 @@ use super::state::State;
 use crate::limits::{TABLET_GROUP, TABLET_QUEUE};
 use crate::tablet::TabletError;
 use crate::tablet::store::Store;
-use std::sync::{Arc, OnceLock};
-use tokio::sync::{mpsc, oneshot};
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// A blocking loop that the caller runs on a thread of its own; it ends when every engine that it serves is dropped.
 pub struct Worker {
@@ -34,17 +34,38 @@ pub(super) enum Answered {
 }
 
 /// The first failure of the storage. Set by the worker that met it, for ever (C11); every call asks it first.
-#[derive(Clone, Default, Debug)]
-pub(super) struct Poison(Arc<OnceLock<String>>);
+#[derive(Clone, Debug)]
+pub(super) struct Poison(Arc<watch::Sender<Option<String>>>);
+
+impl Default for Poison {
+    fn default() -> Self {
+        Self(Arc::new(watch::Sender::new(None)))
+    }
+}
 
 impl Poison {
     pub(super) fn check(&self) -> Result<(), TabletError> {
-        self.0.get().map_or(Ok(()), |cause| Err(TabletError::Poisoned(cause.clone())))
+        self.0.borrow().as_ref().map_or(Ok(()), |cause| Err(TabletError::Poisoned(cause.clone())))
     }
 
     fn note(&self, error: &TabletError) {
         if let TabletError::Poisoned(cause) = error {
-            let _ = self.0.set(cause.clone());
+            self.0.send_if_modified(|noted| {
+                let first = noted.is_none();
+                if first {
+                    *noted = Some(cause.clone());
+                }
+                first
+            });
+        }
+    }
+
+    /// Waits for the failure.
+    async fn noted(&self) -> String {
+        let mut watched = self.0.subscribe();
+        match watched.wait_for(Option::is_some).await {
+            Ok(cause) => cause.clone().unwrap_or_default(),
+            Err(_) => std::future::pending().await,
         }
     }
 }
@@ -81,6 +102,11 @@ impl<S: Store> Queue<S> {
         });
         let worker = |kind: &str, run| Worker { name: format!("{name}-{kind}"), run };
         (queue, vec![worker("write", write), worker("read", read)])
+    }
+
+    /// Waits until the storage fails, and says how.
+    pub(super) async fn failed(&self) -> String {
+        self.poison.noted().await
     }
 
     /// Runs a call on a tablet's state.

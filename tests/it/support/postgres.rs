@@ -1,6 +1,7 @@
 //! Real PostgreSQL 15 servers in temporary folders.
 
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -101,6 +102,26 @@ impl Postgres {
     /// Runs statements, one after the other, and answers the rows of the last, columns joined by `|`.
     pub async fn execute(&self, sql: &str) -> Vec<String> {
         execute(&self.connect().await, sql).await
+    }
+
+    /// From here on everybody but the superuser is asked for a password.
+    pub async fn require_passwords(&self) {
+        let rules = "local all postgres trust\nhost all postgres all trust\nlocal all all scram-sha-256\n\
+            host all all all scram-sha-256\nlocal replication all scram-sha-256\nhost replication all all scram-sha-256\n";
+        std::fs::write(self.folder.path().join("data/pg_hba.conf"), rules).expect("the rules can be written");
+        self.execute("SELECT pg_reload_conf()").await;
+    }
+
+    /// From here on it offers TLS with this certificate and key, both PEM.
+    pub async fn offer_tls(&self, certificate: &str, key: &str) {
+        for (name, text) in [("server.crt", certificate), ("server.key", key)] {
+            let path = self.folder.path().join("data").join(name);
+            std::fs::write(&path, text).expect("the certificate can be written");
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).expect("the key can be hidden");
+            own(&path);
+        }
+        self.execute("ALTER SYSTEM SET ssl = on").await;
+        self.execute("SELECT pg_reload_conf()").await;
     }
 
     /// Sends a signal to the walsender of a slot.

@@ -133,6 +133,14 @@ impl Replay {
         tokio::time::timeout(PATIENCE, again).await.expect("the stream opens again");
     }
 
+    /// Drops the connection and forgets what came after an earlier place.
+    pub fn go_back(&mut self, resume: Resume) {
+        self.close();
+        self.pending.retain(|transaction, _| resume.open_branches.iter().any(|open| open.transaction == *transaction));
+        self.resume = resume;
+        self.take_told();
+    }
+
     /// Drops the connection.
     pub fn close(&mut self) {
         self.stream = None;
@@ -290,7 +298,6 @@ impl Replay {
                 let cells = cells.collect();
                 self.rows.insert((table, write.key), cells);
             }
-            // The old row is still needed when its key changed within the same update: a real replica fills from history.
             WriteOp::Delete => {
                 self.rows.remove(&(table, write.key));
             }

@@ -1,0 +1,231 @@
+//! `untorn run`: the daemon, composed from its configuration.
+
+use super::Failure;
+use super::data_dir::DataDir;
+use super::signals::Signals;
+use crate::admin::inspected::Inspected;
+use crate::admin::{Inspect, server};
+use crate::applier::leader::TransactionLeader;
+use crate::applier::leader_grpc::{GrpcLeader, transaction_service};
+use crate::applier::{Applier, Components, Ended, Leadership, NamedTablet, StartError, Tablets};
+use crate::config::{
+    CdcTabletConfig, DaemonConfig, Faults, LeaderConfig, LogConfig, PostgresSourceConfig, ReplicaConfig, SourceConfig,
+};
+use crate::coordinator::Settings;
+use crate::limits::SLOT_LOCK_TIMEOUT;
+use crate::metrics;
+use crate::proto::transport;
+use crate::source::Source;
+use crate::source::cdc::{CdcSource, CdcTablet, StreamNames};
+use crate::source::postgres::{GidPattern, Options, PostgresSource};
+use crate::tablet::engine::{TabletOptions, Worker};
+use crate::tablet::grpc::GrpcTablet;
+use crate::tablet::{TabletLeader, embedded};
+use crate::txn_log::{self, EngineConfig, TransactionLog};
+use crate::wal::Key;
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tonic::transport::server::TcpIncoming;
+
+/// Runs the daemon until a signal or its own end. `spawn` runs a storage worker on a thread of its own.
+///
+/// # Errors
+/// What could not be started or went wrong, for people.
+pub async fn run(config: DaemonConfig, spawn: impl Fn(Worker) -> io::Result<()>) -> Result<(), Failure> {
+    let mut signals = Signals::new()?;
+    let recorder = metrics::install().map_err(|error| Failure::Failed(format!("metrics: {error}")))?;
+    // Ports before folders: a second daemon on the same configuration fails before it touches anything.
+    let admin = bind("admin.listen", config.admin).await?;
+    let exporter = bind("metrics.listen", config.metrics).await?;
+    let leader_listener = match &config.leader {
+        LeaderConfig::Here { listen: Some(listen), .. } => Some(bind("leader.listen", *listen).await?),
+        _ => None,
+    };
+    let folder = DataDir::open(&config.data_dir)?;
+    let tablets = tablets(&config, &spawn)?;
+    let leadership = match &config.leader {
+        LeaderConfig::Here { log, .. } => Leadership::Here { log: log_engine(log)?, settings: settings(&config) },
+        LeaderConfig::At(url) => {
+            let leader = GrpcLeader::new(url).map_err(|error| Failure::Failed(error.to_string()))?;
+            Leadership::Elsewhere(Arc::new(leader))
+        }
+    };
+    let components = Components {
+        leadership,
+        tablets,
+        sources: sources(&config, &folder)?,
+        pull: Some(config.poll.clone()),
+        memory_budget: usize::try_from(config.memory_budget).unwrap_or(usize::MAX),
+        owner: format!("untorn {} (process {})", env!("CARGO_PKG_VERSION"), std::process::id()),
+    };
+    let start = Applier::start(components);
+    let mut applier = tokio::select! {
+        started = start => started.map_err(|error| match error {
+            // The log was made with another release or another number of tablets.
+            StartError::Configuration(fault) => {
+                Faults::one("replica", fault, "or begin with an empty data_dir and a new copy").into()
+            }
+            error => Failure::Failed(folder.explain(&error.to_string())),
+        })?,
+        () = signals.terminated() => return Ok(()),
+    };
+    folder.reserve();
+    let lsn = matches!(config.source, SourceConfig::Postgres(_));
+    let inspect: Arc<dyn Inspect> = Arc::new(Inspected::new(applier.inspector(), lsn));
+    let (stop, stopped) = watch::channel(false);
+    let until = |mut stopped: watch::Receiver<bool>| async move {
+        let _ = stopped.wait_for(|stopped| *stopped).await;
+    };
+    let serve_leader = serve_leader(leader_listener, applier.leader(), until(stopped.clone()));
+    let servers = async {
+        tokio::try_join!(
+            server::admin(admin, Arc::clone(&inspect), until(stopped.clone())),
+            server::metrics(exporter, recorder, Some(Arc::clone(&inspect)), until(stopped.clone())),
+            serve_leader,
+        )
+        .map(|_| ())
+    };
+    tracing::info!(admin = %config.admin, metrics = %config.metrics, "untorn runs");
+    let mut servers = std::pin::pin!(servers);
+    let ended = tokio::select! {
+        ended = applier.wait() => ended,
+        served = &mut servers => {
+            let cause = served.err().map_or_else(|| "it ended".to_owned(), |error| error.to_string());
+            return Err(Failure::Failed(format!("a listener failed: {cause}")));
+        }
+        () = signals.terminated() => {
+            tracing::info!("draining; a second signal ends at once");
+            tokio::select! {
+                ended = applier.drain() => ended,
+                _ = &mut servers => Ended::Drained,
+                () = signals.terminated() => return Err(Failure::Failed("ended by a second signal".into())),
+            }
+        }
+    };
+    stop.send_replace(true);
+    match ended {
+        Ended::Drained => Ok(()),
+        Ended::NotDrained(what) => {
+            tracing::warn!(%what, "not drained in time; it is resumed at the next start");
+            Ok(())
+        }
+        ended => Err(Failure::Failed(folder.explain(&ended.to_string()))),
+    }
+}
+
+async fn bind(key: &str, address: std::net::SocketAddr) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address).await.map_err(|error| {
+        Failure::Failed(format!("{key}: cannot listen on {address}: {error}; choose a free port or stop what holds it"))
+    })
+}
+
+async fn serve_leader(
+    listener: Option<TcpListener>,
+    leader: Arc<dyn TransactionLeader>,
+    stop: impl Future<Output = ()>,
+) -> io::Result<()> {
+    let Some(listener) = listener else {
+        stop.await;
+        return Ok(());
+    };
+    let service = transaction_service(leader);
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let server = transport::server().add_service(service).serve_with_incoming_shutdown(incoming, stop);
+    server.await.map_err(io::Error::other)
+}
+
+fn settings(config: &DaemonConfig) -> Settings {
+    let clock_skew_micros = match &config.source {
+        SourceConfig::Postgres(source) => u64::try_from(source.clock_skew.as_micros()).unwrap_or(u64::MAX),
+        _ => 0,
+    };
+    Settings { release: config.release(), clock_skew_micros, gate: true }
+}
+
+fn log_engine(log: &LogConfig) -> Result<Box<dyn TransactionLog>, Failure> {
+    let engine = match log {
+        LogConfig::Memory => EngineConfig::Memory,
+        LogConfig::Sled(dir) => EngineConfig::Sled { dir: dir.clone() },
+        LogConfig::Sqlite(file) => EngineConfig::Sqlite { file: file.clone() },
+    };
+    txn_log::engine(engine).map_err(|error| Failure::Failed(format!("the transaction log: {error}")))
+}
+
+fn tablets(config: &DaemonConfig, spawn: &impl Fn(Worker) -> io::Result<()>) -> Result<Tablets, Failure> {
+    match &config.replica {
+        // A process that only pulls has no tablets of its own: an embedded replica lives where the leader does.
+        ReplicaConfig::Embedded { tablet_count } => {
+            let names: Vec<_> = (1..=*tablet_count).map(|number| format!("replica-{number}")).collect();
+            let named: Vec<&str> = names.iter().map(String::as_str).collect();
+            let opened = embedded::open(&config.data_dir.join("tablets"), &named, TabletOptions::default());
+            let (engines, workers) = opened.map_err(|error| Failure::Failed(error.to_string()))?;
+            for worker in workers {
+                spawn(worker).map_err(|error| Failure::Failed(format!("a tablet's thread: {error}")))?;
+            }
+            let tablets = names.into_iter().zip(engines).map(|(name, engine)| {
+                let leader: Arc<dyn TabletLeader> = Arc::new(engine);
+                NamedTablet { name, from_key: None, leader }
+            });
+            Ok(Tablets::new(tablets.collect::<Vec<_>>(), true))
+        }
+        ReplicaConfig::Grpc(tablets) => {
+            let by_range = tablets.iter().any(|tablet| tablet.from_key.is_some());
+            let remote = tablets.iter().map(|tablet| {
+                let leader = GrpcTablet::new(&tablet.url, &tablet.name)
+                    .map_err(|error| Failure::Failed(format!("replica tablet {:?}: {error}", tablet.name)))?;
+                let first = tablet.from_key.as_deref().unwrap_or_default();
+                let from_key = by_range.then(|| match first {
+                    "" => Vec::new(),
+                    first => Key::from_columns([first.as_bytes()]).0.to_vec(),
+                });
+                let leader: Arc<dyn TabletLeader> = Arc::new(leader);
+                Ok(NamedTablet { name: tablet.name.clone(), from_key, leader })
+            });
+            Ok(Tablets::new(remote.collect::<Result<Vec<_>, Failure>>()?, false))
+        }
+    }
+}
+
+fn sources(config: &DaemonConfig, folder: &DataDir) -> Result<Vec<Arc<dyn Source>>, Failure> {
+    match &config.source {
+        SourceConfig::None => Ok(Vec::new()),
+        SourceConfig::Postgres(source) => postgres(source),
+        SourceConfig::Cdc(tablets) => cdc(tablets, &folder.reader()?),
+    }
+}
+
+fn postgres(source: &PostgresSourceConfig) -> Result<Vec<Arc<dyn Source>>, Failure> {
+    let gids = source.gid_pattern.as_deref().map_or_else(|| Ok(GidPattern::default()), GidPattern::parse);
+    let gids = gids.map_err(|error| Failure::Failed(format!("source.gid_pattern: {error}")))?;
+    let one = |tablet: &crate::config::PostgresTabletConfig| {
+        let options = Options {
+            name: tablet.name.clone(),
+            url: tablet.url.expose().to_owned(),
+            password_file: tablet.password_file.clone(),
+            publication: tablet.publication.clone(),
+            slot: tablet.slot.clone(),
+            gids: gids.clone(),
+            slot_lock_timeout: SLOT_LOCK_TIMEOUT,
+        };
+        let source = PostgresSource::new(options).map_err(Failure::Failed)?;
+        let source: Arc<dyn Source> = Arc::new(source);
+        Ok(source)
+    };
+    source.tablets.iter().map(one).collect()
+}
+
+fn cdc(tablets: &[CdcTabletConfig], reader: &str) -> Result<Vec<Arc<dyn Source>>, Failure> {
+    let streams: StreamNames = tablets.iter().map(|t| (t.tablet.clone(), t.name.clone())).collect();
+    let streams = Arc::new(streams);
+    let one = |config: &CdcTabletConfig| {
+        let CdcTabletConfig { name, url, tablet } = config.clone();
+        let source = CdcSource::new(CdcTablet { name, url, tablet }, reader, Arc::clone(&streams))
+            .map_err(|error| Failure::Failed(format!("source tablet {:?}: {error}", config.name)))?;
+        let source: Arc<dyn Source> = Arc::new(source);
+        Ok(source)
+    };
+    tablets.iter().map(one).collect()
+}
