@@ -200,7 +200,7 @@ impl State {
         let id = if common_clock {
             self.identified(source)
         } else {
-            self.holder(source, stream, opened).unwrap_or_else(|| self.joined(source, stream, prepared_at))
+            self.holder(source, stream, opened).unwrap_or_else(|| self.joined(source, stream, prepared_at, None))
         };
         let (release, position) = (self.release, self.position);
         let Some(found) = self.transactions.get_mut(id) else { return };

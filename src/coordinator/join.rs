@@ -39,29 +39,23 @@ impl State {
         self.uses(source).into_iter().rev().find(holds)
     }
 
-    /// The transaction that a new branch belongs to, begun if it is a new use of its id.
+    /// The transaction that a new branch belongs to, begun if it is a new use of its id: the oldest that takes it, because
+    /// a stream that lags may bring a branch of a use after others have come and gone.
     pub(super) fn joined(
         &mut self,
         source: &SourceTransactionId,
         stream: SourceTabletId,
         prepared_at: HybridTime,
+        after: Option<TransactionId>,
     ) -> TransactionId {
         let skew_micros = self.clock_skew_micros;
-        let newest = self.uses(source).pop();
-        if let Some(id) = newest
-            && self.transactions.get(id).is_some_and(|t| takes_branch(t, stream, prepared_at, skew_micros))
-        {
-            return id;
-        }
-        self.new_use(source, newest)
-    }
-
-    /// A later use than this one that takes the branch, begun if there is none.
-    fn joined_after(&mut self, earlier: TransactionId, source: &SourceTransactionId, branch: &Branch) -> TransactionId {
-        match self.uses(source).pop() {
-            Some(newest) if newest == earlier => self.new_use(source, Some(earlier)),
-            _ => self.joined(source, branch.stream, branch.prepared_at),
-        }
+        let uses = self.uses(source);
+        let from = uses.iter().position(|id| Some(*id) == after).map_or(0, |place| place + 1);
+        let takes = |id: &&TransactionId| {
+            self.transactions.get(**id).is_some_and(|t| takes_branch(t, stream, prepared_at, skew_micros))
+        };
+        let found = uses[from..].iter().find(takes).copied();
+        found.unwrap_or_else(|| self.new_use(source, uses.last().copied()))
     }
 
     /// A new use of an id, right after this one in time.
@@ -97,7 +91,7 @@ impl State {
         let commit = later.iter().any(|branch| branch.ended).then(|| found.commit.take()).flatten();
         let moved = commit.as_ref().map(|_| self.new_use(&source, Some(id)));
         for branch in later {
-            let next = moved.unwrap_or_else(|| self.joined_after(id, &source, &branch));
+            let next = moved.unwrap_or_else(|| self.joined(&source, branch.stream, branch.prepared_at, Some(id)));
             self.move_branch(branch, id, next);
         }
         if let (Some(next), Some(commit)) = (moved, commit) {
