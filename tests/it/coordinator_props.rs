@@ -114,7 +114,7 @@ fn common_clock(plans: &[Plan], streams: usize) -> History {
             draw += 1;
             let position = carries.len() + 1;
             let piece = left[chosen].pop_front().unwrap_or_default();
-            let mut facts = vec![common_clock_fact(plans, chosen, number, piece, position, &mut opened)];
+            let mut facts = vec![common_clock_fact(plans, chosen, piece, position, &mut opened)];
             if let Fact::Branch { opened, tablets, .. } = &facts[0] {
                 let branch = BranchId { stream: stream(number), opened: *opened };
                 uses[chosen].branches.entry(branch).or_default().extend(tablets);
@@ -159,7 +159,6 @@ fn pieces(plan: &Plan, number: usize) -> VecDeque<&'static str> {
 fn common_clock_fact(
     plans: &[Plan],
     chosen: usize,
-    number: usize,
     piece: &str,
     position: usize,
     opened: &mut BTreeMap<usize, usize>,
@@ -184,7 +183,6 @@ fn common_clock_fact(
                 ..ApplyingFact::default()
             });
             let (records, tablets) = if applying.is_some() { (0, vec![]) } else { (plan.records, plan.tablets()) };
-            let _ = number;
             Fact::Branch { transaction, opened, records, tablets, after: vec![], applying }
         }
     }
@@ -278,6 +276,10 @@ struct Run<'h> {
     round: Option<(LogPosition, usize)>,
     fence: Option<usize>,
     prepared: Vec<(SourceTabletId, Vec<SourceTransactionId>)>,
+    /// Asked whether they still run; answered when everything is delivered, when nothing does.
+    running: Vec<(SourceTabletId, Vec<SourceTransactionId>)>,
+    /// Microseconds that passed after the history's end.
+    later: usize,
     commits: BTreeMap<TransactionId, (LogPosition, HybridTime, BTreeMap<ReplicaTabletId, BTreeSet<BranchId>>)>,
     discarded: BTreeSet<(ReplicaTabletId, BranchId)>,
     safe: Option<ReadPoint>,
@@ -304,6 +306,8 @@ impl<'h> Run<'h> {
             round: None,
             fence: None,
             prepared: Vec::new(),
+            running: Vec::new(),
+            later: 0,
             commits: BTreeMap::new(),
             discarded: BTreeSet::new(),
             safe: None,
@@ -314,13 +318,14 @@ impl<'h> Run<'h> {
     }
 
     fn now(&self) -> HybridTime {
-        micros(1000 + self.source_now)
+        micros(1000 + self.source_now + self.later)
     }
 
     fn open(&mut self) {
         self.machine = replay(&self.settings, None, &self.log);
         (self.round, self.fence) = (None, None);
         self.prepared.clear();
+        self.running.clear();
         self.promises.clear();
         self.pending.clear();
         self.epoch += 1;
@@ -364,7 +369,8 @@ impl<'h> Run<'h> {
                 Output::TakeRound { begun_after } => self.round = Some((begun_after, self.source_now)),
                 Output::TakeFence => self.fence = Some(self.source_now),
                 Output::CheckPrepared { stream, transactions } => self.prepared.push((stream, transactions)),
-                Output::CheckRunning { .. } | Output::Nudge { .. } | Output::StopStream { .. } => {}
+                Output::CheckRunning { stream, transactions } => self.running.push((stream, transactions)),
+                Output::Nudge { .. } | Output::StopStream { .. } => {}
             }
         }
         let safe = self.machine.safe().filter(|safe| safe.time < HybridTime::MAX);
@@ -452,6 +458,25 @@ impl<'h> Run<'h> {
         }
     }
 
+    /// Nothing runs any more, and every stream has carried everything.
+    fn not_running(&mut self) {
+        for (stream, transactions) in std::mem::take(&mut self.running) {
+            let s = stream.0 as usize;
+            let checkpoint = at(self.checkpoints[s]);
+            let report = Report {
+                stream,
+                puller: self.pullers[s],
+                follows: checkpoint,
+                upto: checkpoint,
+                facts: vec![Fact::NotRunning { transactions }],
+                ..Report::default()
+            };
+            self.machine.handle_report(self.now(), report).unwrap();
+        }
+        self.outputs();
+        self.later += 20_000_000;
+    }
+
     /// What is prepared on a server at that moment.
     fn prepared_on(&self, s: usize, by: usize) -> Vec<SourceTransactionId> {
         let mut prepared = Vec::new();
@@ -502,6 +527,7 @@ impl<'h> Run<'h> {
             }
             self.answer(0);
             self.outputs();
+            self.not_running();
             self.flush(usize::MAX);
             self.outputs();
             (0..TABLETS).for_each(|tablet| self.applied(tablet));
@@ -604,8 +630,13 @@ fn histories() -> impl Strategy<Value = History> {
     })
 }
 
+/// How many histories: `PROPTEST_CASES`, or as many as take a few seconds.
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(1500)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn random_histories_arrive_whole_in_order_and_leave_nothing(
