@@ -6,6 +6,8 @@ mod cli;
 mod docs;
 mod log_owners;
 mod loop_disk;
+mod postgres_e2e;
+mod postgres_waits;
 mod power_cut;
 mod power_cut_tablet;
 mod runtime;
