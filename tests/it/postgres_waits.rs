@@ -183,7 +183,8 @@ async fn tablets_and_pullers_that_hang_are_named() {
     let servers = servers(2).await;
     let (a, b) = (&servers[0], &servers[1]);
     let (tablet, port) = Daemon::tablets(&["r0"]);
-    let replica = format!("[replica]\nkind = \"grpc\"\n[[replica.tablets]]\nname = \"r0\"\nurl = \"http://127.0.0.1:{port}\"\n");
+    let replica =
+        format!("[replica]\nkind = \"grpc\"\n[[replica.tablets]]\nname = \"r0\"\nurl = \"http://127.0.0.1:{port}\"\n");
     let daemon = running(&servers, &replica).await;
 
     prepare(a, "decided", 1).await;
