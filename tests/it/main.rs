@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests: a call that fails is a failed test")]
 
 mod cli;
+mod coordinator_golden;
 mod docs;
 mod log_owners;
 mod loop_disk;
@@ -10,7 +11,6 @@ mod power_cut;
 mod power_cut_tablet;
 mod runtime;
 mod script;
-mod coordinator_golden;
 mod scripts;
 mod source_postgres;
 mod support;
