@@ -20,6 +20,9 @@ pub const CAUSE: &str = "cause";
 /// The label of the process's role: `leader`, `standby`.
 pub const ROLE: &str = "role";
 
+/// The stream label of a safe time that no stream holds back.
+pub const HELD_BY_NOBODY: &str = "";
+
 /// What a metric's number does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum MetricKind {

@@ -1,9 +1,9 @@
 //! The applier as its admin interface shows it: one look at the leader's machine, and what the pullers say.
 
-use super::Inspect;
 use super::explain::{Cause, Explanation, Involved, TransactionStatus, WaitsFor};
 use super::scan::{Scan, ScanAt, ScanError, ScanRow};
 use super::status::{CopyPhase, CopyStatus, Position, Role, State, Status, StreamStatus, TransactionCounts};
+use super::{Inspect, gauges};
 use crate::applier::leader::StreamState;
 use crate::applier::{Inspector, NotReady, Progress, Reader};
 use crate::coordinator::{self, Coordinator, CopyState, Missing, Release, StreamView, Wait};
@@ -201,6 +201,11 @@ fn explained(coordinator: &Coordinator, now: HybridTime, transaction: &str) -> V
 
 #[async_trait]
 impl Inspect for Inspected {
+    async fn set_gauges(&self) {
+        gauges::set(&self.status().await);
+        self.inspector.set_gauges().await;
+    }
+
     async fn status(&self) -> Status {
         let Ok(seen) = self.inspector.look(Seen::of).await else { return self.follower() };
         let safe = self.inspector.reader().and_then(|reader| reader.safe().ok());

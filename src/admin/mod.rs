@@ -6,6 +6,7 @@
 pub mod client;
 pub mod connect;
 pub mod explain;
+mod gauges;
 pub mod inspected;
 pub mod scan;
 pub mod server;
@@ -33,6 +34,11 @@ pub enum Format {
 pub trait Inspect: Send + Sync + 'static {
     /// What it does right now.
     async fn status(&self) -> Status;
+
+    /// Sets the gauges that show this process: called when somebody scrapes.
+    async fn set_gauges(&self) {
+        gauges::set(&self.status().await);
+    }
 
     /// Every transaction that fits: untorn's id, the source's id, or `tablet:xid`. Empty when none does.
     async fn explain(&self, transaction: &str) -> Vec<Explanation>;

@@ -63,14 +63,20 @@ pub async fn metrics(
     inspect: Option<Arc<dyn Inspect>>,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
+    let shown = inspect.clone();
     let health = match inspect {
         Some(inspect) => health(inspect),
         None => Router::new().route("/livez", get(async || "ok\n")).route("/readyz", get(async || "ok\n")),
     };
     let scraped = recorder.clone();
     let render = move || {
-        let body = scraped.render();
-        async move { ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], body) }
+        let (scraped, shown) = (scraped.clone(), shown.clone());
+        async move {
+            if let Some(shown) = shown {
+                shown.set_gauges().await;
+            }
+            ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], scraped.render())
+        }
     };
     let server = axum::serve(listener, health.route("/metrics", get(render))).with_graceful_shutdown(stop);
     let upkeep = async {

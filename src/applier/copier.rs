@@ -5,10 +5,12 @@ use super::leader::{StreamOpened, StreamState};
 use super::poller::Poller;
 use super::tablets::Tablet;
 use crate::coordinator::CopyState;
+use crate::metrics::{STREAM, STREAM_COPIED_ROWS};
 use crate::router::Router;
 use crate::source::{Catalog, CopyEvent, NewSlot};
 use crate::tablet::CopyBatch;
 use crate::wal::{Key, OpId, Row, TableSchema};
+use ::metrics::counter;
 use futures::future::try_join_all;
 use std::sync::Arc;
 use std::time::Duration;
@@ -93,6 +95,7 @@ impl Copy<'_> {
                     let Some(table) = &mut table else { return Err(out_of_order("rows")) };
                     table.rows += rows.len() as u64;
                     self.rows += rows.len() as u64;
+                    counter!(STREAM_COPIED_ROWS, STREAM => self.poller.side.name.clone()).increment(rows.len() as u64);
                     // The next rows are read while these are stored.
                     let (_, next) = tokio::try_join!(self.send(table, rows, false), async { Ok(copy.next().await?) })?;
                     table.begun = true;

@@ -7,18 +7,20 @@ use super::probes::Probes;
 use super::tablets::ApplyQueue;
 use crate::coordinator::{
     Applied, Coordinator, CopyState, Decided, Fence, Output, Promise, ReadPoint, Refused, Release, Report,
-    StreamOpening, TabletMap,
+    StreamOpening, TabletMap, Work,
 };
 use crate::limits::{SNAPSHOT_AFTER_BYTES, TICK_MS};
+use crate::metrics::{CAUSE, COMMIT_TO_VISIBLE, STATUS, STREAM, TRANSACTIONS_FINISHED, WAITED};
 use crate::source::{OpenBranch, Resume};
 use crate::txn_log::Snapshot;
 use crate::wal::{
     Column, Epoch, HybridTime, LogPosition, OpId, ReplicaTabletId, SourceTabletId, SourceTransactionId, TableSchema,
 };
+use ::metrics::{counter, histogram};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 use tracing::{error, info};
@@ -128,6 +130,8 @@ pub(super) struct Driver {
     pub(super) owner: Epoch,
     pub(super) log_id: String,
     pub(super) release: Release,
+    /// Whether pollers elsewhere name the streams: the configuration here names none.
+    pub(super) joins: bool,
     /// Answers that wait for the log to be durable up to a position.
     pub(super) waiting: BTreeMap<LogPosition, Vec<Box<dyn FnOnce() + Send>>>,
     /// The position and bytes of the append that is on its way.
@@ -136,6 +140,11 @@ pub(super) struct Driver {
     pub(super) bytes: usize,
     pub(super) snapshot_bytes: usize,
     pub(super) snapshot_in_flight: bool,
+    /// A snapshot that waits until what it holds is durable.
+    pub(super) snapshot: Option<Snapshot>,
+    /// Since when waiting was last counted, and what was not worth a whole second.
+    pub(super) waited_since: Instant,
+    pub(super) waited: f64,
     pub(super) settling: Vec<oneshot::Sender<()>>,
     pub(super) tables_changed: bool,
     pub(super) decided: LogPosition,
@@ -170,7 +179,12 @@ impl Driver {
                     Some(LogEvent::Ended(ended)) => return ended,
                     None => return Ended::Failed("the log's thread has ended".into()),
                 },
-                _ = tick.tick() => self.coordinator.handle_tick(now()),
+                _ = tick.tick() => {
+                    self.coordinator.handle_tick(now());
+                    if self.waited_since.elapsed() >= Duration::from_secs(1) {
+                        self.count_waiting();
+                    }
+                }
                 taken = self.inputs.recv_many(&mut batch, 64) => {
                     if taken == 0 {
                         return Ended::Drained;
@@ -211,26 +225,55 @@ impl Driver {
         self.log.send(command).await.map_err(|_| Ended::Failed("the log's thread has ended".into()))
     }
 
-    /// Between two appends, everything folded is durable: the moment for a snapshot.
+    /// Takes a snapshot when one is due. It holds what is on its way to the log, too, so it is stored once that is durable.
     async fn snapshot_if_due(&mut self) -> Result<(), Ended> {
-        if self.snapshot_in_flight || self.bytes < SNAPSHOT_AFTER_BYTES.max(self.snapshot_bytes) {
-            return Ok(());
+        if !self.snapshot_in_flight && self.bytes >= SNAPSHOT_AFTER_BYTES.max(self.snapshot_bytes) {
+            let (position, state) =
+                self.coordinator.snapshot().map_err(|error| Ended::Failed(format!("the snapshot: {error}")))?;
+            self.bytes = 0;
+            self.snapshot_bytes = state.len();
+            self.snapshot_in_flight = true;
+            self.snapshot = Some(Snapshot { position, state: state.into() });
         }
-        let (position, state) =
-            self.coordinator.snapshot().map_err(|error| Ended::Failed(format!("the snapshot: {error}")))?;
-        if position != self.coordinator.durable() {
-            return Ok(());
+        match self.snapshot.take_if(|snapshot| snapshot.position <= self.coordinator.durable()) {
+            Some(snapshot) => self.command(LogCommand::Snapshot(snapshot)).await,
+            None => Ok(()),
         }
-        self.bytes = 0;
-        self.snapshot_bytes = state.len();
-        self.snapshot_in_flight = true;
-        self.command(LogCommand::Snapshot(Snapshot { position, state: state.into() })).await
+    }
+
+    /// Counts what a decision made visible, once for a transaction: at its first replica tablet.
+    fn count(&self, tablet: ReplicaTabletId, decided: &Decided) {
+        match &decided.work {
+            Work::Commit { time, tablets, .. } if tablets.first() == Some(&tablet) => {
+                counter!(TRANSACTIONS_FINISHED, STATUS => "committed").increment(1);
+                histogram!(COMMIT_TO_VISIBLE).record(time.seconds_behind(now()));
+            }
+            Work::Commit { .. } => {}
+            Work::Discard { branches } => {
+                counter!(TRANSACTIONS_FINISHED, STATUS => "aborted").increment(branches.len() as u64);
+            }
+        }
+    }
+
+    /// Counts the seconds that transactions wait, by what the oldest of them waits for.
+    fn count_waiting(&mut self) {
+        let seconds = std::mem::replace(&mut self.waited_since, Instant::now()).elapsed().as_secs_f64();
+        let Some(oldest) = self.coordinator.oldest_waiting() else { return };
+        let Some(wait) = oldest.waits_for else { return };
+        let (cause, stream) = wait.label();
+        let stream = stream.map_or("", |stream| self.coordinator.state().stream_name(stream)).to_owned();
+        self.waited += seconds * self.coordinator.transaction_counts().waiting_to_commit as f64;
+        // A counter holds whole numbers: what is below a second is kept for later.
+        let whole = self.waited.trunc();
+        self.waited -= whole;
+        counter!(WAITED, CAUSE => cause, STREAM => stream).increment(whole as u64);
     }
 
     fn run_output(&mut self, output: Output) {
         match output {
             Output::Apply { tablet, decided } => {
                 self.decided = self.decided.max(decided.position);
+                self.count(tablet, &decided);
                 if let Some((_, work)) = self.queues.get_mut(&tablet) {
                     work.push(decided);
                 }
@@ -315,6 +358,9 @@ impl Driver {
             }
             Input::Applied { tablet, applied } => self.coordinator.handle_applied(tablet, applied),
             Input::OpenStream { name, puller, reply } => {
+                if self.joins {
+                    self.coordinator.handle_stream_joined(now, &name);
+                }
                 let promised = self.coordinator.handle_open_stream(now, &name);
                 if let Ok(promise) = &promised {
                     let stream = promise.value.stream;

@@ -5,9 +5,15 @@ use super::leader::{LeaderError, StreamState};
 use super::reads::Reader;
 use super::streams::{Progress, SharedBudget, StreamSide};
 use crate::coordinator::Coordinator;
+use crate::metrics::{BUDGET, BUDGET_USED, PROVISIONAL_BYTES, PROVISIONAL_OLDEST, PROVISIONAL_RECORDS, TABLET};
 use crate::wal::{Epoch, HybridTime, SourceTabletId};
+use ::metrics::gauge;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::watch;
+
+/// How long a scrape waits for a tablet.
+const STATS_DEADLINE: Duration = Duration::from_millis(500);
 
 /// What a running applier can be asked. Clones are cheap.
 #[derive(Clone)]
@@ -50,6 +56,29 @@ impl Inspector {
         match &self.led {
             Some(led) => led.inputs.look(look).await,
             None => Err(LeaderError::Unavailable("it lives in another process; ask that one".into())),
+        }
+    }
+
+    /// Sets the gauges that only the runtime knows: the budget, and what the replica tablets hold.
+    pub async fn set_gauges(&self) {
+        let (used, total) = self.budget();
+        gauge!(BUDGET).set(total as f64);
+        gauge!(BUDGET_USED).set(used as f64);
+        let Some(reader) = self.reader() else { return };
+        for tablet in reader.tablets.named() {
+            // A tablet that does not answer keeps its last numbers; its absence shows in what waits for it.
+            let asked = tokio::time::timeout(STATS_DEADLINE, tablet.leader.stats()).await;
+            if let Ok(Ok(stats)) = asked {
+                gauge!(PROVISIONAL_RECORDS, TABLET => tablet.name.clone()).set(stats.provisional_records as f64);
+                gauge!(PROVISIONAL_BYTES, TABLET => tablet.name.clone()).set(stats.provisional_bytes as f64);
+            }
+        }
+        let oldest = |coordinator: &Coordinator, now: HybridTime| {
+            let since = coordinator.oldest_undecided();
+            since.map_or(0.0, |since| since.seconds_behind(now))
+        };
+        if let Ok(seconds) = self.look(oldest).await {
+            gauge!(PROVISIONAL_OLDEST).set(seconds);
         }
     }
 

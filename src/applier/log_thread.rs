@@ -3,10 +3,12 @@
 use super::ended::Ended;
 use crate::flow::Backoff;
 use crate::limits::{RETRY_FIRST_MS, RETRY_LAST_MS};
+use crate::metrics::{LOG_APPEND_SECONDS, LOG_APPENDS, LOG_CONFLICTS, LOG_FENCED, LOG_INDETERMINATE};
 use crate::txn_log::{Fate, LogError, Snapshot, TransactionLog, read_back};
 use crate::wal::{Epoch, LogPosition};
+use ::metrics::{counter, histogram};
 use bytes::Bytes;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tracing::warn;
 
@@ -57,16 +59,27 @@ pub(super) async fn run(
 /// whichever of the two lands stands there once, and nothing else may (C6).
 async fn append(log: &mut dyn TransactionLog, epoch: Epoch, position: LogPosition, entry: Bytes) -> Result<(), Ended> {
     let mut backoff = patience(epoch);
+    let begun = Instant::now();
+    let appended = || {
+        counter!(LOG_APPENDS).increment(1);
+        histogram!(LOG_APPEND_SECONDS).record(begun.elapsed().as_secs_f64());
+    };
     loop {
         let error = match log.append(position, epoch, entry.clone()).await {
-            Ok(_) => return Ok(()),
+            Ok(_) => return Ok(appended()),
             Err(error) => error,
         };
+        match &error {
+            LogError::Conflict { .. } => counter!(LOG_CONFLICTS).increment(1),
+            LogError::Fenced { .. } => counter!(LOG_FENCED).increment(1),
+            LogError::Indeterminate(_) => counter!(LOG_INDETERMINATE).increment(1),
+            LogError::Unavailable(_) | LogError::Damaged(_) | LogError::Poisoned(_) => {}
+        }
         let happened = match &error {
             // The position may be taken by this very entry, whose first append was not answered.
             LogError::Conflict { .. } | LogError::Indeterminate(_) => {
                 match read_back(log, position, epoch, &entry).await {
-                    Ok(Fate::Happened) => return Ok(()),
+                    Ok(Fate::Happened) => return Ok(appended()),
                     Ok(Fate::Not) => Some(false),
                     Ok(Fate::Open) => None,
                     Err(error) => match Ended::of_log(&error) {

@@ -10,8 +10,10 @@ use super::tablets::{ApplyQueue, Tablet, Tablets};
 use crate::coordinator::Release;
 use crate::flow::{Assembler, Backoff, Opening};
 use crate::limits::{RETRY_FIRST_MS, RETRY_LAST_MS, STOPPED_RETRY_MS};
+use crate::metrics::{STREAM, STREAM_RECONNECTS};
 use crate::source::{Catalog, SourceError};
 use crate::wal::{Column, Epoch, OpId, ReplicaTabletId, SourceTabletId, TableSchema};
+use ::metrics::counter;
 use async_trait::async_trait;
 use futures::future::try_join_all;
 use std::sync::Arc;
@@ -80,7 +82,10 @@ impl Poller {
                 Ok(SessionEnd::Drained) => return Ok(()),
                 Ok(SessionEnd::Again) => continue,
                 Err(Trouble::Ended(ended)) => return Err(ended),
-                Err(Trouble::Retry(cause)) => (StreamState::Waiting { cause }, backoff.next_wait()),
+                Err(Trouble::Retry(cause)) => {
+                    counter!(STREAM_RECONNECTS, STREAM => self.side.name.clone()).increment(1);
+                    (StreamState::Waiting { cause }, backoff.next_wait())
+                }
                 Err(Trouble::Stop(cause)) => (StreamState::Stopped { cause }, Duration::from_millis(STOPPED_RETRY_MS)),
             };
             self.say(&mut said, &state);

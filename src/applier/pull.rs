@@ -6,9 +6,11 @@ use super::poller::{Poller, SessionEnd, asked_to_drain};
 use super::tablets::Tablet;
 use crate::flow::{Assembled, Assembler, Window};
 use crate::limits::{BATCH_BYTES, REPORT_IDLE_MS, REPORTS_IN_FLIGHT, STALL_SHOWS_AFTER_MS, TICK_MS};
+use crate::metrics::{STREAM, STREAM_BATCHES, STREAM_BYTES, STREAM_RECORDS};
 use crate::source::{Stream, StreamEvent};
 use crate::tablet::{ChunkBatch, Stored};
 use crate::wal::{OpId, ReplicaTabletId};
+use ::metrics::counter;
 use futures::future::{BoxFuture, OptionFuture, try_join_all};
 use futures::stream::{FuturesOrdered, StreamExt};
 use std::time::Duration;
@@ -119,11 +121,13 @@ impl Pull<'_> {
                     side.note(|progress| progress.answered_at = now());
                     match event? {
                         StreamEvent::Batch(batch) => {
+                            self.count(batch.records.len(), batch.bytes);
                             held.take(batch.bytes);
                             window.received(batch.upto);
                             self.assembler.push(batch).map_err(Trouble::Stop)?;
                         }
                         StreamEvent::Chunk(chunk) => {
+                            self.count(chunk.writes.len(), chunk.bytes);
                             let parts = self.assembler.chunk(chunk).map_err(Trouble::Stop)?;
                             staging = Some(stage(self.tablets, parts)).into();
                             is_staging = true;
@@ -147,6 +151,13 @@ impl Pull<'_> {
                 }
             }
         }
+    }
+
+    fn count(&self, records: usize, bytes: usize) {
+        let name = || self.poller.side.name.clone();
+        counter!(STREAM_BATCHES, STREAM => name()).increment(1);
+        counter!(STREAM_RECORDS, STREAM => name()).increment(records as u64);
+        counter!(STREAM_BYTES, STREAM => name()).increment(bytes as u64);
     }
 
     fn note(&self, window: &Window) {

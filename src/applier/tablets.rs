@@ -44,6 +44,11 @@ impl Tablets {
         Self { named: tablets.into_iter().collect(), here }
     }
 
+    /// The tablets of the configuration.
+    pub(super) fn named(&self) -> &[NamedTablet] {
+        &self.named
+    }
+
     /// The map that the configuration asks for: names, and first keys where it is cut by ranges.
     pub(super) fn cut(&self) -> Vec<(String, Option<Vec<u8>>)> {
         self.named.iter().map(|tablet| (tablet.name.clone(), tablet.from_key.clone())).collect()

@@ -24,6 +24,28 @@ pub enum Wait {
     Apply(ReplicaTabletId),
 }
 
+impl Wait {
+    /// The cause in the words of `explain`, and the stream waited for.
+    #[must_use]
+    pub fn label(self) -> (&'static str, Option<SourceTabletId>) {
+        match self {
+            Self::StoppedStream(stream) => ("stopped-stream", Some(stream)),
+            Self::Copy(stream) => ("copy", Some(stream)),
+            Self::Log => ("log", None),
+            Self::Apply(_) => ("apply", None),
+            Self::Gate(missing) => match missing {
+                Missing::Commit(stream) => ("commit", stream),
+                Missing::Applying(stream) => ("applying", Some(stream)),
+                Missing::StartFence(stream) => ("start-fence", stream),
+                Missing::Discovery(stream) => ("discovery", stream),
+                Missing::GidInUse(stream) => ("gid-in-use", Some(stream)),
+                Missing::Cut(stream, _) => ("cut", Some(stream)),
+                Missing::EarlierWrite(_) => ("earlier-write", None),
+            },
+        }
+    }
+}
+
 /// An involved source tablet as `explain` shows it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct InvolvedView {
@@ -299,6 +321,12 @@ impl Coordinator {
             slot_stands: s.slot.is_some(),
         })
         .collect()
+    }
+
+    /// When the oldest transaction that is not decided was first heard of: how old the oldest provisional record may be.
+    #[must_use]
+    pub fn oldest_undecided(&self) -> Option<HybridTime> {
+        self.state().transactions.iter().filter(|t| t.decision.is_none()).map(|t| t.since).min()
     }
 
     /// Transactions by where they stand. Looks at every one.

@@ -144,6 +144,10 @@ impl State {
             Fact::Created { transaction, at } => {
                 let id = self.identified(transaction);
                 self.mention(id, stream, None, *at);
+                let found = self.transactions.get_mut(id);
+                if let Some(branch) = found.and_then(|t| t.branches.iter_mut().find(|b| b.stream == stream)) {
+                    branch.carrier = true;
+                }
             }
             Fact::Pending { transaction } => {
                 let id = self.transactions.find(transaction);
@@ -196,7 +200,7 @@ impl State {
         let id = if common_clock {
             self.identified(source)
         } else {
-            self.holder(source, stream, opened).unwrap_or_else(|| self.joined(source, stream, prepared_at))
+            self.holder(source, stream, opened).unwrap_or_else(|| self.joined(source, stream, prepared_at, None))
         };
         let (release, position) = (self.release, self.position);
         let Some(found) = self.transactions.get_mut(id) else { return };
@@ -208,7 +212,10 @@ impl State {
             return;
         }
         if found.branch(stream, opened).is_none() {
-            found.branches.push(Branch::new(stream, opened));
+            match found.branches.iter_mut().find(|b| b.stream == stream && b.bystander) {
+                Some(bystander) => (bystander.opened, bystander.bystander) = (opened, false),
+                None => found.branches.push(Branch::new(stream, opened)),
+            }
         }
         let Some(branch) = found.branch_mut(stream, opened) else { return };
         let first_applying = applying.is_some() && !branch.applying;
@@ -218,12 +225,14 @@ impl State {
                 branch.tablets.push(*tablet);
             }
         }
-        branch.after.extend_from_slice(after);
+        if !after.is_empty() {
+            branch.extra.get_or_insert_default().after.extend_from_slice(after);
+        }
         branch.applying |= applying.is_some();
         branch.ended |= common_clock && applying.is_some();
         branch.prepared_at = branch.prepared_at.max(prepared_at);
         if let Some(label) = applying.and_then(|a| a.label.as_deref()) {
-            branch.label = Some(label.into());
+            branch.extra.get_or_insert_default().label = Some(label.into());
         }
         let (name, at) = (branch.id(), applying.map_or(report.upto, |a| a.at));
         let held = branch.tablets.clone();
@@ -246,7 +255,10 @@ impl State {
             }
             self.candidate(id);
             // The first records of a large branch came without the time of its PREPARE.
-            self.split_off_later_use(id);
+            let committed_at = self.transactions.get(id).and_then(|t| t.commit.as_ref()).map(|commit| commit.time);
+            if let Some(committed_at) = committed_at {
+                self.split_off_later_use(id, committed_at, None);
+            }
         }
     }
 
@@ -271,12 +283,15 @@ impl State {
         if let Some(branch) = branch.and_then(|opened| found.branch_mut(stream, opened)) {
             branch.ended = true;
         }
+        if *involved == Involvement::Discovered {
+            self.split_off_later_use(id, time, branch.map(|opened| BranchId { stream, opened }));
+        }
+        let Some(found) = self.transactions.get_mut(id) else { return };
         if found.commit.is_none() && found.decision.is_none() {
             let discovered = *involved != Involvement::Discovered;
             found.commit = Some(CommitRecord { time, listed, discovered });
             self.undecided.insert((time, id));
             if *involved == Involvement::Discovered {
-                self.split_off_later_use(id);
                 self.discovery.heard(Unproved { transaction: id, stream, at, heard: self.position });
                 self.pass_rounds();
             }

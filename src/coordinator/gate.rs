@@ -5,7 +5,7 @@ use super::discovery::Start;
 use super::entry::Release;
 use super::state::State;
 use super::stream::Place;
-use super::transaction::Transaction;
+use super::transaction::{Branch, Transaction};
 use crate::wal::{SourceTabletId, TransactionId};
 
 /// What a transaction lacks.
@@ -91,7 +91,7 @@ impl State {
     }
 
     pub(super) fn earlier_writer(&self, transaction: &Transaction) -> Option<TransactionId> {
-        let earlier = transaction.branches.iter().flat_map(|b| &b.after).filter_map(|b| self.by_branch.get(b));
+        let earlier = transaction.branches.iter().flat_map(Branch::after).filter_map(|b| self.by_branch.get(b));
         earlier.copied().find(|id| *id != transaction.id)
     }
 

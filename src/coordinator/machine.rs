@@ -230,7 +230,7 @@ impl Coordinator {
             })
             .map(|(transaction, branch)| OpenBranchView {
                 transaction: transaction.source.clone(),
-                label: branch.label.as_deref().map(str::to_owned),
+                label: branch.label().map(str::to_owned),
                 opened: branch.opened,
                 records: branch.records,
                 applying: branch.applying,

@@ -98,5 +98,5 @@ pub use machine::{Coordinator, Settings};
 pub use output::{OpenBranchView, Output, Promise, Refused, StreamOpening};
 pub use state::State;
 pub use stream::{Place, StreamRecord};
-pub use transaction::{Branch, CommitRecord, Decision, Status, Transaction};
+pub use transaction::{Branch, BranchExtra, CommitRecord, Decision, Status, Transaction};
 pub use transactions::Transactions;

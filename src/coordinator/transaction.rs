@@ -53,15 +53,15 @@ pub struct Branch {
     pub records: u64,
     /// When it was prepared (PostgreSQL), else zero.
     pub prepared_at: HybridTime,
-    /// What the source will end it by, where that is not the transaction's id.
-    pub label: Option<Box<str>>,
     /// The replica tablets that hold writes of it.
     pub tablets: SmallVec<[ReplicaTabletId; 4]>,
-    /// Earlier undecided branches of its stream that wrote one of its keys (`release = "atomic"`).
-    pub after: Vec<BranchId>,
+    /// What few branches have.
+    pub extra: Option<Box<BranchExtra>>,
     /// Its Applying record has arrived.
     pub applying: bool,
-    /// The stream carries records of the transaction itself (Created, Commit) but no branch of it.
+    /// The stream carried the Created record, so it will carry the Commit or Aborted record.
+    pub carrier: bool,
+    /// The stream has carried records of the transaction itself (Created, Commit) but none of a branch.
     pub bystander: bool,
     /// Its end in the stream was heard: COMMIT PREPARED, an ordinary commit, or with a common clock the Applying record.
     pub ended: bool,
@@ -69,6 +69,15 @@ pub struct Branch {
     pub inside: bool,
     /// It waits in its stream's queue of ends that are not acknowledged yet.
     pub unacknowledged: bool,
+}
+
+/// What few branches have: apart, because a million branches may wait.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BranchExtra {
+    /// What the source will end it by, where that is not the transaction's id.
+    pub label: Option<Box<str>>,
+    /// Earlier undecided branches of its stream that wrote one of its keys (`release = "atomic"`).
+    pub after: Vec<BranchId>,
 }
 
 /// What the Commit record said.
@@ -102,8 +111,8 @@ pub struct Transaction {
     pub since: HybridTime,
     /// A Pending record was heard.
     pub pending: bool,
-    /// Its parts. Seldom more than four.
-    pub branches: SmallVec<[Branch; 2]>,
+    /// Its parts. Seldom more than four, and while it waits often the first only.
+    pub branches: SmallVec<[Branch; 1]>,
     /// Its Commit record, once heard.
     pub commit: Option<CommitRecord>,
     /// The decision, once there is one.
@@ -148,7 +157,7 @@ impl Transaction {
     /// The stream that will carry its Commit or Aborted record, once a Created record has said so.
     #[must_use]
     pub fn carrier(&self) -> Option<SourceTabletId> {
-        self.branches.iter().find(|b| b.bystander).map(|b| b.stream)
+        self.branches.iter().find(|b| b.carrier).map(|b| b.stream)
     }
 
     /// The branch that opened there.
@@ -183,15 +192,27 @@ impl Branch {
             mentioned: opened,
             records: 0,
             prepared_at: HybridTime::MIN,
-            label: None,
             tablets: SmallVec::new(),
-            after: Vec::new(),
+            extra: None,
             applying: false,
+            carrier: false,
             bystander: false,
             ended: false,
             inside: false,
             unacknowledged: false,
         }
+    }
+
+    /// What the source will end it by, where that is not the transaction's id.
+    #[must_use]
+    pub fn label(&self) -> Option<&str> {
+        self.extra.as_ref()?.label.as_deref()
+    }
+
+    /// Earlier undecided branches of its stream that wrote one of its keys (`release = "atomic"`).
+    #[must_use]
+    pub fn after(&self) -> &[BranchId] {
+        self.extra.as_ref().map_or(&[], |extra| &extra.after)
     }
 
     /// How replica tablets call it.

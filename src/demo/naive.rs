@@ -1,7 +1,7 @@
 //! Two replicas in a few lines, to show that the auditor sees what it must: one applies whole transactions, one applies
 //! what it has as soon as it knows the commit time.
 
-use super::auditor::{self, Auditor};
+use super::auditor;
 use super::bank::Bank;
 use super::change::TABLE;
 use super::history::Difference;
@@ -228,7 +228,7 @@ async fn run(gate: bool) -> (Numbers, Difference, bool) {
         () = main => {}
         _ = follow => {}
         () = super::follow(&naive, &progress) => {}
-        () = Auditor::default().run(&naive, TABLE, &bank, &progress, 7) => {}
+        () = auditor::audit(&naive, TABLE, &bank, &progress, 7) => {}
     }
     let at = naive.safe().unwrap();
     let (difference, equal) = auditor::compare(&naive, naive.table(TABLE), at, &bank).await.unwrap();

@@ -13,6 +13,8 @@ mod power_cut;
 mod power_cut_tablet;
 mod runtime;
 mod script;
+mod coordinator_golden;
+mod coordinator_props;
 mod scripts;
 mod source_postgres;
 mod support;

@@ -239,7 +239,14 @@ async fn a_stopped_stream_says_why_and_the_others_go_on() {
     .await
     .expect("the stream that is well does not go on");
     let state = |stream: usize| applier.inspector().progress(&crate::script::name(stream)).unwrap().state;
-    assert_eq!(state(1), StreamState::Stopped { cause: "record 7 cannot be decoded".into() });
+    let stopped = StreamState::Stopped { cause: "record 7 cannot be decoded".into() };
+    timeout(PATIENCE, async {
+        while state(1) != stopped {
+            sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .expect("the damaged stream does not stop by name");
     assert_eq!(state(0), StreamState::Running);
 }
 
