@@ -9,6 +9,7 @@ mod docs;
 mod log_owners;
 mod loop_disk;
 mod postgres_e2e;
+mod postgres_faults;
 mod postgres_waits;
 mod power_cut;
 mod power_cut_tablet;

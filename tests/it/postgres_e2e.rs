@@ -3,7 +3,7 @@
 
 use crate::support::daemon::{Daemon, source_of};
 use crate::support::postgres::{Postgres, execute};
-use futures::TryStreamExt;
+use crate::support::tables::until_equal;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeMap;
@@ -158,35 +158,6 @@ fn audit(daemon: &Daemon, servers: usize) -> u64 {
         }
     }
     scans
-}
-
-/// A table's rows as COPY writes them, of all servers together, sorted.
-async fn source_rows(bank: &[Postgres], table: &str) -> Vec<String> {
-    let mut rows = Vec::new();
-    for server in bank {
-        let session = server.connect().await;
-        let copy = session.copy_out(&format!("COPY {table} TO STDOUT (FORMAT csv)")).await.unwrap();
-        let pieces: Vec<_> = copy.try_collect().await.unwrap();
-        let text = String::from_utf8(pieces.concat()).unwrap();
-        rows.extend(text.lines().map(str::to_owned));
-    }
-    rows.sort_unstable();
-    rows
-}
-
-/// Waits until the replica's table is what the servers hold, at `safe` and at `latest`.
-async fn until_equal(daemon: &Daemon, bank: &[Postgres], table: &str) {
-    let expected = source_rows(bank, table).await;
-    for at in ["safe", "latest"] {
-        daemon
-            .until(&format!("{table} equals the servers' at {at}"), || {
-                let rows = daemon.scan(table, at, "csv").ok()?;
-                let mut rows: Vec<&str> = rows.lines().collect();
-                rows.sort_unstable();
-                (rows == expected).then_some(())
-            })
-            .await;
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
