@@ -3,14 +3,15 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests: a call that fails is a failed test")]
 
 mod cli;
+mod coordinator_golden;
 mod docs;
 mod log_owners;
 mod loop_disk;
 mod power_cut;
 mod power_cut_tablet;
+mod processes;
 mod runtime;
 mod script;
-mod coordinator_golden;
 mod scripts;
 mod source_postgres;
 mod support;
