@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests: a call that fails is a failed test")]
 
 mod cli;
+mod coordinator_golden;
+mod coordinator_props;
 mod docs;
 mod log_owners;
 mod loop_disk;
@@ -13,8 +15,6 @@ mod power_cut;
 mod power_cut_tablet;
 mod runtime;
 mod script;
-mod coordinator_golden;
-mod coordinator_props;
 mod scripts;
 mod source_postgres;
 mod support;
