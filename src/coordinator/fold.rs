@@ -283,6 +283,9 @@ impl State {
         let Some(found) = self.transactions.get_mut(id) else { return };
         if let Some(branch) = branch.and_then(|opened| found.branch_mut(stream, opened)) {
             branch.ended = true;
+            // A PREPARE that takes the place of its COMMIT PREPARED came late: it was prepared before the slot stood, and so
+            // lies before everything in the stream. Its place would close a circle of waits.
+            branch.inside |= *involved == Involvement::Discovered && branch.opened.term == at.term;
         }
         if *involved == Involvement::Discovered {
             self.split_off_later_use(id, time, branch.map(|opened| BranchId { stream, opened }));

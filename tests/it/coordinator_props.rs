@@ -2,7 +2,7 @@
 //! become durable late, crashes with the last entries lost or kept, reports sent again. The model knows the whole history
 //! and compares pair by pair.
 
-use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop, proptest};
+use proptest::prelude::{ProptestConfig, Strategy, any, prop, proptest};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use untorn::coordinator::{
     Applied, ApplyingFact, Coordinator, Entry, Fact, Fence, InvolvedStream, Involvement, Item, Outcome, Output,
@@ -42,6 +42,11 @@ struct Use {
 #[derive(Clone, Debug)]
 struct History {
     release: Release,
+    /// What was really written, before any slot was made.
+    servers: Vec<Vec<(usize, Vec<Fact>)>>,
+    /// Where each stream's slot starts; all of them stand at `begun`.
+    starts: Vec<usize>,
+    begun: usize,
     streams: Vec<Vec<(usize, Vec<Fact>)>>,
     uses: Vec<Use>,
     end: usize,
@@ -131,7 +136,16 @@ fn common_clock(plans: &[Plan], streams: usize) -> History {
     for (number, plan) in plans.iter().enumerate() {
         uses[number].committed = plan.commits.then(|| micros(100 + number));
     }
-    History { release: Release::CommonClock, streams: carried, uses, end: 0 }
+    let starts = vec![0; streams];
+    History {
+        release: Release::CommonClock,
+        servers: carried.clone(),
+        starts,
+        begun: 0,
+        streams: carried,
+        uses,
+        end: 0,
+    }
 }
 
 fn pieces(plan: &Plan, number: usize) -> VecDeque<&'static str> {
@@ -256,7 +270,49 @@ fn two_phase(plans: &[Plan], streams: usize, release: Release) -> History {
             running.remove(chosen);
         }
     }
-    History { release, streams: carried, uses, end: now }
+    let starts = vec![0; streams];
+    History { release, servers: carried.clone(), starts, begun: 0, streams: carried, uses, end: now }
+}
+
+/// Slots that are made while the servers work: what ended at or below a slot's start is in the copy, and a branch that was
+/// prepared before it comes late, in the place of its COMMIT PREPARED (trace 28).
+fn with_slots(mut history: History, starts: &[u8]) -> History {
+    for s in 0..history.streams.len() {
+        let start = starts[s] as usize % (history.servers[s].len() + 1);
+        history.starts[s] = start;
+        let begun = history.servers[s][..start].last().map_or(0, |(written, _)| *written);
+        history.begun = history.begun.max(begun);
+        for position in 1..=start {
+            let facts = std::mem::take(&mut history.streams[s][position - 1].1);
+            let Some(Fact::Branch { opened, .. }) = facts.first() else { continue };
+            let before = BranchId { stream: stream(s), opened: *opened };
+            let Some(one) = history.uses.iter_mut().find(|one| one.branches.contains_key(&before)) else { continue };
+            let tablets = one.branches.remove(&before).unwrap_or_default();
+            let end = one.places.get(&s).map_or(0, |(_, end)| *end);
+            one.places.remove(&s);
+            if end > start {
+                let late = &mut history.streams[s][end - 1].1;
+                if one.committed.is_some() {
+                    one.branches.insert(BranchId { stream: stream(s), opened: at(end) }, tablets);
+                    // It was really prepared before everything that the stream carries.
+                    one.places.insert(s, (0, end));
+                    late.insert(0, facts[0].clone());
+                    late.iter_mut().for_each(|fact| take_place(fact, at(end)));
+                } else {
+                    late.clear();
+                }
+            }
+        }
+    }
+    history
+}
+
+fn take_place(fact: &mut Fact, end: OpId) {
+    match fact {
+        Fact::Branch { opened, applying: Some(applying), .. } => (*opened, applying.at) = (end, end),
+        Fact::Commit { branch, .. } => *branch = Some(end),
+        _ => {}
+    }
 }
 
 /// The machine with the log under it and the poller of each stream.
@@ -282,6 +338,8 @@ struct Run<'h> {
     later: usize,
     commits: BTreeMap<TransactionId, (LogPosition, HybridTime, BTreeMap<ReplicaTabletId, BTreeSet<BranchId>>)>,
     discarded: BTreeSet<(ReplicaTabletId, BranchId)>,
+    /// Where readers could begin first.
+    readable_from: Option<LogPosition>,
     safe: Option<ReadPoint>,
     safes: Vec<ReadPoint>,
 }
@@ -302,7 +360,7 @@ impl<'h> Run<'h> {
             checkpoints: vec![0; count],
             promises: Vec::new(),
             acknowledged: vec![0; count],
-            source_now: 0,
+            source_now: history.begun,
             round: None,
             fence: None,
             prepared: Vec::new(),
@@ -310,6 +368,7 @@ impl<'h> Run<'h> {
             later: 0,
             commits: BTreeMap::new(),
             discarded: BTreeSet::new(),
+            readable_from: None,
             safe: None,
             safes: Vec::new(),
         };
@@ -340,15 +399,18 @@ impl<'h> Run<'h> {
             self.checkpoints[s] = opening.checkpoint.term as usize;
             assert!(self.checkpoints[s] >= self.acknowledged[s], "what was acknowledged will not be sent again");
             if self.settings.release != Release::CommonClock && opening.slot.is_none() {
-                self.machine.handle_slot(now, stream(s), opening.puller, OpId::ZERO, "").unwrap();
+                let start = self.history.starts[s];
+                self.machine.handle_slot(now, stream(s), opening.puller, at(start), "").unwrap();
+                self.checkpoints[s] = start;
             }
         }
         self.outputs();
     }
 
     fn outputs(&mut self) {
-        while let Some(entry) = self.machine.poll_entry() {
-            self.pending.push_back(Entry::decode(&entry.encode().unwrap()).unwrap());
+        // The log takes one entry at a time; what is said meanwhile gathers in the next.
+        if self.pending.is_empty() {
+            self.poll_entry();
         }
         while let Some(output) = self.machine.poll_output() {
             match output {
@@ -373,6 +435,7 @@ impl<'h> Run<'h> {
                 Output::Nudge { .. } | Output::StopStream { .. } => {}
             }
         }
+        self.readable_from = self.readable_from.or(self.machine.latest().map(|latest| latest.position));
         let safe = self.machine.safe().filter(|safe| safe.time < HybridTime::MAX);
         if let (Some(before), Some(now)) = (self.safe, safe) {
             assert!(now.time >= before.time && now.position >= before.position, "safe time went back");
@@ -384,9 +447,15 @@ impl<'h> Run<'h> {
         assert_eq!(invariants::all_broken(&self.machine), Vec::<String>::new());
     }
 
+    fn poll_entry(&mut self) {
+        if let Some(entry) = self.machine.poll_entry() {
+            self.pending.push_back(Entry::decode(&entry.encode().unwrap()).unwrap());
+        }
+    }
+
     /// How many records a stream's server had written by then.
     fn written(&self, s: usize, by: usize) -> usize {
-        self.history.streams[s].partition_point(|(written, _)| *written <= by)
+        self.history.servers[s].partition_point(|(written, _)| *written <= by)
     }
 
     fn deliver(&mut self, s: usize, count: usize, keepalive: bool) {
@@ -416,6 +485,9 @@ impl<'h> Run<'h> {
 
     fn flush(&mut self, count: usize) {
         for _ in 0..count {
+            if self.pending.is_empty() {
+                self.poll_entry();
+            }
             let Some(entry) = self.pending.pop_front() else { break };
             let position = entry.position;
             self.log.push(entry);
@@ -480,7 +552,7 @@ impl<'h> Run<'h> {
     /// What is prepared on a server at that moment.
     fn prepared_on(&self, s: usize, by: usize) -> Vec<SourceTransactionId> {
         let mut prepared = Vec::new();
-        for fact in self.history.streams[s][..self.written(s, by)].iter().flat_map(|(_, facts)| facts) {
+        for fact in self.history.servers[s][..self.written(s, by)].iter().flat_map(|(_, facts)| facts) {
             match fact {
                 Fact::Branch { transaction, .. } => prepared.push(transaction.clone()),
                 Fact::Commit { transaction, .. } | Fact::Aborted { transaction, .. } => {
@@ -510,7 +582,7 @@ impl<'h> Run<'h> {
             11 => self.machine.handle_tick(self.now()),
             _ => {
                 // The fate of the entries on their way: so many were kept.
-                self.flush(random % (self.pending.len() + 1));
+                self.flush(random % 3);
                 self.open();
             }
         }
@@ -551,7 +623,7 @@ impl<'h> Run<'h> {
             assert!(uses[number].committed.is_some(), "{transaction} was aborted at the source");
             assert!(decided.insert(number, (*position, *time)).is_none(), "{transaction} is applied twice");
         }
-        for (number, one) in uses.iter().enumerate() {
+        for (number, one) in uses.iter().enumerate().filter(|(_, one)| !one.branches.is_empty()) {
             match one.committed {
                 Some(time) => {
                     let (_, given) = decided.get(&number).unwrap_or_else(|| panic!("use {number} is not decided"));
@@ -566,6 +638,12 @@ impl<'h> Run<'h> {
                     }
                 }
             }
+        }
+        for (number, (position, _)) in &decided {
+            // One half of it may be in a copy: it is there when the first reader comes.
+            let before = uses[*number].committed.is_some_and(|committed| committed <= micros(self.history.begun));
+            let shown = self.history.release == Release::CommonClock || Some(*position) <= self.readable_from;
+            assert!(!before || shown, "use {number} is not in the first cut");
         }
         for safe in &self.safes {
             for (position, time) in decided.values() {
@@ -623,8 +701,11 @@ fn replay(settings: &Settings, snapshot: Option<(LogPosition, &[u8])>, entries: 
 fn histories() -> impl Strategy<Value = History> {
     let release = prop::sample::select(vec![Release::CommonClock, Release::Ordered, Release::Atomic]);
     (1usize..4, release).prop_flat_map(|(streams, release)| {
-        (plans(streams), Just(streams), Just(release)).prop_map(|(plans, streams, release)| match release {
+        let starts = prop::collection::vec(any::<u8>(), streams);
+        let late = prop::bool::ANY;
+        (plans(streams), starts, late).prop_map(move |(plans, starts, late)| match release {
             Release::CommonClock => common_clock(&plans, streams),
+            _ if late => with_slots(two_phase(&plans, streams, release), &starts),
             _ => two_phase(&plans, streams, release),
         })
     })

@@ -13,6 +13,7 @@ mod postgres_faults;
 mod postgres_waits;
 mod power_cut;
 mod power_cut_tablet;
+mod processes;
 mod runtime;
 mod script;
 mod scripts;
