@@ -166,8 +166,14 @@ pub const APPLY_BYTES: usize = 1 << 20;
 pub const READ_WAIT_MS: u64 = 5_000;
 /// Keys of one undecided branch that are remembered to find conflicts; a branch with more conflicts with every other.
 pub const CONFLICT_KEYS_MAX: usize = 1 << 16;
-/// Bytes of a tablet's newest writes of one kind that are held in memory before they go to a table file.
-pub const STORE_MEMTABLE_BYTES: u64 = 16 << 20;
+/// Bytes of newest writes that the tablets of one folder gather in memory, together, before they go to table files. The
+/// store holds up to four times as much while its disk is behind (a gigabyte in one transaction is such a time), and the
+/// daemon is to stay below 256 MiB then.
+pub const STORE_MEMTABLES_BYTES: u64 = 48 << 20;
+/// The least and the most that one tablet gathers of one kind: below, table files become many; above, nothing gets better.
+pub const STORE_MEMTABLE_BYTES_MIN: u64 = 1 << 20;
+/// See [`STORE_MEMTABLE_BYTES_MIN`].
+pub const STORE_MEMTABLE_BYTES_MAX: u64 = 16 << 20;
 /// Bytes of blocks of table files that the tablets of one folder hold in memory.
 pub const STORE_CACHE_BYTES: u64 = 32 << 20;
 /// Bytes of journals of the tablets of one folder; above, the oldest writes in memory go to table files.

@@ -97,6 +97,7 @@ impl State {
             Item::Applied { tablet, through } => self.fold_applied(*tablet, *through),
             Item::SafeTime { time } => {
                 self.safe = Some((self.position, *time));
+                self.last_time = self.last_time.max(*time);
                 while let Some(&(at, id)) = self.above_safe.first().filter(|(at, _)| at <= time) {
                     self.above_safe.remove(&(at, id));
                     self.forget_if_finished(id);

@@ -54,6 +54,8 @@ async fn explain_names_the_server_that_holds_a_transaction() {
     let servers = servers(2).await;
     let (a, b) = (&servers[0], &servers[1]);
     let daemon = running(&servers, "").await;
+    let start = daemon.safe_time();
+    assert_eq!(daemon.scan("public.t", &start, "csv").unwrap(), "");
     prepare(a, "open", 1).await;
     daemon.until_waits_for("open", "commit", Some("shard-a")).await;
 
@@ -79,6 +81,9 @@ async fn explain_names_the_server_that_holds_a_transaction() {
             (rows.lines().count() == 3).then_some(())
         })
         .await;
+    let after = daemon.safe_time();
+    assert!(after.parse::<u64>().unwrap() > start.parse::<u64>().unwrap(), "safe time went from {start} to {after}");
+    assert_eq!(daemon.scan("public.t", &start, "csv").unwrap(), "", "at the start nothing was there");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,7 +4,7 @@ use super::postgres::Postgres;
 use serde_json::Value;
 use std::fs::File;
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -75,11 +75,6 @@ impl Daemon {
         self.folder.path().join("untorn.toml")
     }
 
-    /// Its folder, where tests may put files of theirs.
-    pub fn folder(&self) -> &Path {
-        self.folder.path()
-    }
-
     /// Starts the process; what it says is added to its log.
     pub fn start(&mut self) {
         assert!(self.process.is_none(), "it runs");
@@ -110,14 +105,6 @@ impl Daemon {
         self.process.take().expect("it runs").wait().expect("it ends")
     }
 
-    /// Resident memory in KiB, at its highest.
-    pub fn peak_memory_kib(&self) -> u64 {
-        let id = self.process.as_ref().expect("it runs").id();
-        let status = std::fs::read_to_string(format!("/proc/{id}/status")).expect("it runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux says so");
-        line.trim().trim_end_matches(" kB").parse().expect("a number")
-    }
-
     /// What the process said so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
@@ -133,6 +120,12 @@ impl Daemon {
     /// `status`, while it answers.
     pub fn status(&self) -> Option<Value> {
         json_lines(&self.ask(&["status", "--format", "json"])).pop()
+    }
+
+    /// Safe time, as `scan --at` takes it.
+    pub fn safe_time(&self) -> String {
+        let status = self.status().expect("it answers");
+        status["safe_time"].as_str().expect("there is a safe time").to_owned()
     }
 
     /// `explain`, every transaction that fits; none when it is not known.
