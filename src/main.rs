@@ -22,8 +22,9 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
     let mut out = io::BufWriter::new(io::stdout());
     match command {
         Command::Demo(args) => {
-            // The demo owns the terminal: only what went wrong is logged, unless RUST_LOG asks for more.
-            log(&std::env::var("RUST_LOG").unwrap_or_else(|_| "warn".into()))?;
+            // Only what went wrong is logged, and nothing while the screen is on, unless RUST_LOG asks for more.
+            let filter = if demo::show::is_interactive(args.format) { "off" } else { "warn" };
+            log(&std::env::var("RUST_LOG").unwrap_or_else(|_| filter.into()))?;
             let start = async |plan| demo::pipeline::Pipeline::start(plan, thread).await;
             return Ok(runtime()?.block_on(demo::run(args, start)));
         }

@@ -132,6 +132,8 @@ pub(super) struct Driver {
     pub(super) owner: Epoch,
     pub(super) log_id: String,
     pub(super) release: Release,
+    /// Whether pollers elsewhere name the streams: the configuration here names none.
+    pub(super) joins: bool,
     /// Answers that wait for the log to be durable up to a position.
     pub(super) waiting: BTreeMap<LogPosition, Vec<Box<dyn FnOnce() + Send>>>,
     /// The position and bytes of the append that is on its way.
@@ -377,6 +379,9 @@ impl Driver {
             }
             Input::Applied { tablet, applied } => self.coordinator.handle_applied(tablet, applied),
             Input::OpenStream { name, puller, reply } => {
+                if self.joins {
+                    self.coordinator.handle_stream_joined(now, &name);
+                }
                 let promised = self.coordinator.handle_open_stream(now, &name);
                 if let Ok(promise) = &promised {
                     let stream = promise.value.stream;

@@ -66,7 +66,10 @@ async fn append(log: &mut dyn TransactionLog, epoch: Epoch, position: LogPositio
     };
     loop {
         let error = match log.append(position, epoch, entry.clone()).await {
-            Ok(_) => return Ok(appended()),
+            Ok(_) => {
+                appended();
+                return Ok(());
+            }
             Err(error) => error,
         };
         match &error {
@@ -79,7 +82,10 @@ async fn append(log: &mut dyn TransactionLog, epoch: Epoch, position: LogPositio
             // The position may be taken by this very entry, whose first append was not answered.
             LogError::Conflict { .. } | LogError::Indeterminate(_) => {
                 match read_back(log, position, epoch, &entry).await {
-                    Ok(Fate::Happened) => return Ok(appended()),
+                    Ok(Fate::Happened) => {
+                        appended();
+                        return Ok(());
+                    }
                     Ok(Fate::Not) => Some(false),
                     Ok(Fate::Open) => None,
                     Err(error) => match Ended::of_log(&error) {

@@ -278,6 +278,7 @@ async fn lead(
         log_id,
         release,
         said: BTreeMap::new(),
+        joins: streams.is_empty(),
         waiting: BTreeMap::new(),
         in_flight: None,
         bytes,

@@ -46,10 +46,10 @@ impl DataDir {
     /// This replica's name at CDC services, made once: they keep their WAL for it.
     pub(super) fn reader(&self) -> Result<String, Failure> {
         let file = self.path.join("reader");
-        if let Ok(name) = fs::read_to_string(&file) {
-            if !name.trim().is_empty() {
-                return Ok(name.trim().to_owned());
-            }
+        if let Ok(name) = fs::read_to_string(&file)
+            && !name.trim().is_empty()
+        {
+            return Ok(name.trim().to_owned());
         }
         let name = format!("untorn-{:016x}", rand::rngs::SmallRng::from_os_rng().next_u64());
         fs::write(&file, &name).map_err(|error| self.failed("cannot keep this replica's name", &error))?;

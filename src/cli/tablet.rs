@@ -57,7 +57,10 @@ pub async fn tablet(config: TabletServerConfig, spawn: impl Fn(Worker) -> io::Re
     let export = async {
         match exporter {
             Some(exporter) => server::metrics(exporter, recorder, None, until(stopped.clone())).await,
-            None => Ok(until(stopped.clone()).await),
+            None => {
+                until(stopped.clone()).await;
+                Ok(())
+            }
         }
     };
     let failed = async {

@@ -70,6 +70,13 @@ impl Discovery {
         }
     }
 
+    /// The commit was another transaction's.
+    pub(super) fn rename(&mut self, from: TransactionId, to: TransactionId) {
+        let unproved = self.unproved.iter_mut().map(|commit| &mut commit.transaction);
+        let waiting = self.rounds.iter_mut().flat_map(|round| &mut round.waiting);
+        unproved.chain(waiting).filter(|id| **id == from).for_each(|id| *id = to);
+    }
+
     /// A round was taken.
     pub(super) fn taken(&mut self, begun_after: LogPosition, positions: Vec<(SourceTabletId, OpId)>) {
         let mut waiting = Vec::new();

@@ -200,7 +200,7 @@ impl State {
         let id = if common_clock {
             self.identified(source)
         } else {
-            self.holder(source, stream, opened).unwrap_or_else(|| self.joined(source, stream, prepared_at))
+            self.holder(source, stream, opened).unwrap_or_else(|| self.joined(source, stream, prepared_at, None))
         };
         let (release, position) = (self.release, self.position);
         let Some(found) = self.transactions.get_mut(id) else { return };
@@ -255,7 +255,10 @@ impl State {
             }
             self.candidate(id);
             // The first records of a large branch came without the time of its PREPARE.
-            self.split_off_later_use(id);
+            let committed_at = self.transactions.get(id).and_then(|t| t.commit.as_ref()).map(|commit| commit.time);
+            if let Some(committed_at) = committed_at {
+                self.split_off_later_use(id, committed_at, None);
+            }
         }
     }
 
@@ -279,13 +282,19 @@ impl State {
         let Some(found) = self.transactions.get_mut(id) else { return };
         if let Some(branch) = branch.and_then(|opened| found.branch_mut(stream, opened)) {
             branch.ended = true;
+            // A PREPARE that takes the place of its COMMIT PREPARED came late: it was prepared before the slot stood, and so
+            // lies before everything in the stream. Its place would close a circle of waits.
+            branch.inside |= *involved == Involvement::Discovered && branch.opened.term == at.term;
         }
+        if *involved == Involvement::Discovered {
+            self.split_off_later_use(id, time, branch.map(|opened| BranchId { stream, opened }));
+        }
+        let Some(found) = self.transactions.get_mut(id) else { return };
         if found.commit.is_none() && found.decision.is_none() {
             let discovered = *involved != Involvement::Discovered;
             found.commit = Some(CommitRecord { time, listed, discovered });
             self.undecided.insert((time, id));
             if *involved == Involvement::Discovered {
-                self.split_off_later_use(id);
                 self.discovery.heard(Unproved { transaction: id, stream, at, heard: self.position });
                 self.pass_rounds();
             }

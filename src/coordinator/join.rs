@@ -13,7 +13,7 @@
 use super::state::State;
 use super::stream::Place;
 use super::transaction::{Branch, Transaction};
-use crate::wal::{HybridTime, OpId, SourceTabletId, SourceTransactionId, TransactionId};
+use crate::wal::{BranchId, HybridTime, OpId, SourceTabletId, SourceTransactionId, TransactionId};
 
 impl State {
     /// The uses of an id that are not forgotten, oldest first.
@@ -39,73 +39,94 @@ impl State {
         self.uses(source).into_iter().rev().find(holds)
     }
 
-    /// The transaction that a new branch belongs to, begun if it is a new use of its id.
+    /// The transaction that a new branch belongs to, begun if it is a new use of its id: the oldest that takes it, because
+    /// a stream that lags may bring a branch of a use after others have come and gone.
     pub(super) fn joined(
         &mut self,
         source: &SourceTransactionId,
         stream: SourceTabletId,
         prepared_at: HybridTime,
+        after: Option<TransactionId>,
     ) -> TransactionId {
         let skew_micros = self.clock_skew_micros;
-        let newest = self.uses(source).pop();
-        if let Some(id) = newest
-            && self.transactions.get(id).is_some_and(|t| takes_branch(t, stream, prepared_at, skew_micros))
-        {
-            return id;
-        }
-        self.next_use(source, newest)
+        let uses = self.uses(source);
+        let from = uses.iter().position(|id| Some(*id) == after).map_or(0, |place| place + 1);
+        let takes = |id: &&TransactionId| {
+            self.transactions.get(**id).is_some_and(|t| takes_branch(t, stream, prepared_at, skew_micros))
+        };
+        let found = uses[from..].iter().find(takes).copied();
+        found.unwrap_or_else(|| self.new_use(source, uses.last().copied()))
     }
 
-    fn next_use(&mut self, source: &SourceTransactionId, newest: Option<TransactionId>) -> TransactionId {
-        let incarnation = newest.and_then(|id| self.transactions.get(id)).map_or(0, |t| t.source.incarnation + 1);
+    /// A new use of an id, right after this one in time.
+    fn new_use(&mut self, source: &SourceTransactionId, after: Option<TransactionId>) -> TransactionId {
+        let uses = self.uses(source);
+        let incarnations = uses.iter().filter_map(|id| self.transactions.get(*id)).map(|t| t.source.incarnation);
+        let incarnation = incarnations.max().map_or(0, |highest| highest + 1);
         let id = self.transactions.create(SourceTransactionId { id: source.id.clone(), incarnation }, self.time);
         if incarnation > 0 {
-            self.reused.entry(source.id.clone()).or_default().push(id);
+            let later = self.reused.entry(source.id.clone()).or_default();
+            let place = later.iter().position(|other| Some(*other) == after).map_or(0, |place| place + 1);
+            later.insert(place, id);
         }
         id
     }
 
-    /// When a transaction has its Commit record: branches that were prepared too late to belong to it leave for the next
-    /// use (rule 2). At the first COMMIT PREPARED, and when the time of a PREPARE becomes known after the branch's first
-    /// records.
-    pub(super) fn split_off_later_use(&mut self, id: TransactionId) {
+    /// One branch of the transaction, `by` where that is known, was committed at this time: branches that were prepared too late to belong to it
+    /// leave for a later use (rule 2). Asked at every COMMIT PREPARED, and when the time of a PREPARE becomes known only
+    /// after the branch's first records.
+    pub(super) fn split_off_later_use(&mut self, id: TransactionId, committed_at: HybridTime, by: Option<BranchId>) {
         let skew_micros = self.clock_skew_micros;
-        let Some(transaction) = self.transactions.get_mut(id).filter(|t| t.decision.is_none()) else { return };
-        let Some(committed_at) = transaction.commit.as_ref().map(|commit| commit.time) else { return };
-        let source = transaction.source.clone();
-        let mut later = Vec::new();
-        transaction.branches.retain(|branch| {
-            let stays = branch.ended || !is_later(branch.prepared_at, committed_at, skew_micros);
-            if !stays {
-                later.push(Branch { unacknowledged: false, ..branch.clone() });
-            }
-            stays
-        });
+        let Some(found) = self.transactions.get_mut(id).filter(|t| t.decision.is_none()) else { return };
+        let source = found.source.clone();
+        let is_later =
+            |branch: &Branch| Some(branch.id()) != by && is_later(branch.prepared_at, committed_at, skew_micros);
+        let later: Vec<Branch> = found.branches.iter().filter(|b| is_later(b)).cloned().collect();
+        if later.is_empty() {
+            return;
+        }
+        found.branches.retain(|branch| !is_later(branch));
+        // The Commit record was the later use's, which was heard first. Its discovery needs every stream to pass a
+        // position that was read after it, and this branch's end lies below: so it is not decided yet.
+        let commit = later.iter().any(|branch| branch.ended).then(|| found.commit.take()).flatten();
+        let moved = commit.as_ref().map(|_| self.new_use(&source, Some(id)));
         for branch in later {
-            let next = self.joined(&source, branch.stream, branch.prepared_at);
-            self.move_places(&branch, id, next);
-            if let Some(owner) = self.by_branch.get_mut(&branch.id()) {
-                *owner = next;
+            let next = moved.unwrap_or_else(|| self.joined(&source, branch.stream, branch.prepared_at, Some(id)));
+            self.move_branch(branch, id, next);
+        }
+        if let (Some(next), Some(commit)) = (moved, commit) {
+            self.undecided.remove(&(commit.time, id));
+            self.undecided.insert((commit.time, next));
+            self.discovery.rename(id, next);
+            let starts = self.transactions.get_mut(id).is_some_and(|t| std::mem::take(&mut t.starts));
+            if let Some(found) = self.transactions.get_mut(next) {
+                (found.commit, found.starts) = (Some(commit), starts);
             }
-            let (stream, opened, mentioned) = (branch.stream, branch.opened, branch.mentioned);
-            if let Some(transaction) = self.transactions.get_mut(next) {
-                transaction.branches.push(branch);
-            }
-            self.mention(next, stream, Some(opened), mentioned);
-            self.candidate(next);
         }
     }
 
-    fn move_places(&mut self, branch: &Branch, from: TransactionId, to: TransactionId) {
-        let Some(record) = self.stream_mut(branch.stream) else { return };
-        for place in &mut record.places {
-            if let Place::Prepare { transaction, opened } = place
-                && *transaction == from
-                && *opened == branch.opened
-            {
-                *transaction = to;
+    fn move_branch(&mut self, branch: Branch, from: TransactionId, to: TransactionId) {
+        if let Some(record) = self.stream_mut(branch.stream) {
+            for place in &mut record.places {
+                let moved = match place {
+                    Place::Prepare { opened, .. } => *opened == branch.opened,
+                    Place::Commit { .. } => branch.ended,
+                };
+                let (Place::Prepare { transaction, .. } | Place::Commit { transaction }) = place;
+                if moved && *transaction == from {
+                    *transaction = to;
+                }
             }
         }
+        if let Some(owner) = self.by_branch.get_mut(&branch.id()) {
+            *owner = to;
+        }
+        let (stream, opened, mentioned) = (branch.stream, branch.opened, branch.mentioned);
+        if let Some(transaction) = self.transactions.get_mut(to) {
+            transaction.branches.push(Branch { unacknowledged: false, ..branch });
+        }
+        self.mention(to, stream, Some(opened), mentioned);
+        self.candidate(to);
     }
 
     /// An earlier use of the transaction's id that has not ended in every stream.
@@ -113,8 +134,9 @@ impl State {
         if transaction.source.incarnation == 0 {
             return None;
         }
-        let unended = |t: &&Transaction| t.id < transaction.id && t.branches.iter().any(|b| !b.ended);
-        self.uses(&transaction.source).into_iter().filter_map(|id| self.transactions.get(id)).find(unended)
+        let unended = |t: &&Transaction| t.branches.iter().any(|b| !b.ended);
+        let earlier = self.uses(&transaction.source).into_iter().take_while(|id| *id != transaction.id);
+        earlier.filter_map(|id| self.transactions.get(id)).find(unended)
     }
 }
 

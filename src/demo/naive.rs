@@ -1,7 +1,7 @@
 //! Two replicas in a few lines, to show that the auditor sees what it must: one applies whole transactions, one applies
 //! what it has as soon as it knows the commit time.
 
-use super::auditor::{self, Auditor};
+use super::auditor;
 use super::bank::Bank;
 use super::change::TABLE;
 use super::history::Difference;
@@ -36,11 +36,14 @@ struct Transaction {
     commit: Option<(HybridTime, Vec<String>)>,
 }
 
+/// When, at which log position, and the balance.
+type Version = (HybridTime, LogPosition, Bytes);
+
 #[derive(Default)]
 struct Held {
     open: HashMap<Bytes, Transaction>,
     /// By tablet and key: time, position, balance.
-    versions: [BTreeMap<Bytes, Vec<(HybridTime, LogPosition, Bytes)>>; TABLETS],
+    versions: [BTreeMap<Bytes, Vec<Version>>; TABLETS],
     safe: BTreeMap<String, HybridTime>,
     position: LogPosition,
 }
@@ -228,7 +231,7 @@ async fn run(gate: bool) -> (Numbers, Difference, bool) {
         () = main => {}
         _ = follow => {}
         () = super::follow(&naive, &progress) => {}
-        () = Auditor::default().run(&naive, TABLE, &bank, &progress, 7) => {}
+        () = auditor::audit(&naive, TABLE, &bank, &progress, 7) => {}
     }
     let at = naive.safe().unwrap();
     let (difference, equal) = auditor::compare(&naive, naive.table(TABLE), at, &bank).await.unwrap();

@@ -281,3 +281,49 @@ impl Workload {
         Committed { time, rows: open.writes.len() as u32 }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::{BTreeMap, BTreeSet};
+
+    #[test]
+    fn every_kind_of_transfer_ends_once_and_leaves_the_sum() {
+        let (mut bank, mut workload, mut step) = (Bank::new(400), Workload::new(4, 400, 3), Step::new(4));
+        let mut committed = vec![workload.opening(&mut bank, &mut step)];
+        for _ in 0..200 {
+            workload.step(64, &mut bank, &mut step, &mut committed);
+        }
+        workload.finish(&mut bank, &mut step, &mut committed);
+
+        let (mut began, mut ended, mut widths) = (BTreeSet::new(), BTreeMap::new(), BTreeMap::<usize, u32>::new());
+        let (mut aborted, mut long, mut rows) = (0, 0, 0);
+        for change in step.records.iter().flatten() {
+            match change {
+                Change::Created(number) => assert!(began.insert(*number), "{number} begins once"),
+                Change::Pending(_) => long += 1,
+                Change::Aborted(number) => {
+                    aborted += 1;
+                    assert_eq!(ended.insert(*number, false), None, "{number} ends once");
+                }
+                Change::Commit { transaction, involved, .. } => {
+                    *widths.entry(involved.len()).or_default() += 1;
+                    rows += involved.iter().map(|(_, records)| u32::from(*records)).sum::<u32>();
+                    assert_eq!(ended.insert(*transaction, true), None, "{transaction} ends once");
+                }
+                _ => {}
+            }
+        }
+        assert_eq!(began, ended.keys().copied().collect());
+        assert_eq!(committed.len(), ended.values().filter(|&&commits| commits).count());
+        assert_eq!(rows, committed.iter().map(|transaction| transaction.rows).sum::<u32>());
+        assert_eq!(widths.keys().copied().collect::<Vec<_>>(), [1, 2, 3, 4]);
+        assert!(aborted > 0 && long > 0, "{aborted} aborted, {long} long");
+        assert!(committed.is_sorted_by(|a, b| a.time < b.time), "commit times rise");
+
+        let balances = bank.at(bank.committed()).unwrap();
+        assert_eq!(balances.iter().flatten().sum::<i64>(), 400 * OPENING_BALANCE);
+        assert!(balances.iter().flatten().all(|&balance| balance >= 0));
+        assert!((0..400).all(|account| bank.lock(account).is_some()), "no lock is left");
+    }
+}

@@ -107,6 +107,7 @@ impl Store for LsmStore {
         self.database.persist(PersistMode::SyncData).map_err(failed("the durability barrier failed"))
     }
 
+    /// Of its table files; what only the shared journal holds is not any one tablet's.
     fn bytes(&self) -> u64 {
         [&self.undecided, &self.versions, &self.wal].iter().map(|space| space.disk_space()).sum()
     }

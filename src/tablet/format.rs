@@ -161,7 +161,7 @@ pub fn decode_row(bytes: &[u8]) -> Result<Row, TabletError> {
     postcard::from_bytes(bytes).map_err(|e| TabletError::Poisoned(format!("a row: {e}")))
 }
 
-/// Hands a write's stored form to `with`; its row lives only for the call.
+/// The encoded rows of writes, one each; empty where there is none.
 ///
 /// # Errors
 /// As [`encode`].

@@ -4,9 +4,13 @@
 
 mod cli;
 mod coordinator_golden;
+mod coordinator_props;
 mod docs;
 mod log_owners;
 mod loop_disk;
+mod postgres_e2e;
+mod postgres_faults;
+mod postgres_waits;
 mod power_cut;
 mod power_cut_tablet;
 mod processes;

@@ -11,7 +11,7 @@ use crate::wal::{HybridTime, Key, SourceTabletId};
 use bytes::Bytes;
 
 /// Versions of a key that do not matter are stepped over one by one up to this many, then by a new search: a search
-/// costs about as much as this many steps.
+/// costs about as much as this many steps. Where keys keep needing searches, fewer steps are tried first.
 const STEPS_BEFORE_SEARCH: usize = 16;
 
 /// Reads a page; the tablet has heard the log up to the read point.
@@ -70,6 +70,7 @@ impl<V: Read> Reader<'_, V> {
         let mut row: Vec<u8> = Vec::new();
         let mut chain: Option<Chain<'_>> = None;
         let mut best: Option<Best<V::Slice>> = None;
+        let (mut patience, mut searched) = (STEPS_BEFORE_SEARCH, false);
         'search: loop {
             let mut steps = 0;
             for entry in view.scan(Space::Versions, &from, below) {
@@ -79,6 +80,9 @@ impl<V: Read> Reader<'_, V> {
                     if self.settle(&row, chain.take(), best.take())? {
                         return Ok(());
                     }
+                    if !std::mem::take(&mut searched) {
+                        patience = (patience * 2).min(STEPS_BEFORE_SEARCH);
+                    }
                     row.clear();
                     row.extend_from_slice(of);
                     chain = Some(Chain::new(table, at, truncations));
@@ -87,7 +91,8 @@ impl<V: Read> Reader<'_, V> {
                 let Some(chain) = &mut chain else { continue };
                 steps += 1;
                 if time > at.time {
-                    if steps > STEPS_BEFORE_SEARCH {
+                    if steps > patience {
+                        (patience, searched) = ((patience / 2).max(1), true);
                         from = keys::version(table, &row, at.time, SourceTabletId(0));
                         continue 'search;
                     }
@@ -97,7 +102,8 @@ impl<V: Read> Reader<'_, V> {
                 let stamp = Stamp { time, position: version.position, stream, deleted: version.row.is_none() };
                 match chain.offer(&stamp) {
                     Offer::Best => best = Some(Best { value, time, stream }),
-                    Offer::Settled if steps > STEPS_BEFORE_SEARCH => {
+                    Offer::Settled if steps > patience => {
+                        (patience, searched) = ((patience / 2).max(1), true);
                         from = keys::past_row(table, &row);
                         continue 'search;
                     }

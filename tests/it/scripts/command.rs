@@ -18,7 +18,7 @@
 //! Records with a common clock: `created T`, `pending T`, `wrote T 2 r0,r1`, `applying T [of 2]`,
 //! `commit T at 100 [of a:2,b:1]`, `aborted T`, `safe 99`, `not-running T U`, `split a1 a2`.
 //! Records of PostgreSQL: `prepare T 2 r0 [@50]`, `commit-prepared T at 120`, `rollback-prepared T`,
-//! `commit-one T 2 r0 at 130`; writes may end with `after T,U` (the branches of this stream that wrote a key before).
+//! `commit-one T 2 r0 at 130`, `late T 2 r0 @50 at 140` (a PREPARE from before the slot, sent with its end); writes may end with `after T,U` (the branches of this stream that wrote a key before).
 //! Both: `to 50` moves on to position 50, `head 50` is a keepalive, and
 //! `acknowledge 9` says what was acknowledged to the source. `prepared T 1 r0 @50` is the PREPARE of a branch that `wrote`.
 
@@ -378,6 +378,25 @@ fn fact(world: &World, stream: &mut Stream, record: &str) -> Result<Vec<Fact>, S
         ["rollback-prepared", name] => {
             let branch = Some(known(stream, name).unwrap_or(OpId::new(0, 7)));
             Fact::Aborted { transaction: source(name), branch, at }
+        }
+        ["late", name, records, into, prepared_at, "at", time] => {
+            stream.opened.insert(name.to_owned(), at);
+            let prepared_at = micros(prepared_at.trim_start_matches('@'))?;
+            let applying = Some(ApplyingFact { at, prepared_at, ..ApplyingFact::default() });
+            let (records, tablets, transaction) = (number(records)?, tablets(into)?, source(name));
+            let (branch, involved, time) = (Some(at), Involvement::Discovered, micros(time)?);
+            stream.checkpoint = at;
+            return Ok(vec![
+                Fact::Branch {
+                    transaction: transaction.clone(),
+                    opened: at,
+                    records,
+                    tablets,
+                    after: vec![],
+                    applying,
+                },
+                Fact::Commit { transaction, branch, at, time, involved },
+            ]);
         }
         ["commit-one", name, records, into, "at", time, ref rest @ ..] => {
             let after = after(stream, rest)?;

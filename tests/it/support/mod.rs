@@ -1,7 +1,9 @@
 //! What several modules of this test need.
 
 pub mod constellation;
+pub mod daemon;
 pub mod postgres;
 pub mod process;
 pub mod replay;
+pub mod tables;
 pub mod upstream;

@@ -61,6 +61,32 @@ impl Postgres {
         }
     }
 
+    /// Changes a setting, `name=value`, for its next start.
+    pub fn set(&mut self, setting: &str) {
+        self.settings.push(setting.to_owned());
+    }
+
+    /// Lets another process read a slot, taking it from whoever does.
+    pub async fn take_slot(&self, slot: &str) -> Child {
+        self.execute(&format!(
+            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{slot}'"
+        ))
+        .await;
+        let mut command = Command::new(program("pg_recvlogical"));
+        command.args(["-h", "127.0.0.1", "-U", "postgres", "-d", "postgres", "--start", "-f", "/dev/null"]);
+        command.args(["-p", &self.port.to_string(), "-S", slot]);
+        command.args(["-o", "proto_version=3", "-o", "publication_names=untorn"]).stderr(Stdio::null());
+        let taker = command.spawn().expect("pg_recvlogical starts");
+        let deadline = Instant::now() + START_DEADLINE;
+        while self.execute(&format!("SELECT active FROM pg_replication_slots WHERE slot_name = '{slot}'")).await
+            != ["t"]
+        {
+            assert!(Instant::now() < deadline, "the slot is not taken");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        taker
+    }
+
     /// Shuts the server down, its sessions with it.
     pub fn stop(&mut self) {
         self.signal("INT");

@@ -1,0 +1,223 @@
+//! The built binary as a daemon, and its commands as people call them.
+
+use super::postgres::Postgres;
+use serde_json::Value;
+use std::fs::File;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// How long anything may take before a test gives up: no property, only a bound.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A process of the binary with its own folder. Dropping it kills the process.
+pub struct Daemon {
+    folder: TempDir,
+    admin: u16,
+    command: &'static str,
+    process: Option<Child>,
+}
+
+/// A source tablet's section.
+pub fn source_tablet(name: &str, url: &str) -> String {
+    format!("[[source.tablets]]\nname = \"{name}\"\nurl = \"{url}\"\npublication = \"untorn\"\nslot = \"untorn\"\n")
+}
+
+/// A source of these servers, each called `shard-a`, `shard-b`, …
+pub fn source_of(servers: &[Postgres]) -> String {
+    let shards = servers.iter().zip('a'..).map(|(server, letter)| {
+        let url = server.url("postgres");
+        source_tablet(&format!("shard-{letter}"), &url)
+    });
+    format!("[source]\nkind = \"postgres\"\n{}", shards.collect::<String>())
+}
+
+impl Daemon {
+    /// `untorn run` with these sections beside `data_dir` and the listeners. It is not started.
+    pub fn new(sections: &str) -> Self {
+        let (admin, metrics) = (free_port(), free_port());
+        let listeners =
+            format!("[admin]\nlisten = \"127.0.0.1:{admin}\"\n[metrics]\nlisten = \"127.0.0.1:{metrics}\"\n");
+        Self::of("run", admin, &format!("{sections}{listeners}"))
+    }
+
+    /// `untorn tablet` that serves these tablets, started, and where it listens.
+    pub fn tablets(names: &[&str]) -> (Self, u16) {
+        let (port, metrics) = (free_port(), free_port());
+        let mut server = Self::of(
+            "tablet",
+            0,
+            &format!(
+                "[tablet]\nlisten = \"127.0.0.1:{port}\"\nnames = {names:?}\n\
+                 [metrics]\nlisten = \"127.0.0.1:{metrics}\"\n"
+            ),
+        );
+        server.start();
+        (server, port)
+    }
+
+    fn of(command: &'static str, admin: u16, sections: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let daemon = Self { folder, admin, command, process: None };
+        daemon.configure(sections);
+        daemon
+    }
+
+    /// Writes the configuration anew.
+    fn configure(&self, sections: &str) {
+        let text = format!("data_dir = {:?}\n{sections}", self.folder.path().join("data"));
+        std::fs::write(self.config(), text).expect("the configuration can be written");
+    }
+
+    fn config(&self) -> PathBuf {
+        self.folder.path().join("untorn.toml")
+    }
+
+    /// Its folder, where tests may put files of theirs.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Starts the process; what it says is added to its log.
+    pub fn start(&mut self) {
+        assert!(self.process.is_none(), "it runs");
+        let log = File::options().create(true).append(true).open(self.folder.path().join("log")).expect("a log file");
+        let mut command = binary();
+        command.arg(self.command).arg("--config").arg(self.config());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        self.process = Some(command.spawn().expect("the binary starts"));
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        let mut process = self.process.take().expect("it runs");
+        process.kill().expect("it can be killed");
+        process.wait().expect("it ends");
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: &str) {
+        let process = self.process.as_ref().expect("it runs");
+        let sent = Command::new("kill").arg(format!("-{signal}")).arg(process.id().to_string()).status();
+        assert!(sent.expect("kill runs").success());
+    }
+
+    /// Sends SIGTERM, and waits for its end.
+    pub fn terminate(&mut self) -> ExitStatus {
+        self.signal("TERM");
+        self.process.take().expect("it runs").wait().expect("it ends")
+    }
+
+    /// Resident memory in KiB, at its highest.
+    pub fn peak_memory_kib(&self) -> u64 {
+        let id = self.process.as_ref().expect("it runs").id();
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux says so");
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
+    }
+
+    /// What the process said so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    /// Runs a command against it.
+    pub fn ask(&self, arguments: &[&str]) -> Output {
+        let mut command = binary();
+        command.args(arguments).arg("--admin").arg(format!("http://127.0.0.1:{}", self.admin));
+        tokio::task::block_in_place(|| command.output().expect("the binary runs"))
+    }
+
+    /// `status`, while it answers.
+    pub fn status(&self) -> Option<Value> {
+        json_lines(&self.ask(&["status", "--format", "json"])).pop()
+    }
+
+    /// `explain`, every transaction that fits; none when it is not known.
+    pub fn explain(&self, transaction: &str) -> Vec<Value> {
+        json_lines(&self.ask(&["explain", transaction, "--format", "json"]))
+    }
+
+    /// `scan`, when it exits 0: its whole output.
+    pub fn scan(&self, table: &str, at: &str, format: &str) -> Result<String, String> {
+        let output = self.ask(&["scan", "--table", table, "--at", at, "--format", format]);
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("UTF-8");
+        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+    }
+
+    /// Waits until the status is as wanted, and answers it.
+    pub async fn until_status(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        self.until(what, || self.status().filter(&wanted)).await
+    }
+
+    /// Waits until it is ready and every copy is done.
+    pub async fn until_ready(&self) {
+        self.until_status("ready", |status| {
+            let streams = status["streams"].as_array().expect("streams");
+            status["ready"] == true && streams.iter().all(|stream| stream["copy"]["state"] == "done")
+        })
+        .await;
+    }
+
+    /// Waits until some use of a transaction waits for this, and answers what it says.
+    pub async fn until_waits_for(&self, transaction: &str, cause: &str, tablet: Option<&str>) -> Value {
+        let what = format!("{transaction} waits for {cause} {tablet:?}");
+        let wanted = |found: &Value| {
+            found["waits_for"]["cause"] == cause && tablet.is_none_or(|tablet| found["waits_for"]["tablet"] == tablet)
+        };
+        self.until(&what, || self.explain(transaction).into_iter().find(wanted)).await
+    }
+
+    /// Waits until no use of a transaction waits for anything: applied, and perhaps forgotten.
+    pub async fn until_over(&self, transaction: &str) {
+        let what = format!("{transaction} is over");
+        self.until(&what, || self.explain(transaction).iter().all(|found| found["waits_for"].is_null()).then_some(()))
+            .await;
+    }
+
+    /// Waits until there is an answer.
+    pub async fn until<T>(&self, what: &str, answer: impl Fn() -> Option<T>) -> T {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(answer) = answer() {
+                return answer;
+            }
+            if Instant::now() > deadline {
+                let status = self.ask(&["status"]);
+                panic!("never: {what}\n{}\n{}", String::from_utf8_lossy(&status.stdout), self.log());
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if self.process.is_some() {
+            self.kill();
+        }
+        if std::thread::panicking() {
+            eprintln!("untorn {}:\n{}", self.command, self.log());
+        }
+    }
+}
+
+/// The binary, without the keys in the environment of whoever runs the tests.
+fn binary() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_untorn"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("UNTORN") || name.starts_with("PG")) {
+        command.env_remove(name);
+    }
+    command
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
+}
+
+fn json_lines(output: &Output) -> Vec<Value> {
+    let lines = output.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    lines.map(|line| serde_json::from_slice(line).expect("standard output carries JSON and nothing else")).collect()
+}
