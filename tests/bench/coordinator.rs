@@ -1,6 +1,8 @@
 //! What a record costs the coordinator, with 0, 100,000 and 1,000,000 transactions waiting to commit beside it, and what
 //! those that wait cost in memory and in a snapshot. `cargo bench --bench coordinator`.
 
+#![allow(clippy::unwrap_used, reason = "a bench that cannot set itself up has nothing to measure")]
+
 use untorn::coordinator::{
     Applied, ApplyingFact, Coordinator, Fact, Fence, InvolvedStream, Involvement, Output, Release, Report, Settings,
 };

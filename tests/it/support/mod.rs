@@ -1,7 +1,7 @@
 //! What several modules of this test need.
 
-pub mod daemon;
 pub mod constellation;
+pub mod daemon;
 pub mod postgres;
 pub mod process;
 pub mod replay;
