@@ -36,11 +36,14 @@ struct Transaction {
     commit: Option<(HybridTime, Vec<String>)>,
 }
 
+/// When, decided where, and the balance.
+type Version = (HybridTime, LogPosition, Bytes);
+
 #[derive(Default)]
 struct Held {
     open: HashMap<Bytes, Transaction>,
-    /// By tablet and key: time, position, balance.
-    versions: [BTreeMap<Bytes, Vec<(HybridTime, LogPosition, Bytes)>>; TABLETS],
+    /// By tablet and key.
+    versions: [BTreeMap<Bytes, Vec<Version>>; TABLETS],
     safe: BTreeMap<String, HybridTime>,
     position: LogPosition,
 }
