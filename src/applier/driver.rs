@@ -112,6 +112,8 @@ pub struct Shown {
 pub struct Pullers {
     /// What each stream's puller says that it does.
     pub states: BTreeMap<SourceTabletId, StreamState>,
+    /// When each stream's puller said so last.
+    pub heard: BTreeMap<SourceTabletId, HybridTime>,
     /// Streams that the machine stopped, and why: their pullers must open them again.
     pub stopped: BTreeMap<SourceTabletId, String>,
 }
@@ -304,6 +306,28 @@ impl Driver {
         }
     }
 
+    /// A puller says what it does: news, or the same once more. Of a stream that the machine stopped nothing is news until
+    /// it is opened again.
+    fn puller_says(&mut self, now: HybridTime, stream: SourceTabletId, state: StreamState) {
+        let pullers = self.pullers.borrow();
+        let news = pullers.states.get(&stream) != Some(&state) && !pullers.stopped.contains_key(&stream);
+        drop(pullers);
+        if news {
+            let cause = match &state {
+                StreamState::Stopped { cause } => Some(cause.clone()),
+                _ => None,
+            };
+            self.coordinator.handle_stream_stopped(stream, cause);
+        }
+        self.pullers.send_if_modified(|pullers| {
+            pullers.heard.insert(stream, now);
+            if news {
+                pullers.states.insert(stream, state);
+            }
+            news
+        });
+    }
+
     /// Shows readers how far they may read now.
     fn show(&mut self) {
         let (latest, safe) = (self.coordinator.latest(), self.coordinator.safe());
@@ -399,14 +423,7 @@ impl Driver {
                     reply.send(Err(LeaderError::Fenced(cause))).ok();
                     return;
                 }
-                let cause = match &state {
-                    StreamState::Stopped { cause } => Some(cause.clone()),
-                    _ => None,
-                };
-                self.coordinator.handle_stream_stopped(stream, cause);
-                self.pullers.send_modify(|pullers| {
-                    pullers.states.insert(stream, state);
-                });
+                self.puller_says(now, stream, state);
                 reply.send(Ok(())).ok();
             }
             Input::Fence(fence) => self.coordinator.handle_fence(now, fence),
