@@ -61,7 +61,7 @@ async fn explain_names_the_server_that_holds_a_transaction() {
     prepare(a, "open", 1).await;
     daemon.until_waits_for("open", "commit", Some("shard-a")).await;
 
-    b.signal_walsender("untorn", "STOP").await;
+    b.signal_walsender("shard_b", "STOP").await;
     // A server that has flushed nothing since its last word holds nobody.
     write("shard-b", b, 3).await;
     commit(a, "open").await;
@@ -74,7 +74,7 @@ async fn explain_names_the_server_that_holds_a_transaction() {
     assert_eq!(status["transactions"]["waiting_to_commit"], 2);
     assert_eq!(daemon.scan("public.t", "latest", "csv").unwrap(), "", "neither is shown");
 
-    b.signal_walsender("untorn", "CONT").await;
+    b.signal_walsender("shard_b", "CONT").await;
     daemon.until_over("open").await;
     daemon.until_over(&behind).await;
     daemon
@@ -156,7 +156,7 @@ async fn under_atomic_a_later_write_of_a_key_waits_for_the_earlier_one() {
     let servers = servers(2).await;
     let (a, b) = (&servers[0], &servers[1]);
     let daemon = running(&servers, "[replica]\nrelease = \"atomic\"\n").await;
-    b.signal_walsender("untorn", "STOP").await;
+    b.signal_walsender("shard_b", "STOP").await;
     write("shard-b", b, 3).await;
     pay(a, "earlier", 1).await;
     let later = write("shard-a", a, 1).await;
@@ -165,7 +165,7 @@ async fn under_atomic_a_later_write_of_a_key_waits_for_the_earlier_one() {
     let found = daemon.until_waits_for(&later, "earlier-write", None).await;
     assert!(found["waits_for"]["text"].as_str().unwrap().contains("earlier"), "{found}");
     daemon.until_over(&other).await;
-    b.signal_walsender("untorn", "CONT").await;
+    b.signal_walsender("shard_b", "CONT").await;
     daemon.until_over(&later).await;
     daemon
         .until("the later write wins", || {

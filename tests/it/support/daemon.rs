@@ -20,9 +20,10 @@ pub struct Daemon {
     process: Option<Child>,
 }
 
-/// A source tablet's section.
+/// A source tablet's section; its slot has its name, with an underscore.
 pub fn source_tablet(name: &str, url: &str) -> String {
-    format!("[[source.tablets]]\nname = \"{name}\"\nurl = \"{url}\"\npublication = \"untorn\"\nslot = \"untorn\"\n")
+    let slot = name.replace('-', "_");
+    format!("[[source.tablets]]\nname = \"{name}\"\nurl = \"{url}\"\npublication = \"untorn\"\nslot = \"{slot}\"\n")
 }
 
 /// A source of these servers, each called `shard-a`, `shard-b`, …
