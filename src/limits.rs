@@ -143,6 +143,10 @@ pub const PULLER_SILENT_MS: u64 = 10_000;
 pub const ANNOUNCE_AGAIN_MS: u64 = 5_000;
 /// Milliseconds that a source has to answer a probe before it counts as silent.
 pub const PROBE_DEADLINE_MS: u64 = 5_000;
+/// Milliseconds between two words of a puller to the transaction leader, also while its stream carries nothing.
+pub const PULLER_HEARD_EVERY_MS: u64 = 1_000;
+/// Milliseconds without a word after which a stream counts as pulled by nobody: several words, and a slow network.
+pub const PULLER_SILENT_MS: u64 = 5_000;
 /// Milliseconds after which a batch that no tablet has stored shows as back-pressure.
 pub const STALL_SHOWS_AFTER_MS: u64 = 1_000;
 /// Milliseconds between the leader's ticks. No decision waits for one.

@@ -20,9 +20,10 @@ pub struct Daemon {
     process: Option<Child>,
 }
 
-/// A source tablet's section.
+/// A source tablet's section; its slot has its name, with an underscore.
 pub fn source_tablet(name: &str, url: &str) -> String {
-    format!("[[source.tablets]]\nname = \"{name}\"\nurl = \"{url}\"\npublication = \"untorn\"\nslot = \"untorn\"\n")
+    let slot = name.replace('-', "_");
+    format!("[[source.tablets]]\nname = \"{name}\"\nurl = \"{url}\"\npublication = \"untorn\"\nslot = \"{slot}\"\n")
 }
 
 /// A source of these servers, each called `shard-a`, `shard-b`, …
@@ -206,7 +207,8 @@ fn binary() -> Command {
     command
 }
 
-fn free_port() -> u16 {
+/// A port on 127.0.0.1 that nobody listens on.
+pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
 }
 
