@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use untorn::admin::client::{AdminClient, ClientError};
 use untorn::admin::scan::ScanAt;
-use untorn::admin::status::{State, Status};
+use untorn::admin::status::{State, Status, StreamStatus};
 use untorn::limits::GRPC_KEEPALIVE_MS;
 use untorn::wal::HybridTime;
 
@@ -220,6 +220,43 @@ async fn a_leader_that_slept_through_a_takeover_changes_nothing_and_ends() {
 
     world.upstream.pause(true);
     world.caught_up(&url).await;
+    assert!(!auditor.is_finished(), "the auditor found something\n{}", world.told());
+    assert_equal(&world).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_hangs_is_named_and_what_does_not_need_it_goes_on() {
+    let world = Constellation::start();
+    let url = world.at.admin_url();
+    world.all_run(&url).await;
+    let (auditor, _) = audit(url.clone(), Arc::clone(&world.upstream.history));
+
+    // A replica tablet: the streams that write to it name it.
+    world.processes[8].signal("STOP");
+    let named = |status: &Status| {
+        let waits = |stream: &StreamStatus| stream.cause.as_ref().is_some_and(|cause| cause.contains("replica-1"));
+        status.streams.iter().any(waits)
+    };
+    world.status(&url, "the hung replica tablet is named", named).await;
+    world.processes[8].signal("CONT");
+    let end = world.upstream.history.end();
+    world.status(&url, "it goes on", |status| status.safe_time.is_some_and(|safe| safe >= end)).await;
+
+    // A source tablet: it holds safe time, and the other streams come on.
+    world.processes[5].signal("STOP");
+    let named = |status: &Status| {
+        let cause = status.streams[2].cause.as_ref().is_some_and(|cause| cause.contains("shard-2"));
+        cause && status.held_by.as_deref() == Some("shard-2")
+    };
+    let before = world.status(&url, "the hung source tablet is named", named).await;
+    let index = |status: &Status, stream: usize| status.streams[stream].durable.gauge();
+    let others = |status: &Status| [0, 1, 3].iter().all(|other| index(status, *other) > index(&before, *other));
+    world.status(&url, "the other streams go on", others).await;
+    world.processes[5].signal("CONT");
+
+    world.upstream.pause(true);
+    world.caught_up(&url).await;
+    world.all_run(&url).await;
     assert!(!auditor.is_finished(), "the auditor found something\n{}", world.told());
     assert_equal(&world).await;
 }
