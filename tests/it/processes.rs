@@ -3,15 +3,16 @@
 
 use crate::support::constellation::Constellation;
 use crate::support::process::Process;
-use crate::support::upstream::{ACCOUNTS, History, TABLE, TOTAL};
+use crate::support::upstream::{ACCOUNTS, History, TABLE, TOTAL, Transaction, home};
 use rand::Rng;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use untorn::admin::client::{AdminClient, ClientError};
+use untorn::admin::explain::{Cause, Explanation};
 use untorn::admin::scan::ScanAt;
 use untorn::admin::status::{State, Status, StreamStatus};
 use untorn::limits::GRPC_KEEPALIVE_MS;
@@ -178,6 +179,27 @@ async fn a_silent_source_does_not_hide_who_pulls_it_and_lets_everything_be_forgo
     world.upstream.pause(false);
     let held = |status: &Status| matches!(status.held_by.as_deref(), Some("shard-2" | "shard-3"));
     world.status(&url, "the streams that nobody pulls hold safe time", held).await;
+    let committed = world.upstream.history.committed();
+    let half_pulled = |one: &&Transaction| {
+        let pulled = |account: &usize| home(*account) < 2;
+        one.writes.keys().any(pulled) && !one.writes.keys().all(pulled)
+    };
+    let waits = committed[last..].iter().find(half_pulled).expect("some transaction is written on both sides");
+    let explained = async {
+        loop {
+            let mut client = AdminClient::connect(&url).await.unwrap();
+            // The source names its transactions by their number, in eight bytes.
+            if let Ok(found) = client.explain(&format!("{:016x}", waits.number)).await
+                && let [Explanation { waits_for: Some(waits_for), .. }] = &found[..]
+            {
+                return waits_for.clone();
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let waits_for = timeout(Duration::from_secs(60), explained).await.expect("it waits for those that are not pulled");
+    assert_eq!(waits_for.cause, Cause::NotPolled, "{waits_for:?}");
+    assert!(matches!(waits_for.tablet.as_deref(), Some("shard-2" | "shard-3")), "{waits_for:?}");
     world.processes[2].start();
     world.upstream.pause(true);
     world.caught_up(&url).await;
