@@ -143,6 +143,10 @@ pub const PULLER_SILENT_MS: u64 = 10_000;
 pub const ANNOUNCE_AGAIN_MS: u64 = 5_000;
 /// Milliseconds that a source has to answer a probe before it counts as silent.
 pub const PROBE_DEADLINE_MS: u64 = 5_000;
+/// Milliseconds between two words of a puller to the transaction leader, also while its stream carries nothing.
+pub const PULLER_HEARD_EVERY_MS: u64 = 1_000;
+/// Milliseconds without a word after which a stream counts as pulled by nobody: several words, and a slow network.
+pub const PULLER_SILENT_MS: u64 = 5_000;
 /// Milliseconds after which a batch that no tablet has stored shows as back-pressure.
 pub const STALL_SHOWS_AFTER_MS: u64 = 1_000;
 /// Milliseconds between the leader's ticks. No decision waits for one.
@@ -151,6 +155,15 @@ pub const TICK_MS: u64 = 100;
 pub const REPORT_IDLE_MS: u64 = 1_000;
 /// Milliseconds that a drain may take before the process ends without it. What was not drained is resumed later.
 pub const APPLIER_DRAIN_MS: u64 = 20_000;
+/// Bytes of records that the demo's source keeps for readers that have not acknowledged them. Above it the source's
+/// users wait, as they would for a disk that is full.
+pub const DEMO_WAL_BYTES: usize = 32 << 20;
+/// Bytes of version history that the demo's oracle keeps; its users stop when it is full, after about a quarter of an
+/// hour. The comparison at the end needs every version.
+pub const DEMO_HISTORY_BYTES: usize = 256 << 20;
+/// Versions that the demo's books can undo to say what they held at an older time: several seconds of the workload, at
+/// 48 bytes each. Times before that are audited by their sum alone.
+pub const DEMO_UNDO_VERSIONS: usize = 1 << 18;
 
 const _: () = assert!(CDC_RECORD_BYTES_MAX * 2 <= GRPC_MESSAGE_BYTES_MAX, "a record must fit in a batch's message");
 const _: () = assert!(BATCH_BYTES * 4 < GRPC_MESSAGE_BYTES_MAX, "a batch must fit in a message with room to spare");
@@ -166,8 +179,14 @@ pub const APPLY_BYTES: usize = 1 << 20;
 pub const READ_WAIT_MS: u64 = 5_000;
 /// Keys of one undecided branch that are remembered to find conflicts; a branch with more conflicts with every other.
 pub const CONFLICT_KEYS_MAX: usize = 1 << 16;
-/// Bytes of a tablet's newest writes of one kind that are held in memory before they go to a table file.
-pub const STORE_MEMTABLE_BYTES: u64 = 16 << 20;
+/// Bytes of newest writes that the tablets of one folder gather in memory, together, before they go to table files. The
+/// store holds up to four times as much while its disk is behind (a gigabyte in one transaction is such a time), and the
+/// daemon is to stay below 256 MiB then.
+pub const STORE_MEMTABLES_BYTES: u64 = 48 << 20;
+/// The least and the most that one tablet gathers of one kind: below, table files become many; above, nothing gets better.
+pub const STORE_MEMTABLE_BYTES_MIN: u64 = 1 << 20;
+/// See [`STORE_MEMTABLE_BYTES_MIN`].
+pub const STORE_MEMTABLE_BYTES_MAX: u64 = 16 << 20;
 /// Bytes of blocks of table files that the tablets of one folder hold in memory.
 pub const STORE_CACHE_BYTES: u64 = 32 << 20;
 /// Bytes of journals of the tablets of one folder; above, the oldest writes in memory go to table files.

@@ -54,10 +54,11 @@ impl Inspected {
         if self.lsn { Position::Lsn(at.term) } else { Position::OpId(at) }
     }
 
-    /// Age of a stream's last answer; 0 where it is pulled elsewhere, or has not answered yet.
-    fn answer_age(&self, name: &str, now: HybridTime) -> f64 {
+    /// Age of a stream's last answer, or, where it is pulled elsewhere, of its puller's last word; 0 before the first.
+    fn answer_age(&self, stream: SourceTabletId, name: &str, now: HybridTime) -> f64 {
         let answered = self.inspector.progress(name).map(|progress| progress.answered_at);
-        answered.filter(|at| *at > HybridTime::MIN).map_or(0.0, |at| at.seconds_behind(now))
+        let here = answered.filter(|at| *at > HybridTime::MIN);
+        here.or_else(|| self.inspector.heard(stream)).map_or(0.0, |at| at.seconds_behind(now))
     }
 
     fn stream(&self, seen: &Seen, view: &StreamView) -> StreamStatus {
@@ -72,7 +73,7 @@ impl Inspected {
             durable: self.position(view.durable),
             checkpointed: self.position(view.checkpointed),
             lag_seconds: self
-                .answer_age(&view.name, seen.now)
+                .answer_age(view.stream, &view.name, seen.now)
                 .max(invisible.map_or(0.0, |time| time.seconds_behind(seen.now))),
             copy: copy(view, &progress),
         }
@@ -124,7 +125,7 @@ impl Inspected {
             records: involved.records,
             expected: involved.expected,
             position: self.position(involved.position),
-            lag_seconds: self.answer_age(&name(involved.stream), now),
+            lag_seconds: self.answer_age(involved.stream, &name(involved.stream), now),
         });
         let waits_for = explanation.waits_for.map(|wait| {
             let (cause, stream) = cause(wait);
@@ -153,7 +154,7 @@ impl Inspected {
         }
         match self.inspector.stream_state(stream, name) {
             StreamState::NotPolled => {
-                WaitsFor { cause: Cause::NotPolled, text: format!("{}; nobody pulls {name} yet", waits.text), ..waits }
+                WaitsFor { cause: Cause::NotPolled, text: format!("{}; nobody pulls {name}", waits.text), ..waits }
             }
             StreamState::Waiting { cause } => WaitsFor {
                 cause: Cause::NotPolled,
@@ -303,7 +304,7 @@ impl Shapes {
 
 fn state(state: StreamState) -> (State, Option<String>) {
     match state {
-        StreamState::NotPolled => (State::Waiting, Some("nobody pulls it yet".into())),
+        StreamState::NotPolled => (State::Waiting, Some("nobody pulls it".into())),
         StreamState::Copying { .. } => (State::Copying, None),
         StreamState::Running => (State::Running, None),
         StreamState::Waiting { cause } => (State::Waiting, Some(cause)),

@@ -112,6 +112,8 @@ pub struct Shown {
 pub struct Pullers {
     /// What each stream's puller says that it does.
     pub states: BTreeMap<SourceTabletId, StreamState>,
+    /// When each stream's puller said so last.
+    pub heard: BTreeMap<SourceTabletId, HybridTime>,
     /// Streams that the machine stopped, and why: their pullers must open them again.
     pub stopped: BTreeMap<SourceTabletId, String>,
 }
@@ -325,6 +327,28 @@ impl Driver {
         }
     }
 
+    /// A puller says what it does: news, or the same once more. Of a stream that the machine stopped nothing is news until
+    /// it is opened again.
+    fn puller_says(&mut self, now: HybridTime, stream: SourceTabletId, state: StreamState) {
+        let pullers = self.pullers.borrow();
+        let news = pullers.states.get(&stream) != Some(&state) && !pullers.stopped.contains_key(&stream);
+        drop(pullers);
+        if news {
+            let cause = match &state {
+                StreamState::Stopped { cause } => Some(cause.clone()),
+                _ => None,
+            };
+            self.coordinator.handle_stream_stopped(stream, cause);
+        }
+        self.pullers.send_if_modified(|pullers| {
+            pullers.heard.insert(stream, now);
+            if news {
+                pullers.states.insert(stream, state);
+            }
+            news
+        });
+    }
+
     /// Shows readers how far they may read now.
     fn show(&mut self) {
         let (latest, safe) = (self.coordinator.latest(), self.coordinator.safe());
@@ -420,6 +444,7 @@ impl Driver {
                     reply.send(Err(LeaderError::Fenced(cause))).ok();
                     return;
                 }
+<<<<<<< HEAD
                 // A puller elsewhere that has nothing to report hears here that its stream was stopped.
                 if matches!(state, StreamState::Running | StreamState::BackPressure { .. })
                     && let Some(cause) = self.pullers.borrow().stopped.get(&stream)
@@ -436,6 +461,9 @@ impl Driver {
                 self.pullers.send_modify(|pullers| {
                     pullers.states.insert(stream, state);
                 });
+=======
+                self.puller_says(now, stream, state);
+>>>>>>> e2e
                 reply.send(Ok(())).ok();
             }
             Input::Fence(fence) => self.coordinator.handle_fence(now, fence),

@@ -1,10 +1,12 @@
 //! A running applier as others look at it.
 
 use super::driver::{Inputs, Pullers};
+use super::ended::now;
 use super::leader::{LeaderError, StreamState};
 use super::reads::Reader;
 use super::streams::{Progress, SharedBudget, StreamSide};
 use crate::coordinator::Coordinator;
+use crate::limits::PULLER_SILENT_MS;
 use crate::metrics::{BUDGET, BUDGET_USED, PROVISIONAL_BYTES, PROVISIONAL_OLDEST, PROVISIONAL_RECORDS, TABLET};
 use crate::wal::{Epoch, HybridTime, SourceTabletId};
 use ::metrics::gauge;
@@ -94,14 +96,26 @@ impl Inspector {
         self.streams.iter().find(|side| side.name == name).map(|side| side.progress())
     }
 
-    /// What a stream's puller says that it does, wherever it lives; where another process leads, this process' own.
+    /// What a stream's puller says that it does, wherever it lives; one that was not heard for long is gone. Where another
+    /// process leads, this process' own.
     #[must_use]
     pub fn stream_state(&self, stream: SourceTabletId, name: &str) -> StreamState {
         match &self.led {
-            Some(led) => led.pullers.borrow().states.get(&stream).cloned(),
+            Some(led) => {
+                let pullers = led.pullers.borrow();
+                let silent = |heard: &HybridTime| heard.seconds_behind(now()) * 1000.0 > PULLER_SILENT_MS as f64;
+                let state = pullers.states.get(&stream).cloned();
+                state.filter(|_| !pullers.heard.get(&stream).is_some_and(silent))
+            }
             None => self.progress(name).map(|progress| progress.state),
         }
         .unwrap_or_default()
+    }
+
+    /// When a stream's puller was heard last, wherever it lives; `None` where another process leads.
+    #[must_use]
+    pub fn heard(&self, stream: SourceTabletId) -> Option<HybridTime> {
+        self.led.as_ref().and_then(|led| led.pullers.borrow().heard.get(&stream).copied())
     }
 
     /// Bytes of records on their way, and how many there may be.

@@ -9,7 +9,7 @@ use super::streams::{SharedBudget, StreamSide};
 use super::tablets::{ApplyQueue, Tablet, Tablets};
 use crate::coordinator::Release;
 use crate::flow::{Assembler, Backoff, Opening};
-use crate::limits::{RETRY_FIRST_MS, RETRY_LAST_MS, STOPPED_RETRY_MS};
+use crate::limits::{PULLER_HEARD_EVERY_MS, RETRY_FIRST_MS, RETRY_LAST_MS, STOPPED_RETRY_MS};
 use crate::metrics::{STREAM, STREAM_RECONNECTS};
 use crate::source::{Catalog, SourceError};
 use crate::wal::{Column, Epoch, OpId, ReplicaTabletId, SourceTabletId, TableSchema};
@@ -64,8 +64,26 @@ impl Catalog for LeaderCatalog {
 }
 
 impl Poller {
-    /// Runs until it is told to drain, or the applier must end.
-    pub(super) async fn run(mut self, seed: u64) -> Result<(), Ended> {
+    /// Runs until it is told to drain, or the applier must end. Beside it the leader hears again and again what this puller
+    /// does: one that falls silent is dead, and a leader that was restarted must be told.
+    pub(super) async fn run(self, seed: u64) -> Result<(), Ended> {
+        let (side, leader) = (Arc::clone(&self.side), Arc::clone(&self.leader));
+        let repeat = async move {
+            loop {
+                tokio::time::sleep(Duration::from_millis(PULLER_HEARD_EVERY_MS)).await;
+                if let Some((stream, puller, state)) = side.said() {
+                    // Whoever cannot be told is told the next time.
+                    leader.stream_state(stream, puller, state).await.ok();
+                }
+            }
+        };
+        tokio::select! {
+            ended = self.run_sessions(seed) => ended,
+            () = repeat => Ok(()),
+        }
+    }
+
+    async fn run_sessions(mut self, seed: u64) -> Result<(), Ended> {
         let mut backoff =
             Backoff::new(Duration::from_millis(RETRY_FIRST_MS), Duration::from_millis(RETRY_LAST_MS), seed);
         let mut said = None;
@@ -107,7 +125,7 @@ impl Poller {
         puller: Epoch,
         state: StreamState,
     ) -> Result<(), LeaderError> {
-        self.side.note(|progress| progress.state = state.clone());
+        self.side.says(stream, puller, state.clone());
         self.leader.stream_state(stream, puller, state).await
     }
 

@@ -3,7 +3,7 @@
 use super::leader::StreamState;
 use crate::flow::Budget;
 use crate::source::Source;
-use crate::wal::{HybridTime, OpId, SourceTransactionId};
+use crate::wal::{Epoch, HybridTime, OpId, SourceTabletId, SourceTransactionId};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Notify;
@@ -15,6 +15,7 @@ pub(super) struct StreamSide {
     pub(super) source: Arc<dyn Source>,
     progress: Mutex<Progress>,
     not_running: Mutex<Vec<(OpId, Vec<SourceTransactionId>)>>,
+    opened: Mutex<Option<(SourceTabletId, Epoch)>>,
     wake: Notify,
     pulled: AtomicBool,
 }
@@ -45,6 +46,7 @@ impl StreamSide {
             source,
             progress: Mutex::default(),
             not_running: Mutex::default(),
+            opened: Mutex::default(),
             wake: Notify::new(),
             pulled: AtomicBool::new(false),
         }
@@ -56,6 +58,18 @@ impl StreamSide {
 
     pub(super) fn note(&self, note: impl FnOnce(&mut Progress)) {
         note(&mut self.progress.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// What this process' puller does, and as whom.
+    pub(super) fn says(&self, stream: SourceTabletId, puller: Epoch, state: StreamState) {
+        *self.opened.lock().unwrap_or_else(PoisonError::into_inner) = Some((stream, puller));
+        self.note(|progress| progress.state = state);
+    }
+
+    /// What [`StreamSide::says`] was told last.
+    pub(super) fn said(&self) -> Option<(SourceTabletId, Epoch, StreamState)> {
+        let (stream, puller) = (*self.opened.lock().unwrap_or_else(PoisonError::into_inner))?;
+        Some((stream, puller, self.progress().state))
     }
 
     /// The source does not know these transactions; they are reported once the stream has passed the position.

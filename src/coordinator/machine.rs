@@ -570,7 +570,7 @@ impl Coordinator {
             };
             self.say(now, Item::Decision { transaction: id, outcome });
         }
-        if let Some(time) = self.safe_time()
+        if let Some(time) = self.safe_time(now)
             && self.state.safe.is_none_or(|(_, known)| known < time)
         {
             self.say(now, Item::SafeTime { time });
@@ -593,11 +593,13 @@ impl Coordinator {
         }
     }
 
-    /// The largest hybrid time at which a read is complete (C9).
-    fn safe_time(&self) -> Option<HybridTime> {
+    /// The largest hybrid time at which a read is complete (C9). Without a common clock it is the last commit's, and before
+    /// the first one the time at which the start was over: later commits are given later ones.
+    fn safe_time(&self, now: HybridTime) -> Option<HybridTime> {
         if self.state.release != Release::CommonClock {
-            let over = self.state.start == Start::Over && self.state.last_time > HybridTime::MIN;
-            return over.then_some(self.state.last_time);
+            let nothing_yet = self.state.last_time == HybridTime::MIN;
+            let time = if nothing_yet { now } else { self.state.last_time };
+            return (self.state.start == Start::Over && !self.state.streams.is_empty()).then_some(time);
         }
         let mut live = self.state.streams.iter().filter(|stream| !stream.left).peekable();
         live.peek()?;
@@ -708,18 +710,13 @@ impl Coordinator {
         begun.then_some(ReadPoint { position: self.durable, time: HybridTime::MAX })
     }
 
-    /// The `safe` read point, once there is one: its safe time is durable. Without streams it is `latest`, and so it is
-    /// without a common clock while nothing was ever committed.
+    /// The `safe` read point, once there is one: its safe time is durable. Without streams it is `latest`.
     #[must_use]
     pub fn safe(&self) -> Option<ReadPoint> {
         if self.state.streams.iter().all(|stream| stream.left) {
             return self.latest();
         }
-        match self.state.release {
-            Release::CommonClock => self.safe,
-            // The first commit and its safe time share an entry: until that is durable there is nothing to see.
-            Release::Ordered | Release::Atomic => self.safe.or_else(|| self.latest()),
-        }
+        self.safe
     }
 
     /// The fold's state as of the last entry that was yielded or closed by this call, and that position: a snapshot once it

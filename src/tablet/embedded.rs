@@ -5,7 +5,9 @@
 use super::TabletError;
 use super::engine::{Engine, TabletOptions, Worker, start};
 use super::store::{Read, Scan, Space, Store, StoreBatch, StoreFailed};
-use crate::limits::{STORE_CACHE_BYTES, STORE_JOURNAL_BYTES, STORE_MEMTABLE_BYTES};
+use crate::limits::{
+    STORE_CACHE_BYTES, STORE_JOURNAL_BYTES, STORE_MEMTABLE_BYTES_MAX, STORE_MEMTABLE_BYTES_MIN, STORE_MEMTABLES_BYTES,
+};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Slice};
 use std::path::Path;
 
@@ -29,9 +31,9 @@ fn failed(what: &str) -> impl FnOnce(fjall::Error) -> StoreFailed + '_ {
 }
 
 impl LsmStore {
-    fn open(database: &Database, name: &str) -> Result<Self, StoreFailed> {
+    fn open(database: &Database, name: &str, memtable_bytes: u64) -> Result<Self, StoreFailed> {
         let space = |space: &str| {
-            let options = || KeyspaceCreateOptions::default().max_memtable_size(STORE_MEMTABLE_BYTES);
+            let options = || KeyspaceCreateOptions::default().max_memtable_size(memtable_bytes);
             database.keyspace(&format!("{name}.{space}"), options).map_err(failed("cannot open a keyspace"))
         };
         Ok(Self {
@@ -125,9 +127,15 @@ pub fn open(
 ) -> Result<(Vec<Engine<LsmStore>>, Vec<Worker>), TabletError> {
     let at = |error: StoreFailed| TabletError::Poisoned(format!("{}: {error}", folder.display()));
     let database = open_database(folder).map_err(at)?;
-    let store = |name: &&str| LsmStore::open(&database, name).map(|store| ((*name).to_owned(), store));
+    let memtable_bytes = memtable_bytes(names.len());
+    let store = |name: &&str| LsmStore::open(&database, name, memtable_bytes).map(|store| ((*name).to_owned(), store));
     let stores = names.iter().map(store).collect::<Result<Vec<_>, _>>().map_err(at)?;
     start(stores, options)
+}
+
+/// Each tablet's share of the memory for newest writes. A write stands in two of its kinds: undecided, then a version.
+fn memtable_bytes(tablets: usize) -> u64 {
+    (STORE_MEMTABLES_BYTES / (2 * tablets.max(1) as u64)).clamp(STORE_MEMTABLE_BYTES_MIN, STORE_MEMTABLE_BYTES_MAX)
 }
 
 fn open_database(folder: &Path) -> Result<Database, StoreFailed> {

@@ -64,9 +64,9 @@ async fn a_slot_in_use_is_said_and_waited_for() {
     daemon.until_ready().await;
     daemon.signal("STOP");
     // Another reader of the slot: this daemon's own folder, copied, would be one.
-    let mut taker = server.take_slot("untorn").await;
+    let mut taker = server.take_slot("shard_a").await;
     daemon.signal("CONT");
-    until_cause(&daemon, "waiting", &["slot \"untorn\" is in use by process"]).await;
+    until_cause(&daemon, "waiting", &["slot \"shard_a\" is in use by process"]).await;
     taker.kill().unwrap();
     taker.wait().unwrap();
     server.execute("INSERT INTO t VALUES (2, 'b')").await;
@@ -82,9 +82,9 @@ async fn a_slot_that_is_gone_stops_the_stream() {
     daemon.start();
     daemon.until_ready().await;
     assert!(daemon.terminate().success());
-    server.execute("SELECT pg_drop_replication_slot('untorn')").await;
+    server.execute("SELECT pg_drop_replication_slot('shard_a')").await;
     daemon.start();
-    until_cause(&daemon, "stopped", &["slot \"untorn\" is gone", "copy this source tablet again"]).await;
+    until_cause(&daemon, "stopped", &["slot \"shard_a\" is gone", "copy this source tablet again"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -173,7 +173,7 @@ async fn everything_that_a_server_can_send_arrives_as_it_is() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_prepared_transaction_outlives_restarts_and_sigterm_drains() {
-    let servers = [Postgres::start().await, Postgres::start().await];
+    let mut servers = [Postgres::start().await, Postgres::start().await];
     for server in &servers {
         server.execute(TABLE).await;
     }
@@ -189,6 +189,19 @@ async fn a_prepared_transaction_outlives_restarts_and_sigterm_drains() {
     daemon.start();
     daemon.until_ready().await;
     daemon.until_waits_for("open", "commit", None).await;
+    // A server that is shut down must not wait for the daemon, which finds it again; so it does after a crash.
+    servers[1].stop();
+    servers[1].start_server().await;
+    servers[0].kill();
+    servers[0].start_server().await;
+    for (server, id) in servers.iter().zip([21, 22]) {
+        server.execute(&format!("INSERT INTO t VALUES ({id}, 'restarted')")).await;
+    }
+    daemon
+        .until("both are pulled again", || {
+            daemon.scan("public.t", "safe", "csv").ok().filter(|rows| rows.matches("restarted").count() == 2)
+        })
+        .await;
     daemon.kill();
     // One branch ends while nobody pulls, the other after the start.
     servers[0].execute("COMMIT PREPARED 'open'").await;
@@ -208,4 +221,52 @@ async fn a_prepared_transaction_outlives_restarts_and_sigterm_drains() {
     until_equal(&daemon, &servers, "public.t").await;
     daemon.until_over("open").await;
     assert!(daemon.terminate().success(), "{}", daemon.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_databases_of_one_server_are_two_tablets() {
+    let server = Postgres::start().await;
+    server.execute("CREATE DATABASE other").await;
+    let tables = "CREATE TABLE t (id int PRIMARY KEY, v text); CREATE PUBLICATION untorn FOR ALL TABLES";
+    let (a, b) = (server.connect().await, server.connect_to("other").await);
+    for (session, rows) in [(&a, "(1, 'a'), (2, 'a')"), (&b, "(11, 'b'), (12, 'b')")] {
+        execute(session, &format!("{tables}; INSERT INTO t VALUES {rows}")).await;
+    }
+    let tablets = source_tablet("shard-a", &server.url("postgres")) + &source_tablet("shard-b", &server.url("other"));
+    let mut daemon =
+        Daemon::new(&format!("[source]\nkind = \"postgres\"\ngid_pattern = '^(?<txn>.+):[ab]$'\n{tablets}"));
+    daemon.start();
+    daemon.until_ready().await;
+    let shown = |rows: &str| {
+        let mut rows: Vec<_> = rows.lines().map(str::to_owned).collect();
+        rows.sort_unstable();
+        rows
+    };
+    assert_eq!(shown(&daemon.scan("public.t", "safe", "csv").unwrap()), ["1,a", "11,b", "12,b", "2,a"]);
+    // A gid is one transaction's in the whole server: each database's branch has its own.
+    execute(&a, "BEGIN; UPDATE t SET v = 'pay' WHERE id = 1; PREPARE TRANSACTION 'pay:a'").await;
+    execute(&b, "BEGIN; UPDATE t SET v = 'pay' WHERE id = 11; PREPARE TRANSACTION 'pay:b'").await;
+    execute(&b, "COMMIT PREPARED 'pay:b'").await;
+    let torn = |rows: &str| rows.matches("pay").count() == 1;
+    daemon
+        .until("the transaction is shown", || {
+            let rows = daemon.scan("public.t", "safe", "csv").ok()?;
+            assert!(!torn(&rows), "{rows}");
+            rows.contains("pay").then_some(())
+        })
+        .await;
+    assert_eq!(daemon.explain("pay").len(), 1);
+    execute(&a, "COMMIT PREPARED 'pay:a'").await;
+    // One tablet's TRUNCATE leaves the other's rows.
+    execute(&a, "BEGIN; TRUNCATE t; INSERT INTO t VALUES (3, 'new'); COMMIT").await;
+    daemon
+        .until("only its own rows are gone", || {
+            let rows = daemon.scan("public.t", "safe", "csv").ok()?;
+            (shown(&rows) == ["11,pay", "12,b", "3,new"]).then_some(())
+        })
+        .await;
+    daemon.kill();
+    daemon.start();
+    daemon.until_ready().await;
+    assert_eq!(shown(&daemon.scan("public.t", "safe", "csv").unwrap()), ["11,pay", "12,b", "3,new"]);
 }

@@ -1,7 +1,9 @@
 //! Whatever waits says what it waits for (C12): each cause brought about by a fault of real servers and processes.
 
-use crate::support::daemon::{Daemon, source_of};
+use crate::loop_disk::LoopDisk;
+use crate::support::daemon::{Daemon, free_port, source_of};
 use crate::support::postgres::{Postgres, execute};
+use std::process::Command;
 
 const TABLE: &str = "CREATE TABLE t (id int PRIMARY KEY, v text); CREATE PUBLICATION untorn FOR ALL TABLES";
 
@@ -54,10 +56,12 @@ async fn explain_names_the_server_that_holds_a_transaction() {
     let servers = servers(2).await;
     let (a, b) = (&servers[0], &servers[1]);
     let daemon = running(&servers, "").await;
+    let start = daemon.safe_time();
+    assert_eq!(daemon.scan("public.t", &start, "csv").unwrap(), "");
     prepare(a, "open", 1).await;
     daemon.until_waits_for("open", "commit", Some("shard-a")).await;
 
-    b.signal_walsender("untorn", "STOP").await;
+    b.signal_walsender("shard_b", "STOP").await;
     // A server that has flushed nothing since its last word holds nobody.
     write("shard-b", b, 3).await;
     commit(a, "open").await;
@@ -70,7 +74,7 @@ async fn explain_names_the_server_that_holds_a_transaction() {
     assert_eq!(status["transactions"]["waiting_to_commit"], 2);
     assert_eq!(daemon.scan("public.t", "latest", "csv").unwrap(), "", "neither is shown");
 
-    b.signal_walsender("untorn", "CONT").await;
+    b.signal_walsender("shard_b", "CONT").await;
     daemon.until_over("open").await;
     daemon.until_over(&behind).await;
     daemon
@@ -79,6 +83,9 @@ async fn explain_names_the_server_that_holds_a_transaction() {
             (rows.lines().count() == 3).then_some(())
         })
         .await;
+    let after = daemon.safe_time();
+    assert!(after.parse::<u64>().unwrap() > start.parse::<u64>().unwrap(), "safe time went from {start} to {after}");
+    assert_eq!(daemon.scan("public.t", &start, "csv").unwrap(), "", "at the start nothing was there");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -149,7 +156,7 @@ async fn under_atomic_a_later_write_of_a_key_waits_for_the_earlier_one() {
     let servers = servers(2).await;
     let (a, b) = (&servers[0], &servers[1]);
     let daemon = running(&servers, "[replica]\nrelease = \"atomic\"\n").await;
-    b.signal_walsender("untorn", "STOP").await;
+    b.signal_walsender("shard_b", "STOP").await;
     write("shard-b", b, 3).await;
     pay(a, "earlier", 1).await;
     let later = write("shard-a", a, 1).await;
@@ -158,7 +165,7 @@ async fn under_atomic_a_later_write_of_a_key_waits_for_the_earlier_one() {
     let found = daemon.until_waits_for(&later, "earlier-write", None).await;
     assert!(found["waits_for"]["text"].as_str().unwrap().contains("earlier"), "{found}");
     daemon.until_over(&other).await;
-    b.signal_walsender("untorn", "CONT").await;
+    b.signal_walsender("shard_b", "CONT").await;
     daemon.until_over(&later).await;
     daemon
         .until("the later write wins", || {
@@ -210,4 +217,73 @@ async fn tablets_and_pullers_that_hang_are_named() {
             (rows.lines().count() == 3).then_some(())
         })
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_whose_process_died_is_named() {
+    let servers = servers(2).await;
+    let a = &servers[0];
+    let (_tablet, port) = Daemon::tablets(&["r0"]);
+    let replica =
+        format!("[replica]\nkind = \"grpc\"\n[[replica.tablets]]\nname = \"r0\"\nurl = \"http://127.0.0.1:{port}\"\n");
+    let pulls = |stream: &str| source_of(&servers).replacen("\n", &format!("\npoll = [\"{stream}\"]\n"), 1);
+    let port = free_port();
+    let mut leader = Daemon::new(&format!("{}{replica}[leader]\nlisten = \"127.0.0.1:{port}\"\n", pulls("shard-a")));
+    let mut poller =
+        Daemon::new(&format!("{}{replica}[leader]\nurl = \"http://127.0.0.1:{port}\"\n", pulls("shard-b")));
+    leader.start();
+    let early = write("shard-a", a, 1).await;
+    leader.until_status("nobody pulls shard-b", |status| status["streams"][1]["cause"] == "nobody pulls it").await;
+    poller.start();
+    leader.until_ready().await;
+    leader.until_over(&early).await;
+
+    poller.kill();
+    servers[1].execute("INSERT INTO t VALUES (2, 'unheard')").await;
+    pay(a, "held", 3).await;
+    leader.until_waits_for("held", "not-polled", Some("shard-b")).await;
+    // A leader that was restarted knows of pullers what they tell it again.
+    leader.kill();
+    poller.start();
+    leader.start();
+    leader.until_over("held").await;
+    leader.kill();
+    leader.start();
+    leader.until_status("shard-b runs", |status| status["streams"][1]["state"] == "running").await;
+    leader
+        .until("all rows are shown", || {
+            let rows = leader.scan("public.t", "safe", "csv").ok()?;
+            (rows.lines().count() == 3).then_some(())
+        })
+        .await;
+}
+
+/// A frozen file system: what is appended there waits.
+struct Frozen(LoopDisk);
+
+impl Frozen {
+    fn freeze(disk: LoopDisk) -> Self {
+        assert!(Command::new("fsfreeze").arg("--freeze").arg(&disk.mounted).status().unwrap().success());
+        Self(disk)
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        assert!(Command::new("fsfreeze").arg("--unfreeze").arg(&self.0.mounted).status().unwrap().success());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_whose_disk_hangs_is_named() {
+    let servers = servers(1).await;
+    let disk = LoopDisk::new(64 << 20);
+    let log = format!("[log]\npath = {:?}\n", disk.mounted.join("log"));
+    let daemon = running(&servers, &log).await;
+    let frozen = Frozen::freeze(disk);
+    let written = write("shard-a", &servers[0], 1).await;
+    daemon.until_waits_for(&written, "log", None).await;
+    assert_eq!(daemon.scan("public.t", "latest", "csv").unwrap(), "", "it is not committed before it is durable");
+    drop(frozen);
+    daemon.until_over(&written).await;
 }

@@ -4,7 +4,7 @@ use super::postgres::Postgres;
 use serde_json::Value;
 use std::fs::File;
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -20,9 +20,10 @@ pub struct Daemon {
     process: Option<Child>,
 }
 
-/// A source tablet's section.
+/// A source tablet's section; its slot has its name, with an underscore.
 pub fn source_tablet(name: &str, url: &str) -> String {
-    format!("[[source.tablets]]\nname = \"{name}\"\nurl = \"{url}\"\npublication = \"untorn\"\nslot = \"untorn\"\n")
+    let slot = name.replace('-', "_");
+    format!("[[source.tablets]]\nname = \"{name}\"\nurl = \"{url}\"\npublication = \"untorn\"\nslot = \"{slot}\"\n")
 }
 
 /// A source of these servers, each called `shard-a`, `shard-b`, …
@@ -75,11 +76,6 @@ impl Daemon {
         self.folder.path().join("untorn.toml")
     }
 
-    /// Its folder, where tests may put files of theirs.
-    pub fn folder(&self) -> &Path {
-        self.folder.path()
-    }
-
     /// Starts the process; what it says is added to its log.
     pub fn start(&mut self) {
         assert!(self.process.is_none(), "it runs");
@@ -110,14 +106,6 @@ impl Daemon {
         self.process.take().expect("it runs").wait().expect("it ends")
     }
 
-    /// Resident memory in KiB, at its highest.
-    pub fn peak_memory_kib(&self) -> u64 {
-        let id = self.process.as_ref().expect("it runs").id();
-        let status = std::fs::read_to_string(format!("/proc/{id}/status")).expect("it runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux says so");
-        line.trim().trim_end_matches(" kB").parse().expect("a number")
-    }
-
     /// What the process said so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
@@ -133,6 +121,12 @@ impl Daemon {
     /// `status`, while it answers.
     pub fn status(&self) -> Option<Value> {
         json_lines(&self.ask(&["status", "--format", "json"])).pop()
+    }
+
+    /// Safe time, as `scan --at` takes it.
+    pub fn safe_time(&self) -> String {
+        let status = self.status().expect("it answers");
+        status["safe_time"].as_str().expect("there is a safe time").to_owned()
     }
 
     /// `explain`, every transaction that fits; none when it is not known.
@@ -213,7 +207,8 @@ fn binary() -> Command {
     command
 }
 
-fn free_port() -> u16 {
+/// A port on 127.0.0.1 that nobody listens on.
+pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
 }
 

@@ -68,22 +68,22 @@ impl Postgres {
 
     /// Lets another process read a slot, taking it from whoever does.
     pub async fn take_slot(&self, slot: &str) -> Child {
-        self.execute(&format!(
-            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{slot}'"
-        ))
-        .await;
+        let slots = format!("FROM pg_replication_slots WHERE slot_name = '{slot}'");
+        let before = self.execute(&format!("SELECT active_pid, pg_terminate_backend(active_pid) {slots}")).await;
+        let deadline = Instant::now() + START_DEADLINE;
+        let until = async |what: &str| {
+            while self.execute(&format!("SELECT active {slots}")).await != [what] {
+                assert!(Instant::now() < deadline, "slot {slot} is not taken from {before:?}");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        until("f").await;
         let mut command = Command::new(program("pg_recvlogical"));
         command.args(["-h", "127.0.0.1", "-U", "postgres", "-d", "postgres", "--start", "-f", "/dev/null"]);
         command.args(["-p", &self.port.to_string(), "-S", slot]);
         command.args(["-o", "proto_version=3", "-o", "publication_names=untorn"]).stderr(Stdio::null());
         let taker = command.spawn().expect("pg_recvlogical starts");
-        let deadline = Instant::now() + START_DEADLINE;
-        while self.execute(&format!("SELECT active FROM pg_replication_slots WHERE slot_name = '{slot}'")).await
-            != ["t"]
-        {
-            assert!(Instant::now() < deadline, "the slot is not taken");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        until("t").await;
         taker
     }
 
@@ -120,7 +120,12 @@ impl Postgres {
 
     /// A session of its own.
     pub async fn connect(&self) -> Client {
-        let (client, connection) = tokio_postgres::connect(&self.url("postgres"), NoTls).await.expect("a session");
+        self.connect_to("postgres").await
+    }
+
+    /// A session in another database.
+    pub async fn connect_to(&self, database: &str) -> Client {
+        let (client, connection) = tokio_postgres::connect(&self.url(database), NoTls).await.expect("a session");
         tokio::spawn(connection);
         client
     }

@@ -50,7 +50,7 @@ impl Process {
             command.env_remove(name);
         }
         command.args([self.command, "--config"]).arg(self.folder.join("untorn.toml"));
-        command.stdin(Stdio::null()).stdout(File::from(told())).stderr(told());
+        command.stdin(Stdio::null()).stdout(told()).stderr(told());
         self.running = Some(command.spawn().unwrap());
     }
 
