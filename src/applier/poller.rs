@@ -16,7 +16,7 @@ use crate::wal::{Column, Epoch, OpId, ReplicaTabletId, SourceTabletId, TableSche
 use ::metrics::counter;
 use async_trait::async_trait;
 use futures::future::try_join_all;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -51,15 +51,21 @@ pub(super) enum SessionEnd {
 struct LeaderCatalog {
     leader: Arc<dyn TransactionLeader>,
     stream: SourceTabletId,
+    learned: Learned,
 }
+
+/// Shapes that a stream asked for and its tablets have not heard of.
+pub(super) type Learned = Arc<Mutex<Vec<TableSchema>>>;
 
 #[async_trait]
 impl Catalog for LeaderCatalog {
     async fn table(&self, name: &str, columns: Vec<Column>) -> Result<TableSchema, SourceError> {
-        self.leader.table(self.stream, name, columns).await.map_err(|error| match error {
+        let schema = self.leader.table(self.stream, name, columns).await.map_err(|error| match error {
             LeaderError::Stop(cause) => SourceError::Stop(cause),
             other => SourceError::Retry(other.to_string()),
-        })
+        })?;
+        self.learned.lock().unwrap_or_else(PoisonError::into_inner).push(schema.clone());
+        Ok(schema)
     }
 }
 
@@ -151,7 +157,10 @@ impl Poller {
         *opened_as = Some((opened.stream, opened.puller));
         let tablets = self.tablets.of(&opened.map).map_err(Trouble::Stop)?;
         let marks = announce(&tablets, &opened).await?;
-        let catalog = Arc::new(LeaderCatalog { leader: Arc::clone(&self.leader), stream: opened.stream });
+        let learned = Learned::default();
+        let catalog =
+            LeaderCatalog { leader: Arc::clone(&self.leader), stream: opened.stream, learned: Arc::clone(&learned) };
+        let catalog = Arc::new(catalog);
         if !opened.slot_stands {
             copier::create_slot(self, &opened, &tablets, catalog).await?;
             return Ok(SessionEnd::Again);
@@ -165,6 +174,7 @@ impl Poller {
         let pull = Pull {
             assembler: Assembler::new(opening(&opened, marks)),
             stream,
+            learned,
             opened: &opened,
             tablets: &tablets,
             poller: self,
