@@ -216,3 +216,18 @@ async fn tablets_and_pullers_that_hang_are_named() {
         })
         .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_finished_transaction_is_forgotten_whichever_way_it_was_committed() {
+    let servers = servers(2).await;
+    let (a, b) = (&servers[0], &servers[1]);
+    let daemon = running(&servers, "").await;
+    let ordinary = write("shard-a", a, 1).await;
+    prepare(a, "both", 2).await;
+    pay(b, "both", 2).await;
+    commit(a, "both").await;
+    for transaction in [&ordinary, "both"] {
+        let forgotten = || daemon.explain(transaction).is_empty().then_some(());
+        daemon.until(&format!("{transaction} is forgotten"), forgotten).await;
+    }
+}
