@@ -215,7 +215,9 @@ impl Driver {
             self.run_output(output);
         }
         let through = self.coordinator.durable();
-        let safe_time = self.coordinator.safe().map_or(HybridTime::MIN, |point| point.time);
+        // While there is no stream, everything is safe to read; what a tablet is told of it holds for ever.
+        let safe_time = self.coordinator.safe().map(|point| point.time).filter(|time| *time < HybridTime::MAX);
+        let safe_time = safe_time.unwrap_or(HybridTime::MIN);
         for (queue, work) in self.queues.values_mut() {
             queue.hand_over(work, through, safe_time, self.decided);
         }

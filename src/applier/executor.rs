@@ -2,7 +2,7 @@
 
 use super::driver::Inputs;
 use super::ended::{Ended, Trouble};
-use super::tablets::{ApplyQueue, Tablet};
+use super::tablets::{ApplyQueue, Gathered, Tablet};
 use crate::coordinator::Decided;
 use crate::flow::Backoff;
 use crate::limits::{
@@ -10,7 +10,7 @@ use crate::limits::{
     SYNC_AT_LEAST_EVERY_MS,
 };
 use crate::tablet::{Applied, ApplyBatch, TabletError};
-use crate::wal::{Epoch, LogPosition};
+use crate::wal::{Epoch, HybridTime, LogPosition};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -75,7 +75,7 @@ impl Executor {
         loop {
             let gathered = self.queue.take_into(kept);
             if gathered.through > heard {
-                let batch = self.batch(kept, heard, gathered.through, gathered.safe_time);
+                let batch = batch(self.owner, kept, heard, &gathered);
                 match self.tablet.leader.apply(batch).await {
                     Ok(applied) => {
                         backoff.reset();
@@ -125,25 +125,6 @@ impl Executor {
         Ok(announced.heard)
     }
 
-    /// What follows `heard`, cut at a position so that one call stays short.
-    fn batch(
-        &self,
-        kept: &VecDeque<Decided>,
-        heard: LogPosition,
-        through: LogPosition,
-        safe_time: crate::wal::HybridTime,
-    ) -> ApplyBatch {
-        let from = kept.partition_point(|decided| decided.position <= heard);
-        let mut to = kept.len();
-        let mut through = through;
-        if let Some(last) = kept.get(from + APPLY_BATCH_DECISIONS) {
-            through = last.position;
-            to = kept.partition_point(|decided| decided.position <= through);
-        }
-        let work = kept.range(from..to).cloned().collect();
-        ApplyBatch { owner: self.owner, follows: heard, through, safe_time, work }
-    }
-
     /// The tablet has durably applied the log up to here: what lies below need not be kept.
     async fn applied(&mut self, applied: LogPosition, kept: &mut VecDeque<Decided>) -> Result<(), Trouble> {
         self.check(applied)?;
@@ -177,5 +158,40 @@ impl Executor {
             ))),
             error => self.tablet.trouble(error),
         }
+    }
+}
+
+/// What follows `heard`, cut at a position so that one call stays short.
+fn batch(owner: Epoch, kept: &VecDeque<Decided>, heard: LogPosition, gathered: &Gathered) -> ApplyBatch {
+    let from = kept.partition_point(|decided| decided.position <= heard);
+    let (mut to, mut through, mut safe_time) = (kept.len(), gathered.through, gathered.safe_time);
+    if let Some(last) = kept.get(from + APPLY_BATCH_DECISIONS) {
+        through = last.position;
+        to = kept.partition_point(|decided| decided.position <= through);
+    }
+    if to < kept.len() {
+        // It rests on decisions that this batch leaves out: the tablet's own WAL would promise too much.
+        safe_time = HybridTime::MIN;
+    }
+    ApplyBatch { owner, follows: heard, through, safe_time, work: kept.range(from..to).cloned().collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::coordinator::Work;
+
+    #[test]
+    fn a_batch_that_is_cut_does_not_tell_a_safe_time_that_it_has_not_reached() {
+        let last = APPLY_BATCH_DECISIONS as u64 + 10;
+        let decided = |at| Decided { position: LogPosition(at), work: Work::Discard { branches: Vec::new() } };
+        let kept: VecDeque<_> = (1..=last).map(decided).collect();
+        let safe_time = HybridTime::from_micros(100);
+        let gathered = Gathered { through: LogPosition(last), safe_time, ..Gathered::default() };
+        let first = batch(Epoch(1), &kept, LogPosition(0), &gathered);
+        assert_eq!((first.work.len() as u64, first.safe_time), (first.through.0, HybridTime::MIN));
+        assert!(first.through < gathered.through);
+        let rest = batch(Epoch(1), &kept, first.through, &gathered);
+        assert_eq!((rest.through, rest.safe_time), (gathered.through, safe_time));
     }
 }

@@ -243,6 +243,13 @@ async fn lead(
     let Recovered { mut coordinator, opened, bytes, snapshot_bytes } = recovered?;
     let (epoch, log_id) = (opened.epoch, opened.log_id);
     coordinator.handle_opened(now(), epoch, owner, &tablets.cut()).map_err(StartError::Configuration)?;
+    if let Some(late) = streams.iter().find(|side| !coordinator.may_join(&side.name)) {
+        return Err(StartError::Configuration(format!(
+            "source tablet {:?} is new to this log, whose start is over: its copy would be shown while it runs, and parts \
+             of transactions with it",
+            late.name
+        )));
+    }
     let joined = streams.iter().map(|side| (coordinator.handle_stream_joined(now(), &side.name), Arc::clone(side)));
     let joined: BTreeMap<SourceTabletId, _> = joined.collect();
     let (sender, receiver) = mpsc::channel(LEADER_INPUTS);

@@ -199,6 +199,15 @@ impl Coordinator {
         Ok(())
     }
 
+    /// Whether the stream is known or may join. Without a common clock only the start fence keeps back what a new stream
+    /// copies and what was prepared meanwhile, so nobody joins behind it.
+    #[must_use]
+    pub fn may_join(&self, name: &str) -> bool {
+        self.state.start == Start::Slots
+            || self.state.release == Release::CommonClock
+            || self.state.stream_named(name).is_some()
+    }
+
     /// A stream of the configuration; joins it if the log does not know it.
     pub fn handle_stream_joined(&mut self, now: HybridTime, name: &str) -> SourceTabletId {
         if let Some(known) = self.state.stream_named(name) {

@@ -148,7 +148,7 @@ pub struct CopyBatch {
     /// First batch of the attempt at this tablet: rows of the table that earlier attempts brought from this stream no
     /// longer count.
     pub first: bool,
-    /// Last one: answer only when all of the attempt's rows are durable.
+    /// Last one of the attempt at this tablet.
     pub last: bool,
     /// The table's shape.
     pub schema: TableSchema,
@@ -294,7 +294,7 @@ pub trait TabletLeader: Send + Sync {
     /// Stages a chunk.
     async fn stage_chunk(&self, chunk: ChunkBatch) -> Result<(), TabletError>;
 
-    /// Stores rows of an initial copy.
+    /// Stores rows of an initial copy; answers once they are durable, because they come once and carry no numbers.
     async fn copy_rows(&self, batch: CopyBatch) -> Result<(), TabletError>;
 
     /// Applies decisions. Idempotent by transaction: a branch that is gone was applied.

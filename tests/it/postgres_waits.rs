@@ -287,3 +287,18 @@ async fn a_log_whose_disk_hangs_is_named() {
     drop(frozen);
     daemon.until_over(&written).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_finished_transaction_is_forgotten_whichever_way_it_was_committed() {
+    let servers = servers(2).await;
+    let (a, b) = (&servers[0], &servers[1]);
+    let daemon = running(&servers, "").await;
+    let ordinary = write("shard-a", a, 1).await;
+    prepare(a, "both", 2).await;
+    pay(b, "both", 2).await;
+    commit(a, "both").await;
+    for transaction in [&ordinary, "both"] {
+        let forgotten = || daemon.explain(transaction).is_empty().then_some(());
+        daemon.until(&format!("{transaction} is forgotten"), forgotten).await;
+    }
+}

@@ -286,7 +286,9 @@ impl Assembler {
         let id = SourceTransactionId::first(format!("{}:{}", self.name, transaction.xid()).as_bytes());
         if !transaction.is_empty() {
             let index = self.branch(transaction, end, &id, None, None)?;
-            let commit = Record::Commit { transaction: id, branch: None, time, involved: Involved::OnlyThisStream };
+            // It ends its own branch: one that is never said to have ended is never forgotten.
+            let branch = Some(BranchId { stream: self.stream, opened: OpId::new(end, 1) });
+            let commit = Record::Commit { transaction: id, branch, time, involved: Involved::OnlyThisStream };
             self.batch.records.push((OpId::new(end, index), commit));
         }
         self.moved_to(end);

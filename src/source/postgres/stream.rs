@@ -209,18 +209,24 @@ impl PostgresStream {
         Ok(())
     }
 
-    /// Learns the shape of the table that waits for it. Starts anew when it is cancelled.
+    /// Learns the shape of the table that waits for it. Starts anew when it is cancelled, but keeps the session: else a
+    /// server farther away than its caller is patient would be connected to for ever.
     async fn learn(&mut self) -> Result<(), SourceError> {
-        let Some(mut relation) = self.state.relation.as_deref().and_then(Relation::from_message) else { return Ok(()) };
+        let Self { target, catalog, sql, state, .. } = self;
+        let Some(mut relation) = state.relation.as_deref().and_then(Relation::from_message) else { return Ok(()) };
         let id = relation.id;
-        let server = self.target.label();
-        let mut sql = match self.sql.take() {
-            Some(sql) => sql,
-            None => self.target.sql().await?,
+        let server = target.label();
+        let session = match sql {
+            Some(session) => session,
+            None => sql.insert(target.sql().await?),
         };
-        relation.ask_for_key(&mut sql).await.map_err(|failure| failure.at(&server))?;
-        let shape = relation.shape(&mut sql, &server, self.catalog.as_ref()).await?;
-        self.sql = Some(sql);
+        let asked = relation.ask_for_key(session).await.map_err(|failure| failure.at(&server));
+        let shape = match asked {
+            Ok(()) => relation.shape(session, &server, catalog.as_ref()).await,
+            Err(error) => Err(error),
+        };
+        // After an error the session may be of no further use.
+        let shape = shape.inspect_err(|_| *sql = None)?;
         self.assembler.relation(id, Arc::new(shape));
         self.state.relation = None;
         Ok(())

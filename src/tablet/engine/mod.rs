@@ -135,8 +135,9 @@ impl<S: Store> TabletLeader for Engine<S> {
     }
 
     async fn copy_rows(&self, batch: CopyBatch) -> Result<(), TabletError> {
-        let answered = if batch.last { Answered::Durable } else { Answered::Now };
-        self.call(answered, move |state| state.copy_rows(batch)).await
+        // Every batch and not only the last: its rows come once, and whoever sends them would not notice that a tablet
+        // lost some of them in a power cut and goes on with the rest.
+        self.call(Answered::Durable, move |state| state.copy_rows(batch)).await
     }
 
     async fn apply(&self, batch: ApplyBatch) -> Result<Applied, TabletError> {

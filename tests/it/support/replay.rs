@@ -261,9 +261,10 @@ impl Replay {
             }
             Record::Commit { transaction, branch, time, involved } => {
                 assert!(time.micros() > 1_600_000_000_000_000, "a commit time of {time}");
-                if let Some(branch) = branch {
-                    assert_eq!(involved, Involved::Discovered);
-                    self.close_branch(branch.opened);
+                let branch = branch.expect("every commit of a PostgreSQL server ends a branch");
+                match involved {
+                    Involved::Discovered => self.close_branch(branch.opened),
+                    _ => assert_eq!(branch.opened, OpId::new(at.term, 1), "an ordinary commit ends its own branch"),
                 }
                 for write in self.pending.remove(&transaction).unwrap_or_default() {
                     self.apply(write);

@@ -102,7 +102,8 @@ fn tell(record: &Record) -> String {
         Record::Commit { transaction, branch: Some(branch), involved: Involved::Discovered, .. } => {
             format!("{transaction} commit {branch}")
         }
-        Record::Commit { transaction, branch: None, involved: Involved::OnlyThisStream, .. } => {
+        Record::Commit { transaction, branch: Some(branch), involved: Involved::OnlyThisStream, .. } => {
+            assert_eq!(branch.opened.index, 1, "it ends its own branch, which opened at its first record");
             format!("{transaction} commit")
         }
         Record::Aborted { transaction, branch: Some(branch) } => format!("{transaction} aborted {branch}"),
@@ -200,8 +201,8 @@ fn branches_open_and_end_one_by_one() {
         "200.2 x prepared applying 1",
         "210.1 y put v1 t1(2)",
         "210.2 y prepared applying 1",
-        "220.1 y commit s3@210.0",
-        "230.1 x aborted s3@200.0",
+        "220.1 y commit s3@210.1",
+        "230.1 x aborted s3@200.1",
     ];
     assert_eq!(bench.told(), expected);
 }
@@ -212,8 +213,8 @@ fn a_gid_used_again_opens_another_branch() {
     bench.send(prepared(200, "g", "1")).send([rollback_prepared(210, "g")]);
     bench.send(prepared(220, "g", "1")).send([commit_prepared(230, "g")]);
     let told = bench.told();
-    assert_eq!(told[2], "210.1 g aborted s3@200.0");
-    assert_eq!(told[5], "230.1 g commit s3@220.0");
+    assert_eq!(told[2], "210.1 g aborted s3@200.1");
+    assert_eq!(told[5], "230.1 g commit s3@220.1");
 }
 
 #[test]
@@ -234,7 +235,7 @@ fn a_branch_is_found_by_its_full_gid_also_after_a_restart() {
     let after = OpId::end_of_term(210);
     let mut bench = Bench::resume(&Resume { stream: SourceTabletId(3), after, open_branches, ..Resume::default() });
     bench.send([commit_prepared(220, "pay@b"), rollback_prepared(230, "pay@a")]);
-    assert_eq!(bench.told(), ["220.1 pay commit s3@210.0", "230.1 pay aborted s3@200.0"]);
+    assert_eq!(bench.told(), ["220.1 pay commit s3@210.1", "230.1 pay aborted s3@200.1"]);
 }
 
 #[test]
@@ -243,7 +244,7 @@ fn a_prepare_that_comes_late_takes_the_place_of_its_commit() {
     bench.send([begin(7, 190), insert("1"), commit(200)]).send(prepared(90, "late", "2"));
     assert_eq!(bench.told().len(), 3, "the PREPARE is kept");
     bench.send([commit_prepared(210, "late")]);
-    let expected = ["210.1 late put v1 t1(2)", "210.2 late prepared applying 1", "210.3 late commit s3@210.0"];
+    let expected = ["210.1 late put v1 t1(2)", "210.2 late prepared applying 1", "210.3 late commit s3@210.1"];
     assert_eq!(bench.told(), expected);
 }
 
@@ -263,7 +264,7 @@ fn what_was_taken_before_is_dropped_when_it_is_sent_again() {
     bench.send(prepared(85, "ended", "2")).send(prepared(90, "open", "3")).send([commit_prepared(95, "ended")]);
     assert_eq!(bench.told(), [""; 0]);
     bench.send([commit_prepared(110, "open")]);
-    assert_eq!(bench.told(), ["110.1 open commit s3@90.0"]);
+    assert_eq!(bench.told(), ["110.1 open commit s3@90.1"]);
 }
 
 #[test]
@@ -289,7 +290,7 @@ fn a_streamed_transaction_is_staged_and_adopted_at_its_end() {
         "200.3 a:9 commit",
         "chunk 7/8 of 1",
         "chunk 7/10 of 1",
-        "210.0 adopts 3 of 7 without [8]",
+        "210.1 adopts 3 of 7 without [8]",
         "210.6 a:7 applying 3",
         "210.7 a:7 commit",
     ];
@@ -314,7 +315,7 @@ fn a_streamed_transaction_that_is_prepared_becomes_a_branch() {
     let told = bench.told();
     assert_eq!(
         told[1..],
-        ["200.0 adopts 1 of 7 without []", "200.2 large prepared applying 1", "210.1 large commit s3@200.0"]
+        ["200.1 adopts 1 of 7 without []", "200.2 large prepared applying 1", "210.1 large commit s3@200.1"]
     );
 }
 
@@ -345,7 +346,7 @@ fn a_large_transaction_that_is_sent_whole_is_staged_too() {
     assert_eq!(told[..2], ["chunk 7/7 of 3", "chunk 7/7 of 2"]);
     assert_eq!(
         told[2..],
-        ["chunk 7/7 of 1", "200.0 adopts 6 of 7 without []", "200.7 a:7 applying 6", "200.8 a:7 commit"]
+        ["chunk 7/7 of 1", "200.1 adopts 6 of 7 without []", "200.7 a:7 applying 6", "200.8 a:7 commit"]
     );
 }
 
