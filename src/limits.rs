@@ -134,17 +134,12 @@ pub const RETRY_LAST_MS: u64 = 5_000;
 pub const STOPPED_RETRY_MS: u64 = 30_000;
 /// Milliseconds between two words of a puller to the transaction leader: a leader that started again hears of it although
 /// its source is silent, and it hears of a leader that stopped its stream.
-pub const PULLER_SAYS_EVERY_MS: u64 = 2_000;
-/// Milliseconds of a puller's silence after which it is taken for gone, where `status` and `explain` are asked. Nothing
-/// is decided by it.
-pub const PULLER_SILENT_MS: u64 = 10_000;
+pub const PULLER_SAYS_EVERY_MS: u64 = 1_000;
 /// Milliseconds that a replica tablet with nothing to do is left alone before its owner announces itself again: an owner
 /// that slept through a takeover hears of it, and a tablet that forgot what it had only heard hears it again.
 pub const ANNOUNCE_AGAIN_MS: u64 = 5_000;
 /// Milliseconds that a source has to answer a probe before it counts as silent.
 pub const PROBE_DEADLINE_MS: u64 = 5_000;
-/// Milliseconds between two words of a puller to the transaction leader, also while its stream carries nothing.
-pub const PULLER_HEARD_EVERY_MS: u64 = 1_000;
 /// Milliseconds without a word after which a stream counts as pulled by nobody: several words, and a slow network.
 pub const PULLER_SILENT_MS: u64 = 5_000;
 /// Milliseconds after which a batch that no tablet has stored shows as back-pressure.

@@ -9,7 +9,7 @@ use crate::coordinator::{
     Applied, Coordinator, CopyState, Decided, Fence, Output, Promise, ReadPoint, Refused, Release, Report,
     StreamOpening, TabletMap, Work,
 };
-use crate::limits::{PULLER_SILENT_MS, SNAPSHOT_AFTER_BYTES, TICK_MS};
+use crate::limits::{SNAPSHOT_AFTER_BYTES, TICK_MS};
 use crate::metrics::{CAUSE, COMMIT_TO_VISIBLE, STATUS, STREAM, TRANSACTIONS_FINISHED, WAITED};
 use crate::source::{OpenBranch, Resume};
 use crate::txn_log::Snapshot;
@@ -129,8 +129,6 @@ pub(super) struct Driver {
     pub(super) probes: Probes,
     pub(super) shown: watch::Sender<Shown>,
     pub(super) pullers: watch::Sender<Pullers>,
-    /// When each stream's puller said last what it does.
-    pub(super) said: BTreeMap<SourceTabletId, Instant>,
     pub(super) owner: Epoch,
     pub(super) log_id: String,
     pub(super) release: Release,
@@ -187,8 +185,7 @@ impl Driver {
                     self.coordinator.handle_tick(now());
                     if self.waited_since.elapsed() >= Duration::from_secs(1) {
                         self.count_waiting();
-                        self.miss_silent_pullers();
-                    }
+                        }
                 }
                 taken = self.inputs.recv_many(&mut batch, 64) => {
                     if taken == 0 {
@@ -272,24 +269,6 @@ impl Driver {
         let whole = self.waited.trunc();
         self.waited -= whole;
         counter!(WAITED, CAUSE => cause, STREAM => stream).increment(whole as u64);
-    }
-
-    /// A puller in another process that says nothing may be gone, and whoever waits for its stream is to be told so.
-    fn miss_silent_pullers(&mut self) {
-        let silence = Duration::from_millis(PULLER_SILENT_MS);
-        let silent: Vec<_> = self.said.extract_if(.., |_, said| said.elapsed() > silence).collect();
-        if silent.is_empty() {
-            return;
-        }
-        self.pullers.send_modify(|pullers| {
-            for (stream, _) in silent {
-                let state = pullers.states.entry(stream).or_default();
-                if matches!(state, StreamState::Running | StreamState::BackPressure { .. }) {
-                    let cause = format!("its puller has said nothing for {} s", silence.as_secs());
-                    *state = StreamState::Waiting { cause };
-                }
-            }
-        });
     }
 
     fn run_output(&mut self, output: Output) {
@@ -444,7 +423,6 @@ impl Driver {
                     reply.send(Err(LeaderError::Fenced(cause))).ok();
                     return;
                 }
-<<<<<<< HEAD
                 // A puller elsewhere that has nothing to report hears here that its stream was stopped.
                 if matches!(state, StreamState::Running | StreamState::BackPressure { .. })
                     && let Some(cause) = self.pullers.borrow().stopped.get(&stream)
@@ -452,18 +430,7 @@ impl Driver {
                     reply.send(Err(LeaderError::Stop(cause.clone()))).ok();
                     return;
                 }
-                self.said.insert(stream, Instant::now());
-                let cause = match &state {
-                    StreamState::Stopped { cause } => Some(cause.clone()),
-                    _ => None,
-                };
-                self.coordinator.handle_stream_stopped(stream, cause);
-                self.pullers.send_modify(|pullers| {
-                    pullers.states.insert(stream, state);
-                });
-=======
                 self.puller_says(now, stream, state);
->>>>>>> e2e
                 reply.send(Ok(())).ok();
             }
             Input::Fence(fence) => self.coordinator.handle_fence(now, fence),

@@ -277,7 +277,6 @@ async fn lead(
         owner: epoch,
         log_id,
         release,
-        said: BTreeMap::new(),
         joins: streams.is_empty(),
         waiting: BTreeMap::new(),
         in_flight: None,

@@ -9,14 +9,14 @@ use super::streams::{SharedBudget, StreamSide};
 use super::tablets::{ApplyQueue, Tablet, Tablets};
 use crate::coordinator::Release;
 use crate::flow::{Assembler, Backoff, Opening};
-use crate::limits::{PULLER_HEARD_EVERY_MS, RETRY_FIRST_MS, RETRY_LAST_MS, STOPPED_RETRY_MS};
+use crate::limits::{PULLER_SAYS_EVERY_MS, RETRY_FIRST_MS, RETRY_LAST_MS, STOPPED_RETRY_MS};
 use crate::metrics::{STREAM, STREAM_RECONNECTS};
 use crate::source::{Catalog, SourceError};
 use crate::wal::{Column, Epoch, OpId, ReplicaTabletId, SourceTabletId, TableSchema};
 use ::metrics::counter;
 use async_trait::async_trait;
 use futures::future::try_join_all;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -51,15 +51,21 @@ pub(super) enum SessionEnd {
 struct LeaderCatalog {
     leader: Arc<dyn TransactionLeader>,
     stream: SourceTabletId,
+    learned: Learned,
 }
+
+/// Shapes that a stream asked for and its tablets have not heard of.
+pub(super) type Learned = Arc<Mutex<Vec<TableSchema>>>;
 
 #[async_trait]
 impl Catalog for LeaderCatalog {
     async fn table(&self, name: &str, columns: Vec<Column>) -> Result<TableSchema, SourceError> {
-        self.leader.table(self.stream, name, columns).await.map_err(|error| match error {
+        let schema = self.leader.table(self.stream, name, columns).await.map_err(|error| match error {
             LeaderError::Stop(cause) => SourceError::Stop(cause),
             other => SourceError::Retry(other.to_string()),
-        })
+        })?;
+        self.learned.lock().unwrap_or_else(PoisonError::into_inner).push(schema.clone());
+        Ok(schema)
     }
 }
 
@@ -70,7 +76,7 @@ impl Poller {
         let (side, leader) = (Arc::clone(&self.side), Arc::clone(&self.leader));
         let repeat = async move {
             loop {
-                tokio::time::sleep(Duration::from_millis(PULLER_HEARD_EVERY_MS)).await;
+                tokio::time::sleep(Duration::from_millis(PULLER_SAYS_EVERY_MS)).await;
                 if let Some((stream, puller, state)) = side.said() {
                     // Whoever cannot be told is told the next time.
                     leader.stream_state(stream, puller, state).await.ok();
@@ -151,7 +157,10 @@ impl Poller {
         *opened_as = Some((opened.stream, opened.puller));
         let tablets = self.tablets.of(&opened.map).map_err(Trouble::Stop)?;
         let marks = announce(&tablets, &opened).await?;
-        let catalog = Arc::new(LeaderCatalog { leader: Arc::clone(&self.leader), stream: opened.stream });
+        let learned = Learned::default();
+        let catalog =
+            LeaderCatalog { leader: Arc::clone(&self.leader), stream: opened.stream, learned: Arc::clone(&learned) };
+        let catalog = Arc::new(catalog);
         if !opened.slot_stands {
             copier::create_slot(self, &opened, &tablets, catalog).await?;
             return Ok(SessionEnd::Again);
@@ -165,6 +174,7 @@ impl Poller {
         let pull = Pull {
             assembler: Assembler::new(opening(&opened, marks)),
             stream,
+            learned,
             opened: &opened,
             tablets: &tablets,
             poller: self,

@@ -2,7 +2,7 @@
 
 use super::ended::{Trouble, now};
 use super::leader::{LeaderError, Reported, StreamOpened, StreamState};
-use super::poller::{Poller, SessionEnd, asked_to_drain};
+use super::poller::{Learned, Poller, SessionEnd, asked_to_drain};
 use super::tablets::Tablet;
 use crate::flow::{Assembled, Assembler, Window};
 use crate::limits::{
@@ -15,6 +15,7 @@ use crate::wal::{OpId, ReplicaTabletId};
 use ::metrics::counter;
 use futures::future::{BoxFuture, OptionFuture, try_join_all};
 use futures::stream::{FuturesOrdered, StreamExt};
+use std::sync::PoisonError;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -22,6 +23,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 pub(super) struct Pull<'a> {
     pub(super) assembler: Assembler,
     pub(super) stream: Box<dyn Stream>,
+    pub(super) learned: Learned,
     pub(super) opened: &'a StreamOpened,
     pub(super) tablets: &'a [Tablet],
     pub(super) poller: &'a Poller,
@@ -147,7 +149,10 @@ impl Pull<'_> {
                 }
                 event = self.stream.next(), if may_pull => {
                     side.note(|progress| progress.answered_at = now());
-                    match event? {
+                    let event = event?;
+                    let learned = std::mem::take(&mut *self.learned.lock().unwrap_or_else(PoisonError::into_inner));
+                    learned.into_iter().for_each(|schema| self.assembler.learn(schema));
+                    match event {
                         StreamEvent::Batch(batch) => {
                             self.count(batch.records.len(), batch.bytes);
                             held.take(batch.bytes);

@@ -254,6 +254,15 @@ impl Assembler {
         Ok(())
     }
 
+    /// A table's shape, before the first write under it: tablets need it to fill cells that the source leaves out. For
+    /// sources that send no Schema records.
+    pub fn learn(&mut self, schema: TableSchema) {
+        if self.schemas.get(&schema.table) != Some(&schema) {
+            self.schemas.insert(schema.table, schema.clone());
+            self.gathered.schemas.push(schema);
+        }
+    }
+
     /// The source does not know these transactions as running, and the stream has passed the position where it said so.
     pub fn push_not_running(&mut self, transactions: Vec<SourceTransactionId>) {
         self.gathered.anything = true;
@@ -298,6 +307,9 @@ impl Assembler {
             }
         }
         let Gathered { run, mut facts, schemas, safe_time, upto, head, bytes, .. } = std::mem::take(&mut self.gathered);
+        // A run that does not move the stream goes to no tablet: shapes wait for one that does.
+        let (schemas, waiting) = if upto > self.follows { (schemas, Vec::new()) } else { (Vec::new(), schemas) };
+        self.gathered.schemas = waiting;
         // One SafeTime record says what all earlier ones of the run said, and everything before it is in the same entry.
         facts.extend(safe_time.map(|time| Fact::SafeTime { time }));
         let mut parts = Vec::new();

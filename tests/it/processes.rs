@@ -3,17 +3,18 @@
 
 use crate::support::constellation::Constellation;
 use crate::support::process::Process;
-use crate::support::upstream::{ACCOUNTS, History, TABLE, TOTAL};
+use crate::support::upstream::{ACCOUNTS, History, TABLE, TOTAL, Transaction, home};
 use rand::Rng;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use untorn::admin::client::{AdminClient, ClientError};
+use untorn::admin::explain::{Cause, Explanation};
 use untorn::admin::scan::ScanAt;
-use untorn::admin::status::{State, Status};
+use untorn::admin::status::{State, Status, StreamStatus};
 use untorn::limits::GRPC_KEEPALIVE_MS;
 use untorn::wal::HybridTime;
 
@@ -178,6 +179,27 @@ async fn a_silent_source_does_not_hide_who_pulls_it_and_lets_everything_be_forgo
     world.upstream.pause(false);
     let held = |status: &Status| matches!(status.held_by.as_deref(), Some("shard-2" | "shard-3"));
     world.status(&url, "the streams that nobody pulls hold safe time", held).await;
+    let committed = world.upstream.history.committed();
+    let half_pulled = |one: &&Transaction| {
+        let pulled = |account: &usize| home(*account) < 2;
+        one.writes.keys().any(pulled) && !one.writes.keys().all(pulled)
+    };
+    let waits = committed[last..].iter().find(half_pulled).expect("some transaction is written on both sides");
+    let explained = async {
+        loop {
+            let mut client = AdminClient::connect(&url).await.unwrap();
+            // The source names its transactions by their number, in eight bytes.
+            if let Ok(found) = client.explain(&format!("{:016x}", waits.number)).await
+                && let [Explanation { waits_for: Some(waits_for), .. }] = &found[..]
+            {
+                return waits_for.clone();
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let waits_for = timeout(Duration::from_secs(60), explained).await.expect("it waits for those that are not pulled");
+    assert_eq!(waits_for.cause, Cause::NotPolled, "{waits_for:?}");
+    assert!(matches!(waits_for.tablet.as_deref(), Some("shard-2" | "shard-3")), "{waits_for:?}");
     world.processes[2].start();
     world.upstream.pause(true);
     world.caught_up(&url).await;
@@ -220,6 +242,43 @@ async fn a_leader_that_slept_through_a_takeover_changes_nothing_and_ends() {
 
     world.upstream.pause(true);
     world.caught_up(&url).await;
+    assert!(!auditor.is_finished(), "the auditor found something\n{}", world.told());
+    assert_equal(&world).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_hangs_is_named_and_what_does_not_need_it_goes_on() {
+    let world = Constellation::start();
+    let url = world.at.admin_url();
+    world.all_run(&url).await;
+    let (auditor, _) = audit(url.clone(), Arc::clone(&world.upstream.history));
+
+    // A replica tablet: the streams that write to it name it.
+    world.processes[8].signal("STOP");
+    let named = |status: &Status| {
+        let waits = |stream: &StreamStatus| stream.cause.as_ref().is_some_and(|cause| cause.contains("replica-1"));
+        status.streams.iter().any(waits)
+    };
+    world.status(&url, "the hung replica tablet is named", named).await;
+    world.processes[8].signal("CONT");
+    let end = world.upstream.history.end();
+    world.status(&url, "it goes on", |status| status.safe_time.is_some_and(|safe| safe >= end)).await;
+
+    // A source tablet: it holds safe time, and the other streams come on.
+    world.processes[5].signal("STOP");
+    let named = |status: &Status| {
+        let cause = status.streams[2].cause.as_ref().is_some_and(|cause| cause.contains("shard-2"));
+        cause && status.held_by.as_deref() == Some("shard-2")
+    };
+    let before = world.status(&url, "the hung source tablet is named", named).await;
+    let index = |status: &Status, stream: usize| status.streams[stream].durable.gauge();
+    let others = |status: &Status| [0, 1, 3].iter().all(|other| index(status, *other) > index(&before, *other));
+    world.status(&url, "the other streams go on", others).await;
+    world.processes[5].signal("CONT");
+
+    world.upstream.pause(true);
+    world.caught_up(&url).await;
+    world.all_run(&url).await;
     assert!(!auditor.is_finished(), "the auditor found something\n{}", world.told());
     assert_equal(&world).await;
 }

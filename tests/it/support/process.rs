@@ -1,7 +1,7 @@
 //! Processes of the built binary, which a test kills and starts again.
 
 use rand::Rng;
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};

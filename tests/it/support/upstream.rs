@@ -33,7 +33,7 @@ const POSITIONS: u64 = 1_000;
 const BATCH: usize = 32;
 
 /// Which tablet holds an account.
-fn home(account: usize) -> usize {
+pub fn home(account: usize) -> usize {
     account % TABLETS
 }
 
