@@ -17,10 +17,15 @@ use crate::wal::{HybridTime, TableId};
 use async_trait::async_trait;
 use std::io;
 use std::sync::Arc;
-use tokio::sync::Mutex;
+use std::time::Duration;
+use tokio::sync::{Mutex, mpsc};
+use tokio::time::timeout;
 
 /// Bytes of records on their way, over all streams.
 const MEMORY_BUDGET: usize = 128 << 20;
+
+/// How long the tablets' storage may take to come to rest.
+const WORKERS_END: Duration = Duration::from_secs(2);
 
 /// A running applier over embedded tablets.
 pub struct Pipeline {
@@ -28,6 +33,8 @@ pub struct Pipeline {
     reader: Reader,
     inspector: Inspector,
     inspected: Arc<Inspected>,
+    /// Closed once every worker of the tablets' storage has ended.
+    workers: mpsc::Receiver<()>,
 }
 
 impl Pipeline {
@@ -42,9 +49,16 @@ impl Pipeline {
         let options = TabletOptions { keep_age: None, ..TabletOptions::default() };
         let opened = embedded::open(&plan.data_dir.join("tablets"), &names, options);
         let (engines, workers) = opened.map_err(|error| error.to_string())?;
-        for worker in workers {
-            spawn(worker).map_err(|error| format!("a tablet's thread: {error}"))?;
+        let (running, ended) = mpsc::channel(1);
+        for Worker { name, run } in workers {
+            let running = running.clone();
+            let run = Box::new(move || {
+                run();
+                drop(running);
+            });
+            spawn(Worker { name, run }).map_err(|error| format!("a tablet's thread: {error}"))?;
         }
+        drop(running);
         let tablets = names.iter().zip(engines).map(|(name, engine)| {
             let leader: Arc<dyn TabletLeader> = Arc::new(engine);
             NamedTablet { name: (*name).to_owned(), from_key: None, leader }
@@ -75,7 +89,7 @@ impl Pipeline {
         let inspector = applier.inspector();
         let reader = inspector.reader().ok_or("the applier does not lead")?;
         let inspected = Arc::new(Inspected::new(inspector.clone(), false));
-        Ok(Self { applier: Mutex::new(applier), reader, inspector, inspected })
+        Ok(Self { applier: Mutex::new(applier), reader, inspector, inspected, workers: ended })
     }
 }
 
@@ -129,6 +143,13 @@ impl Replica for Pipeline {
         match self.applier.into_inner().drain().await {
             Ended::Drained => {}
             ended => tracing::warn!(%ended, "the applier did not drain"),
+        }
+        // The storage is at rest only when its workers have ended, and they do once nobody can call them. A call that is
+        // still being answered somewhere keeps them a little longer than it is worth to wait.
+        drop((self.reader, self.inspector, self.inspected));
+        let mut workers = self.workers;
+        if timeout(WORKERS_END, workers.recv()).await.is_err() {
+            tracing::debug!("the tablets' storage is still in use");
         }
     }
 }

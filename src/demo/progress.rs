@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use super::workload::Committed;
 
 /// Transactions that are committed and not yet visible, at least and at most: the source's users wait above the window.
-const WINDOW: std::ops::RangeInclusive<usize> = 64..=4_096;
+const WINDOW: std::ops::RangeInclusive<usize> = 64..=1_500;
 /// The window shrinks when a transaction took longer than this to become visible, and grows while none did.
 const WINDOW_LATENCY: Duration = Duration::from_millis(60);
 /// How often the window is looked at.
