@@ -132,10 +132,14 @@ pub const RETRY_FIRST_MS: u64 = 50;
 pub const RETRY_LAST_MS: u64 = 5_000;
 /// Milliseconds after which a stopped stream is tried again, so that a mended cause lets it go on by itself.
 pub const STOPPED_RETRY_MS: u64 = 30_000;
+/// Milliseconds between two words of a puller to the transaction leader: a leader that started again hears of it although
+/// its source is silent, and it hears of a leader that stopped its stream.
+pub const PULLER_SAYS_EVERY_MS: u64 = 1_000;
+/// Milliseconds that a replica tablet with nothing to do is left alone before its owner announces itself again: an owner
+/// that slept through a takeover hears of it, and a tablet that forgot what it had only heard hears it again.
+pub const ANNOUNCE_AGAIN_MS: u64 = 5_000;
 /// Milliseconds that a source has to answer a probe before it counts as silent.
 pub const PROBE_DEADLINE_MS: u64 = 5_000;
-/// Milliseconds between two words of a puller to the transaction leader, also while its stream carries nothing.
-pub const PULLER_HEARD_EVERY_MS: u64 = 1_000;
 /// Milliseconds without a word after which a stream counts as pulled by nobody: several words, and a slow network.
 pub const PULLER_SILENT_MS: u64 = 5_000;
 /// Milliseconds after which a batch that no tablet has stored shows as back-pressure.
@@ -146,6 +150,15 @@ pub const TICK_MS: u64 = 100;
 pub const REPORT_IDLE_MS: u64 = 1_000;
 /// Milliseconds that a drain may take before the process ends without it. What was not drained is resumed later.
 pub const APPLIER_DRAIN_MS: u64 = 20_000;
+/// Bytes of records that the demo's source keeps for readers that have not acknowledged them. Above it the source's
+/// users wait, as they would for a disk that is full.
+pub const DEMO_WAL_BYTES: usize = 32 << 20;
+/// Bytes of version history that the demo's oracle keeps; its users stop when it is full, after about a quarter of an
+/// hour. The comparison at the end needs every version.
+pub const DEMO_HISTORY_BYTES: usize = 256 << 20;
+/// Versions that the demo's books can undo to say what they held at an older time: several seconds of the workload, at
+/// 48 bytes each. Times before that are audited by their sum alone.
+pub const DEMO_UNDO_VERSIONS: usize = 1 << 18;
 
 const _: () = assert!(CDC_RECORD_BYTES_MAX * 2 <= GRPC_MESSAGE_BYTES_MAX, "a record must fit in a batch's message");
 const _: () = assert!(BATCH_BYTES * 4 < GRPC_MESSAGE_BYTES_MAX, "a batch must fit in a message with room to spare");

@@ -185,7 +185,7 @@ impl Driver {
                     self.coordinator.handle_tick(now());
                     if self.waited_since.elapsed() >= Duration::from_secs(1) {
                         self.count_waiting();
-                    }
+                        }
                 }
                 taken = self.inputs.recv_many(&mut batch, 64) => {
                     if taken == 0 {
@@ -421,6 +421,13 @@ impl Driver {
                 if held != Some(puller) {
                     let cause = format!("another puller has stream {stream}");
                     reply.send(Err(LeaderError::Fenced(cause))).ok();
+                    return;
+                }
+                // A puller elsewhere that has nothing to report hears here that its stream was stopped.
+                if matches!(state, StreamState::Running | StreamState::BackPressure { .. })
+                    && let Some(cause) = self.pullers.borrow().stopped.get(&stream)
+                {
+                    reply.send(Err(LeaderError::Stop(cause.clone()))).ok();
                     return;
                 }
                 self.puller_says(now, stream, state);

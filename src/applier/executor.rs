@@ -6,7 +6,8 @@ use super::tablets::{ApplyQueue, Tablet};
 use crate::coordinator::Decided;
 use crate::flow::Backoff;
 use crate::limits::{
-    APPLY_BATCH_DECISIONS, RETRY_FIRST_MS, RETRY_LAST_MS, STOPPED_RETRY_MS, SYNC_AFTER_MS, SYNC_AT_LEAST_EVERY_MS,
+    ANNOUNCE_AGAIN_MS, APPLY_BATCH_DECISIONS, RETRY_FIRST_MS, RETRY_LAST_MS, STOPPED_RETRY_MS, SYNC_AFTER_MS,
+    SYNC_AT_LEAST_EVERY_MS,
 };
 use crate::tablet::{Applied, ApplyBatch, TabletError};
 use crate::wal::{Epoch, LogPosition};
@@ -66,10 +67,7 @@ impl Executor {
         backoff: &mut Backoff,
         said: &mut Option<String>,
     ) -> Result<(), Trouble> {
-        let announced = self.tablet.leader.announce(&self.log_id, self.tablet.id, self.owner).await;
-        let announced = announced.map_err(|error| self.trouble(&error))?;
-        let mut heard = announced.heard;
-        self.applied(announced.applied, kept).await?;
+        let mut heard = self.announce(kept).await?;
         if said.take().is_some() {
             info!(tablet = %self.tablet.name, "the replica tablet takes decisions again");
         }
@@ -98,7 +96,10 @@ impl Executor {
                 if gathered.closing {
                     return Ok(());
                 }
-                self.queue.moved().await;
+                tokio::select! {
+                    () = self.queue.moved() => {}
+                    () = sleep(Duration::from_millis(ANNOUNCE_AGAIN_MS)) => heard = self.announce(kept).await?,
+                }
                 continue;
             } else if !gathered.closing {
                 tokio::select! {
@@ -114,6 +115,14 @@ impl Executor {
                 self.applied(applied, kept).await?;
             }
         }
+    }
+
+    /// Announces this owner, and answers how far the tablet has heard the log.
+    async fn announce(&mut self, kept: &mut VecDeque<Decided>) -> Result<LogPosition, Trouble> {
+        let announced = self.tablet.leader.announce(&self.log_id, self.tablet.id, self.owner).await;
+        let announced = announced.map_err(|error| self.trouble(&error))?;
+        self.applied(announced.applied, kept).await?;
+        Ok(announced.heard)
     }
 
     /// What follows `heard`, cut at a position so that one call stays short.

@@ -9,7 +9,7 @@ use super::streams::{SharedBudget, StreamSide};
 use super::tablets::{ApplyQueue, Tablet, Tablets};
 use crate::coordinator::Release;
 use crate::flow::{Assembler, Backoff, Opening};
-use crate::limits::{PULLER_HEARD_EVERY_MS, RETRY_FIRST_MS, RETRY_LAST_MS, STOPPED_RETRY_MS};
+use crate::limits::{PULLER_SAYS_EVERY_MS, RETRY_FIRST_MS, RETRY_LAST_MS, STOPPED_RETRY_MS};
 use crate::metrics::{STREAM, STREAM_RECONNECTS};
 use crate::source::{Catalog, SourceError};
 use crate::wal::{Column, Epoch, OpId, ReplicaTabletId, SourceTabletId, TableSchema};
@@ -76,7 +76,7 @@ impl Poller {
         let (side, leader) = (Arc::clone(&self.side), Arc::clone(&self.leader));
         let repeat = async move {
             loop {
-                tokio::time::sleep(Duration::from_millis(PULLER_HEARD_EVERY_MS)).await;
+                tokio::time::sleep(Duration::from_millis(PULLER_SAYS_EVERY_MS)).await;
                 if let Some((stream, puller, state)) = side.said() {
                     // Whoever cannot be told is told the next time.
                     leader.stream_state(stream, puller, state).await.ok();

@@ -5,7 +5,9 @@ use super::leader::{LeaderError, Reported, StreamOpened, StreamState};
 use super::poller::{Learned, Poller, SessionEnd, asked_to_drain};
 use super::tablets::Tablet;
 use crate::flow::{Assembled, Assembler, Window};
-use crate::limits::{BATCH_BYTES, REPORT_IDLE_MS, REPORTS_IN_FLIGHT, STALL_SHOWS_AFTER_MS, TICK_MS};
+use crate::limits::{
+    BATCH_BYTES, PULLER_SAYS_EVERY_MS, REPORT_IDLE_MS, REPORTS_IN_FLIGHT, STALL_SHOWS_AFTER_MS, TICK_MS,
+};
 use crate::metrics::{STREAM, STREAM_BATCHES, STREAM_BYTES, STREAM_RECORDS};
 use crate::source::{Stream, StreamEvent};
 use crate::tablet::{ChunkBatch, Stored};
@@ -59,6 +61,7 @@ impl Pull<'_> {
     /// One loop, no task of its own for any part of it: while one run is being stored, the next gathers, and the reports
     /// of those before are on their way to the log.
     pub(super) async fn run(mut self) -> Result<SessionEnd, Trouble> {
+        let (poller, opened) = (self.poller, self.opened);
         let Poller { side, budget, leader, queues, pullers, draining, index, .. } = self.poller;
         let (mut draining, mut pullers) = (draining.clone(), pullers.clone());
         let mut window = Window::new(self.opened.resume.after, REPORTS_IN_FLIGHT);
@@ -70,6 +73,10 @@ impl Pull<'_> {
         let mut stalled_at = None;
         let mut stall_shown = false;
         let mut acknowledged = OpId::ZERO;
+        let mut saying: OptionFuture<BoxFuture<'_, Result<(), LeaderError>>> = None.into();
+        let mut is_saying = false;
+        let mut say_at = after_ms(PULLER_SAYS_EVERY_MS);
+        let mut idle_at = after_ms(REPORT_IDLE_MS);
         side.pulled(true);
         loop {
             for transactions in side.take_not_running(self.assembler.passed()) {
@@ -106,6 +113,7 @@ impl Pull<'_> {
                     acknowledged = self.stream.acknowledged();
                     run.report.acknowledged = acknowledged;
                     reports.push_back(leader.report(run.report));
+                    idle_at = after_ms(REPORT_IDLE_MS);
                     self.note(&window);
                 }
                 Some(reported) = reports.next() => {
@@ -118,6 +126,26 @@ impl Pull<'_> {
                     staging = None.into();
                     is_staging = false;
                     staged?;
+                }
+                Some(said) = &mut saying => {
+                    saying = None.into();
+                    say_at = after_ms(PULLER_SAYS_EVERY_MS);
+                    is_saying = false;
+                    said?;
+                }
+                () = sleep_until(say_at), if !is_saying => {
+                    is_saying = true;
+                    let state =
+                        if stall_shown { StreamState::BackPressure { tablet: self.slowest() } } else { StreamState::Running };
+                    let told: BoxFuture<'_, _> = Box::pin(poller.tell(opened.stream, opened.puller, state));
+                    saying = Some(told).into();
+                }
+                // A source that answers that nothing came must not put this off.
+                () = sleep_until(idle_at), if window.is_empty() && may_pull => {
+                    idle_at = after_ms(REPORT_IDLE_MS);
+                    if self.stream.acknowledged() > acknowledged {
+                        self.assembler.push_nothing();
+                    }
                 }
                 event = self.stream.next(), if may_pull => {
                     side.note(|progress| progress.answered_at = now());
@@ -149,11 +177,6 @@ impl Pull<'_> {
                     let state = StreamState::BackPressure { tablet: self.slowest() };
                     self.poller.tell(self.opened.stream, self.opened.puller, state).await?;
                 }
-                () = sleep(Duration::from_millis(REPORT_IDLE_MS)), if window.is_empty() && may_pull => {
-                    if self.stream.acknowledged() > acknowledged {
-                        self.assembler.push_nothing();
-                    }
-                }
             }
         }
     }
@@ -176,6 +199,10 @@ impl Pull<'_> {
     fn slowest(&self) -> String {
         self.tablets.iter().map(|tablet| tablet.name.as_str()).collect::<Vec<_>>().join(", ")
     }
+}
+
+fn after_ms(millis: u64) -> Instant {
+    Instant::now() + Duration::from_millis(millis)
 }
 
 /// Ends when the leader's machine has stopped this stream.

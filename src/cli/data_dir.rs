@@ -1,8 +1,7 @@
-//! The data folder: the reserve that lets recovery start on a full disk, and this replica's name at CDC services.
+//! The data folder, and the reserve in it that lets recovery start on a full disk.
 
 use super::Failure;
 use crate::limits::RESERVE_BYTES;
-use rand::{RngCore, SeedableRng};
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -41,19 +40,6 @@ impl DataDir {
             let _ = fs::remove_file(&file);
             tracing::warn!(folder = %self.path.display(), %error, "no room for the reserve file: free some before the disk is full");
         }
-    }
-
-    /// This replica's name at CDC services, made once: they keep their WAL for it.
-    pub(super) fn reader(&self) -> Result<String, Failure> {
-        let file = self.path.join("reader");
-        if let Ok(name) = fs::read_to_string(&file)
-            && !name.trim().is_empty()
-        {
-            return Ok(name.trim().to_owned());
-        }
-        let name = format!("untorn-{:016x}", rand::rngs::SmallRng::from_os_rng().next_u64());
-        fs::write(&file, &name).map_err(|error| self.failed("cannot keep this replica's name", &error))?;
-        Ok(name)
     }
 
     /// Adds to a storage failure what an operator needs: a full disk is named with its folder.

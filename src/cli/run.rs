@@ -56,7 +56,7 @@ pub async fn run(config: DaemonConfig, spawn: impl Fn(Worker) -> io::Result<()>)
     let components = Components {
         leadership,
         tablets,
-        sources: sources(&config, &folder)?,
+        sources: sources(&config)?,
         pull: Some(config.poll.clone()),
         memory_budget: usize::try_from(config.memory_budget).unwrap_or(usize::MAX),
         owner: format!("untorn {} (process {})", env!("CARGO_PKG_VERSION"), std::process::id()),
@@ -189,11 +189,11 @@ fn tablets(config: &DaemonConfig, spawn: &impl Fn(Worker) -> io::Result<()>) -> 
     }
 }
 
-fn sources(config: &DaemonConfig, folder: &DataDir) -> Result<Vec<Arc<dyn Source>>, Failure> {
+fn sources(config: &DaemonConfig) -> Result<Vec<Arc<dyn Source>>, Failure> {
     match &config.source {
         SourceConfig::None => Ok(Vec::new()),
         SourceConfig::Postgres(source) => postgres(source),
-        SourceConfig::Cdc(tablets) => cdc(tablets, &folder.reader()?),
+        SourceConfig::Cdc(tablets) => cdc(tablets),
     }
 }
 
@@ -217,12 +217,12 @@ fn postgres(source: &PostgresSourceConfig) -> Result<Vec<Arc<dyn Source>>, Failu
     source.tablets.iter().map(one).collect()
 }
 
-fn cdc(tablets: &[CdcTabletConfig], reader: &str) -> Result<Vec<Arc<dyn Source>>, Failure> {
+fn cdc(tablets: &[CdcTabletConfig]) -> Result<Vec<Arc<dyn Source>>, Failure> {
     let streams: StreamNames = tablets.iter().map(|t| (t.tablet.clone(), t.name.clone())).collect();
     let streams = Arc::new(streams);
     let one = |config: &CdcTabletConfig| {
         let CdcTabletConfig { name, url, tablet } = config.clone();
-        let source = CdcSource::new(CdcTablet { name, url, tablet }, reader, Arc::clone(&streams))
+        let source = CdcSource::new(CdcTablet { name, url, tablet }, Arc::clone(&streams))
             .map_err(|error| Failure::Failed(format!("source tablet {:?}: {error}", config.name)))?;
         let source: Arc<dyn Source> = Arc::new(source);
         Ok(source)

@@ -198,6 +198,12 @@ impl State {
         let stream = report.stream;
         let common_clock = self.release == Release::CommonClock;
         let prepared_at = applying.map_or(HybridTime::MIN, |a| a.prepared_at);
+        let counted = applying.and_then(|a| a.records).is_some_and(|records| records > 0);
+        if common_clock && counted && records == 0 && self.transactions.find(source).is_none() {
+            // An Applying record whose writes were not taken is no report. It repeats one of a transaction that was
+            // forgotten (C2); if it does not, the transaction waits for this stream, and is never shown in part.
+            return;
+        }
         let id = if common_clock {
             self.identified(source)
         } else {

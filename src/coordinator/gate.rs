@@ -5,8 +5,8 @@ use super::discovery::Start;
 use super::entry::Release;
 use super::state::State;
 use super::stream::Place;
-use super::transaction::{Branch, Transaction};
-use crate::wal::{SourceTabletId, TransactionId};
+use super::transaction::Transaction;
+use crate::wal::{BranchId, SourceTabletId, TransactionId};
 
 /// What a transaction lacks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -91,8 +91,16 @@ impl State {
     }
 
     pub(super) fn earlier_writer(&self, transaction: &Transaction) -> Option<TransactionId> {
-        let earlier = transaction.branches.iter().flat_map(Branch::after).filter_map(|b| self.by_branch.get(b));
-        earlier.copied().find(|id| *id != transaction.id)
+        transaction.branches.iter().find_map(|branch| {
+            let earlier = branch.after().iter().filter_map(|after| {
+                if *after == BranchId::every_earlier(branch.stream) {
+                    let before = BranchId::every_earlier(branch.stream)..branch.id();
+                    return self.by_branch.range(before).next().map(|(_, id)| id);
+                }
+                self.by_branch.get(after)
+            });
+            earlier.copied().find(|id| *id != transaction.id)
+        })
     }
 
     fn fence_laggard(&self) -> Option<SourceTabletId> {

@@ -4,9 +4,10 @@
 //! resolved, and nothing in a stream says which use a PREPARE belongs to. Three rules tell the uses apart (trace 32):
 //!
 //! 1. A transaction that has a branch in this stream which ended, or that is decided, takes no further branch: the
-//!    PREPARE begins a later use.
+//!    PREPARE belongs to a later use. Of those that take it, it is the oldest's: streams lag.
 //! 2. A branch that was prepared later than another one's COMMIT PREPARED, by more than the clocks may differ, is of a
-//!    later use: whoever prepares everything before it commits anything cannot have made it.
+//!    later use: whoever prepares everything before it commits anything cannot have made it. Every COMMIT PREPARED is asked,
+//!    because the one that is heard first may be the later use's.
 //! 3. A branch that is rolled back leaves its transaction. If the others roll back too, each has ended and been
 //!    discarded; if one commits, the one that was rolled back was of another use.
 

@@ -1,12 +1,9 @@
 //! The source's own books: what every account holds, held, and holds at any time. This is the oracle of the auditor.
 
 use super::history::{Difference, History};
+use crate::limits::DEMO_UNDO_VERSIONS;
 use crate::wal::HybridTime;
 use std::collections::VecDeque;
-
-/// Versions that can be undone to answer what the books said at a time: a few seconds of the workload at 48 bytes each.
-/// Older times are audited by their sum alone.
-const UNDO_MAX: usize = 1 << 18;
 
 /// One account.
 #[derive(Clone, Debug, Default)]
@@ -82,7 +79,7 @@ impl Bank {
             self.undo.push_back(Undo { time, account: number, before, after: balance });
         }
         self.committed = time;
-        while self.undo.len() > UNDO_MAX {
+        while self.undo.len() > DEMO_UNDO_VERSIONS {
             if let Some(undo) = self.undo.pop_front() {
                 self.undo_from = undo.time;
             }
@@ -205,7 +202,7 @@ mod tests {
     #[test]
     fn what_was_undone_too_long_ago_is_not_guessed() {
         let mut bank = Bank::new(1);
-        for time in 1..=UNDO_MAX as u64 + 1 {
+        for time in 1..=DEMO_UNDO_VERSIONS as u64 + 1 {
             bank.lock(0).unwrap();
             bank.commit(HybridTime::from_u64(time), [(0, time as i64)]);
         }

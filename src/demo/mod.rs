@@ -45,6 +45,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tonic::transport::server::TcpIncoming;
@@ -98,6 +99,9 @@ pub enum DemoError {
     /// The admin service failed.
     #[error("the admin service failed: {0}")]
     Admin(io::Error),
+    /// Somebody did not want to wait for the comparison.
+    #[error("interrupted before the replica was compared with its source")]
+    Interrupted,
     /// The replica did not come up, or ended.
     #[error("the replica failed: {0}")]
     Replica(String),
@@ -203,9 +207,10 @@ async fn watch_replica(
         ..View::default()
     };
     let seconds = args.seconds.or((!show::is_interactive(args.format)).then_some(SECONDS));
+    let mut signal = signal(SignalKind::terminate())?;
     let mut show = Show::new(args.format);
 
-    let end = async {
+    let interrupted = async {
         let clock = async {
             progress.begun().await;
             notice.send_replace(None);
@@ -216,10 +221,15 @@ async fn watch_replica(
         };
         tokio::select! {
             () = clock => {}
+            _ = signal.recv() => {}
             _ = tokio::signal::ctrl_c() => {}
         }
         stop.send_replace(true);
-        std::future::pending::<()>().await;
+        // Asked again, it does not wait for the replica.
+        tokio::select! {
+            _ = signal.recv() => {}
+            _ = tokio::signal::ctrl_c() => {}
+        }
     };
     let work = async {
         let workload = Workload::new(args.source_tablets, ACCOUNTS, SEED);
@@ -235,11 +245,14 @@ async fn watch_replica(
     let audit = auditor::audit(replica, change::TABLE, &bank, &progress, SEED);
     tokio::select! {
         () = work => {}
-        () = end => {}
+        () = interrupted => return Err(DemoError::Interrupted),
         () = audit => {}
         () = follow(replica, &progress) => {}
         failure = replica.failed() => return Err(DemoError::Replica(failure)),
-        ended = show.run(view, &progress, replica, noticed, &stop) => ended?,
+        ended = show.run(view, &progress, replica, noticed, &stop) => return ended.map_or_else(
+            |error| Err(error.into()),
+            |()| Err(DemoError::Interrupted),
+        ),
     }
     let nothing = ReadPoint { position: LogPosition(0), time: HybridTime::MIN };
     let at = replica.safe().or_else(|| replica.latest()).unwrap_or(nothing);

@@ -36,13 +36,13 @@ struct Transaction {
     commit: Option<(HybridTime, Vec<String>)>,
 }
 
-/// When, at which log position, and the balance.
+/// When, decided where, and the balance.
 type Version = (HybridTime, LogPosition, Bytes);
 
 #[derive(Default)]
 struct Held {
     open: HashMap<Bytes, Transaction>,
-    /// By tablet and key: time, position, balance.
+    /// By tablet and key.
     versions: [BTreeMap<Bytes, Vec<Version>>; TABLETS],
     safe: BTreeMap<String, HybridTime>,
     position: LogPosition,

@@ -19,8 +19,6 @@ use std::io;
 use std::sync::Arc;
 use tokio::sync::Mutex;
 
-/// Who reads the source's WALs.
-const READER: &str = "untorn-demo";
 /// Bytes of records on their way, over all streams.
 const MEMORY_BUDGET: usize = 128 << 20;
 
@@ -58,7 +56,7 @@ impl Pipeline {
         for name in &plan.source_tablets {
             let url = format!("http://{}", plan.source);
             let tablet = CdcTablet { name: name.clone(), url, tablet: name.clone() };
-            let source = CdcSource::new(tablet, READER, Arc::clone(&streams)).map_err(|error| error.to_string())?;
+            let source = CdcSource::new(tablet, Arc::clone(&streams)).map_err(|error| error.to_string())?;
             sources.push(Arc::new(source));
         }
 

@@ -8,7 +8,7 @@ use ratatui::Frame;
 use ratatui::layout::{Alignment, Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style, Stylize};
 use ratatui::text::{Line, Span};
-use ratatui::widgets::{Block, BorderType, Paragraph, Sparkline, Wrap};
+use ratatui::widgets::{Block, BorderType, Padding, Paragraph, Sparkline, Wrap};
 use std::collections::VecDeque;
 use std::fmt;
 
@@ -110,10 +110,10 @@ impl View {
                 other.dim(),
             ])
         };
-        let visible = format!(" {:>9}", grouped(self.numbers.visible)).bold().cyan();
+        let count = |count: u64| format!(" {:>9}", grouped(count)).bold();
         let lines = vec![
-            Line::from(vec![visible, " committed and visible".dim()]),
-            Line::default(),
+            Line::from(vec![count(self.numbers.visible).cyan(), " committed and visible".dim()]),
+            Line::from(vec![count(self.numbers.in_flight as u64), " committed and on their way".dim()]),
             pair(grouped(transactions), " /s", grouped(rows), " rows/s"),
             Line::default(),
             Line::from(" commit → visible".dim()),
@@ -169,7 +169,7 @@ impl View {
 
     fn draw_waits(&self, frame: &mut Frame<'_>, area: Rect) {
         let counts = self.counts();
-        let count = |count: u64, of: &'static str| Line::from(vec![format!(" {:>6}", grouped(count)).bold(), of.dim()]);
+        let count = |count: u64, of: &'static str| Line::from(vec![format!("{:>6}", grouped(count)).bold(), of.dim()]);
         let mut lines = vec![
             count(counts.waiting_to_commit, " wait to commit"),
             count(counts.pending, " are open"),
@@ -177,10 +177,12 @@ impl View {
         ];
         if let Some(Explanation { source_id, since_seconds, waits_for: Some(waits), .. }) = &self.oldest {
             let since = format!(" for {}", milliseconds(*since_seconds));
-            lines.push(Line::from(vec![" ".into(), source_id.clone().bold(), since.dim()]));
-            lines.push(Line::from(format!(" {}", waits.text)).yellow());
+            lines.push(Line::from(vec![source_id.clone().bold(), since.dim()]));
+            lines.push(Line::from(waits.text.clone()).yellow());
         }
-        let paragraph = Paragraph::new(lines).wrap(Wrap { trim: false }).block(block("who waits for whom"));
+        let paragraph = Paragraph::new(lines)
+            .wrap(Wrap { trim: false })
+            .block(block("who waits for whom").padding(Padding::left(1)));
         frame.render_widget(paragraph, area);
     }
 
@@ -188,12 +190,10 @@ impl View {
         let mut keys = vec![" q".bold(), " quits".dim()];
         match (self.notice, &self.admin) {
             (Some(notice), _) => keys.extend([" · ".dim(), notice.yellow()]),
-            (None, Some(admin)) => keys.push(format!(" · status, explain and scan: --admin {admin}").dim()),
+            (None, Some(admin)) => keys.push(format!(" · untorn status, explain, scan: {admin}").dim()),
             (None, None) => {}
         }
         frame.render_widget(Line::from(keys), area);
-        let on_the_way = format!("{} on their way ", grouped(self.numbers.in_flight as u64));
-        frame.render_widget(Line::from(on_the_way.dim()).alignment(Alignment::Right), area);
     }
 }
 
@@ -252,7 +252,8 @@ mod tests {
     use std::time::Duration;
 
     fn view(torn: u64) -> View {
-        let mut view = View { source_tablets: 4, replica_tablets: 3, gate: torn == 0, ..View::default() };
+        let admin = Some("http://127.0.0.1:7100".into());
+        let mut view = View { source_tablets: 4, replica_tablets: 3, gate: torn == 0, admin, ..View::default() };
         let position = Position::OpId(OpId::ZERO);
         let streams = ["source-1", "source-2", "source-3"].map(|name| StreamStatus {
             name: name.into(),
@@ -329,7 +330,7 @@ mod tests {
             "212 wait to commit",
             "transfer-4711 for 28 ms",
             "source-3 has not sent its Applying",
-            "q quits",
+            "q quits · untorn status, explain, scan: http://127.0.0.1:7100",
         ];
         for part in shown {
             assert!(text.contains(part), "{part:?} is not on the screen:\n{text}");

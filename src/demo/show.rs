@@ -40,7 +40,7 @@ impl Show {
         }
     }
 
-    /// Shows progress for ever. A key that quits sets `stop`.
+    /// Shows progress. A key that quits sets `stop`, and ends this where that is set already.
     ///
     /// # Errors
     /// The terminal or the output cannot be written.
@@ -66,8 +66,8 @@ impl Show {
             match self {
                 Self::Screen(terminal) => {
                     while event::poll(Duration::ZERO)? {
-                        if quits(&event::read()?) {
-                            stop.send_replace(true);
+                        if quits(&event::read()?) && stop.send_replace(true) {
+                            return Ok(());
                         }
                     }
                     terminal.draw(|frame| view.draw(frame))?;

@@ -5,6 +5,7 @@
 //! streams, so that a replica that shows what it has shows parts of transactions.
 
 use super::change::{self, Change, Number};
+use crate::limits::DEMO_WAL_BYTES;
 use crate::tablet::change_log::{ChangeLog, ChangeLogError, ChangePage, NotRunning, ReadChanges};
 use crate::wal::{HybridTime, OpId, SourceTransactionId};
 use async_trait::async_trait;
@@ -19,8 +20,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-/// Bytes of records that readers have not acknowledged, over all WALs. Above it the source's users wait.
-pub const BACKLOG_BYTES_MAX: usize = 32 << 20;
 /// Bytes that a record takes in a WAL.
 const RECORD_BYTES: usize = size_of::<(Instant, Change)>();
 /// The longest delay of a stream; tablet `i` of `n` draws from up to `(i + 1) / n` of it.
@@ -165,7 +164,7 @@ impl Universe {
     pub async fn room(&self) {
         loop {
             let shrunk = self.forgotten.notified();
-            if self.backlog.load(Ordering::Relaxed) < BACKLOG_BYTES_MAX {
+            if self.backlog.load(Ordering::Relaxed) < DEMO_WAL_BYTES {
                 return;
             }
             shrunk.await;

@@ -4,6 +4,7 @@ use super::bank::Bank;
 use super::progress::Progress;
 use super::universe::{Step, Universe};
 use super::workload::{Committed, Workload};
+use crate::limits::DEMO_HISTORY_BYTES;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -15,8 +16,6 @@ const STEP: usize = 64;
 const STEP_LEAST: usize = 16;
 /// An idle source gives a sign of life this often.
 const IDLE: Duration = Duration::from_millis(5);
-/// Bytes of version history that the oracle keeps; the users go home when it is full. About a quarter of an hour.
-const HISTORY_BYTES_MAX: usize = 256 << 20;
 
 /// Opens the accounts, waits until the replica shows them, and offers transfers until it is told to stop, then ends what
 /// is open. Returns early when the oracle is full.
@@ -63,7 +62,7 @@ pub async fn offer(
         let full = {
             let mut bank = bank();
             workload.step(room.min(STEP), &mut bank, &mut step, &mut committed);
-            bank.history_bytes() > HISTORY_BYTES_MAX
+            bank.history_bytes() > DEMO_HISTORY_BYTES
         };
         progress.committed(&committed);
         universe.append(&mut step);

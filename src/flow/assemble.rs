@@ -118,20 +118,28 @@ struct OpenBranch {
     places: SmallVec<[(usize, usize); 4]>,
     /// The run that `places` belongs to.
     run: u64,
+    /// Some of its records were stored before a crash: their keys are not compared again.
+    stored_before: bool,
 }
 
 impl OpenBranch {
     fn at(opened: OpId) -> Self {
-        Self { opened, records: 0, tablets: SmallVec::new(), places: SmallVec::new(), run: 0 }
+        Self { opened, records: 0, tablets: SmallVec::new(), places: SmallVec::new(), run: 0, stored_before: false }
     }
 
-    fn fact(&mut self, transaction: SourceTransactionId, applying: Option<ApplyingFact>) -> Fact {
+    fn fact(
+        &mut self,
+        stream: SourceTabletId,
+        transaction: SourceTransactionId,
+        applying: Option<ApplyingFact>,
+    ) -> Fact {
+        let stored_before = std::mem::take(&mut self.stored_before);
         Fact::Branch {
             transaction,
             opened: self.opened,
             records: std::mem::take(&mut self.records),
             tablets: std::mem::take(&mut self.tablets).into_vec(),
-            after: Vec::new(),
+            after: if stored_before { vec![BranchId::every_earlier(stream)] } else { Vec::new() },
             applying,
         }
     }
@@ -294,7 +302,7 @@ impl Assembler {
                 && branch.run == self.gathered.run
                 && (branch.records > 0 || !branch.tablets.is_empty())
             {
-                let fact = branch.fact(transaction, None);
+                let fact = branch.fact(self.stream, transaction, None);
                 self.gathered.facts.push(fact);
             }
         }
@@ -400,6 +408,7 @@ impl Assembler {
             branch.tablets.push(tablet.id);
             if tablet.mark >= origin.opened {
                 // Stored before a crash, in one atomic batch with the end of the transaction.
+                branch.stored_before = self.report_conflicts;
                 continue;
             }
             branch.places.push((index, tablet.branches.len()));
@@ -427,7 +436,7 @@ impl Assembler {
                     self.applied.remember(transaction.clone(), branch.opened);
                 }
                 let applying = ApplyingFact { at, records, prepared_at: prepared_at.unwrap_or_default(), label };
-                self.gathered.facts.push(branch.fact(transaction, Some(applying)));
+                self.gathered.facts.push(branch.fact(self.stream, transaction, Some(applying)));
             }
             Record::Created { transaction } => self.gathered.facts.push(Fact::Created { transaction, at }),
             Record::Pending { transaction } => self.gathered.facts.push(Fact::Pending { transaction }),
@@ -488,14 +497,20 @@ impl Assembler {
         };
         branch.records += 1;
         let id = BranchId { stream: self.stream, opened: branch.opened };
-        match target {
-            Some(index) => self.tablets[index].take_write(index, id, branch, write),
+        let at = write.at;
+        let stored_before = match target {
+            Some(index) => {
+                self.tablets[index].take_write(index, id, branch, write);
+                at <= self.tablets[index].mark
+            }
             None => {
                 for (index, tablet) in self.tablets.iter_mut().enumerate() {
                     tablet.take_write(index, id, branch, write.clone());
                 }
+                self.tablets.iter().any(|tablet| at <= tablet.mark)
             }
-        }
+        };
+        branch.stored_before |= stored_before && self.report_conflicts;
         Ok(())
     }
 
@@ -533,7 +548,7 @@ impl Assembler {
         if let Some(branch) = self.open.get_mut(transaction)
             && branch.records > 0
         {
-            let fact = branch.fact(transaction.clone(), None);
+            let fact = branch.fact(self.stream, transaction.clone(), None);
             self.gathered.facts.push(fact);
         }
     }

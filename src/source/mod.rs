@@ -21,7 +21,7 @@ pub struct Resume {
     /// The log's number of the stream, which the ids of its branches carry.
     pub stream: SourceTabletId,
     /// [`NewSlot::identity`] as it was when the slot was created; empty when it is not known. Another server behind the
-    /// same address is refused.
+    /// same address is refused; to a CDC service it is the reader's name.
     pub identity: String,
     /// Strictly after this position.
     pub after: OpId,
@@ -119,7 +119,7 @@ pub trait CopyReader: Send {
 pub struct NewSlot {
     /// The stream carries every transaction that commits above this position; all others are in the copy.
     pub start: OpId,
-    /// What tells this server from another that took its place.
+    /// What tells this server from another that took its place, or (`cdc`) this replica from the server's other readers.
     pub identity: String,
     /// The copy, from the slot's own snapshot.
     pub copy: Box<dyn CopyReader>,

@@ -115,6 +115,15 @@ pub struct BranchId {
     pub opened: OpId,
 }
 
+impl BranchId {
+    /// Stands for every undecided branch of a stream that opened before the one that waits: said where the keys of a
+    /// branch were stored before a crash and are not compared again (`release = "atomic"`).
+    #[must_use]
+    pub const fn every_earlier(stream: SourceTabletId) -> Self {
+        Self { stream, opened: OpId::ZERO }
+    }
+}
+
 impl fmt::Display for BranchId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}@{}", self.stream, self.opened)

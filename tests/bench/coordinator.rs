@@ -1,7 +1,7 @@
 //! What a record costs the coordinator, with 0, 100,000 and 1,000,000 transactions waiting to commit beside it, and what
 //! those that wait cost in memory and in a snapshot. `cargo bench --bench coordinator`.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a bench: a call that fails ends it")]
+#![allow(clippy::unwrap_used, reason = "a bench that cannot set itself up has nothing to measure")]
 
 use untorn::coordinator::{
     Applied, ApplyingFact, Coordinator, Fact, Fence, InvolvedStream, Involvement, Output, Release, Report, Settings,

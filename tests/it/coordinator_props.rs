@@ -126,7 +126,7 @@ fn common_clock(plans: &[Plan], streams: usize) -> History {
             }
             // Nothing below the first commit that is still to be spoken of will come.
             let undone = (0..plans.len()).filter(|t| !left[*t].is_empty() && plans[*t].commits).min();
-            if draw % 3 == 0 {
+            if draw.is_multiple_of(3) {
                 facts.push(Fact::SafeTime { time: undone.map_or(micros(10_000), |t| micros(100 + t).previous()) });
             }
             carries.push((0, facts));
@@ -223,7 +223,7 @@ fn two_phase(plans: &[Plan], streams: usize, release: Release) -> History {
         draw += 1;
         let in_use = |name: u8| running.iter().any(|r| plans[r.plan].name == name);
         let next = waiting.front().copied().filter(|plan| !in_use(plans[*plan].name));
-        if running.is_empty() || (random % 3 == 0 && next.is_some()) {
+        if running.is_empty() || (random.is_multiple_of(3) && next.is_some()) {
             let Some(plan) = next else { continue };
             waiting.pop_front();
             let prepares = plans[plan].involved();
@@ -277,8 +277,8 @@ fn two_phase(plans: &[Plan], streams: usize, release: Release) -> History {
 /// Slots that are made while the servers work: what ended at or below a slot's start is in the copy, and a branch that was
 /// prepared before it comes late, in the place of its COMMIT PREPARED (trace 28).
 fn with_slots(mut history: History, starts: &[u8]) -> History {
-    for s in 0..history.streams.len() {
-        let start = starts[s] as usize % (history.servers[s].len() + 1);
+    for (s, start) in starts.iter().enumerate() {
+        let start = *start as usize % (history.servers[s].len() + 1);
         history.starts[s] = start;
         let begun = history.servers[s][..start].last().map_or(0, |(written, _)| *written);
         history.begun = history.begun.max(begun);
@@ -315,6 +315,9 @@ fn take_place(fact: &mut Fact, end: OpId) {
     }
 }
 
+/// The branches of a transaction that each tablet was told to commit.
+type Parts = BTreeMap<ReplicaTabletId, BTreeSet<BranchId>>;
+
 /// The machine with the log under it and the poller of each stream.
 struct Run<'h> {
     history: &'h History,
@@ -336,7 +339,7 @@ struct Run<'h> {
     running: Vec<(SourceTabletId, Vec<SourceTransactionId>)>,
     /// Microseconds that passed after the history's end.
     later: usize,
-    commits: BTreeMap<TransactionId, (LogPosition, HybridTime, BTreeMap<ReplicaTabletId, BTreeSet<BranchId>>)>,
+    commits: BTreeMap<TransactionId, (LogPosition, HybridTime, Parts)>,
     discarded: BTreeSet<(ReplicaTabletId, BranchId)>,
     /// Where readers could begin first.
     readable_from: Option<LogPosition>,

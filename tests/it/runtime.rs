@@ -36,8 +36,7 @@ impl World {
     fn new(streams: usize, tablets: usize, transactions: u64, seed: u64) -> Self {
         let script = Arc::new(Script::generate(streams, transactions, seed));
         let sources = (0..streams).map(|stream| ScriptedSource::new(&script, stream)).collect();
-        Self { log: MemoryLog::default(), stores: vec![MemoryStore::default(); 0], script, sources }
-            .with_tablets(tablets)
+        Self { log: MemoryLog::default(), stores: Vec::new(), script, sources }.with_tablets(tablets)
     }
 
     fn with_tablets(mut self, tablets: usize) -> Self {

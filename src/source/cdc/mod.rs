@@ -11,7 +11,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-use super::{Catalog, Keeper, NewSlot, Prepared, Resume, Source, SourceError, Stream};
+use super::{Catalog, CopyEvent, CopyReader, Keeper, NewSlot, Prepared, Resume, Source, SourceError, Stream};
 use crate::limits::{CALL_MS, CHECK_TRANSACTIONS_MAX, GRPC_MESSAGE_BYTES_MAX};
 use crate::proto::cdc as pb;
 use crate::proto::cdc::cdc_service_client::CdcServiceClient;
@@ -21,6 +21,7 @@ use crate::wal::{OpId, SourceTransactionId};
 use async_trait::async_trait;
 use decode::Decoder;
 use fault::Faults;
+use rand::{RngCore, SeedableRng};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,27 +46,34 @@ pub struct CdcTablet {
 /// One source tablet behind a CDC service.
 pub struct CdcSource {
     tablet: CdcTablet,
-    reader: String,
     streams: Arc<StreamNames>,
     client: CdcServiceClient<Channel>,
 }
 
 impl CdcSource {
-    /// A source of this tablet, among all `streams` of the configuration. `reader` names this replica to the service,
-    /// which keeps records for each reader: it must be the same after a restart and no other replica's. To be called
-    /// within a tokio runtime.
+    /// A source of this tablet, among all `streams` of the configuration. To be called within a tokio runtime.
     ///
     /// # Errors
     /// [`BadUrl`].
-    pub fn new(tablet: CdcTablet, reader: &str, streams: Arc<StreamNames>) -> Result<Self, BadUrl> {
+    pub fn new(tablet: CdcTablet, streams: Arc<StreamNames>) -> Result<Self, BadUrl> {
         let client = CdcServiceClient::new(transport::channel(&tablet.url)?)
             .max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX)
             .max_encoding_message_size(GRPC_MESSAGE_BYTES_MAX);
-        Ok(Self { tablet, reader: reader.to_owned(), streams, client })
+        Ok(Self { tablet, streams, client })
     }
 
     fn faults(&self) -> Faults {
         Faults { tablet: self.tablet.clone() }
+    }
+}
+
+/// The copy of a source that keeps every record.
+struct NothingToCopy;
+
+#[async_trait]
+impl CopyReader for NothingToCopy {
+    async fn next(&mut self) -> Result<Option<CopyEvent>, SourceError> {
+        Ok(None)
     }
 }
 
@@ -75,15 +83,17 @@ impl Source for CdcSource {
         &self.tablet.name
     }
 
-    /// A CDC service keeps its records from the first on, or says that they are gone: there is nothing to create.
+    /// A CDC service keeps its records from the first on, or says that they are gone: there is nothing to copy. What is
+    /// made is the reader's name, for which it keeps its records from then on. It stands in the log, so that it is the
+    /// same whichever process pulls the stream: one more name would keep records that nobody reads.
     async fn create_slot(&self, _: Arc<dyn Catalog>) -> Result<Option<NewSlot>, SourceError> {
-        Ok(None)
+        let identity = format!("untorn-{:016x}", rand::rngs::SmallRng::from_os_rng().next_u64());
+        Ok(Some(NewSlot { start: OpId::ZERO, identity, copy: Box::new(NothingToCopy) }))
     }
 
     async fn open(&self, resume: Resume, catalog: Arc<dyn Catalog>) -> Result<(Box<dyn Stream>, Keeper), SourceError> {
         let decoder = Decoder::new(self.streams.clone(), catalog);
-        let (stream, keeper) =
-            stream::open(self.client.clone(), self.faults(), self.reader.clone(), decoder, resume.after);
+        let (stream, keeper) = stream::open(self.client.clone(), self.faults(), resume.identity, decoder, resume.after);
         Ok((Box::new(stream), keeper))
     }
 

@@ -103,7 +103,7 @@ fn stream_names() -> Arc<StreamNames> {
 }
 
 fn source_at(url: &str) -> CdcSource {
-    CdcSource::new(source_tablet(url), "replica-1", stream_names()).unwrap()
+    CdcSource::new(source_tablet(url), stream_names()).unwrap()
 }
 
 /// A source whose service gives these answers.
@@ -118,7 +118,7 @@ async fn scripted(pages: Vec<Result<Page, Status>>) -> (CdcSource, Arc<Scripted>
 }
 
 async fn open(source: &CdcSource) -> Box<dyn Stream> {
-    let resume = Resume { after: AFTER, ..Resume::default() };
+    let resume = Resume { after: AFTER, identity: "replica-1".into(), ..Resume::default() };
     let (stream, keeper) = source.open(resume, Arc::new(Numbering::default())).await.unwrap();
     tokio::spawn(keeper);
     stream
@@ -279,6 +279,28 @@ async fn one_batch_is_prefetched_and_no_more() {
     }
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert_eq!(polls(), 2);
+}
+
+/// Whoever pulls the stream next has another folder and the same log.
+#[tokio::test]
+async fn the_readers_name_is_the_slots_and_every_slot_has_its_own() {
+    let (source, service) = scripted(Vec::new()).await;
+    let made = |source: CdcSource| async move {
+        let mut slot = source.create_slot(Arc::new(Numbering::default())).await.unwrap().unwrap();
+        assert!(slot.copy.next().await.unwrap().is_none());
+        (slot.start, slot.identity)
+    };
+    let another = source_at("http://127.0.0.1:1");
+    let ((start, identity), (_, other)) = (made(source_at("http://127.0.0.1:1")).await, made(another).await);
+    assert_eq!(start, OpId::ZERO);
+    assert_ne!(identity, other);
+    let resume = Resume { identity: identity.clone(), ..Resume::default() };
+    let (_stream, keeper) = source.open(resume, Arc::new(Numbering::default())).await.unwrap();
+    tokio::spawn(keeper);
+    while service.requests.lock().unwrap().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(service.requests.lock().unwrap()[0].reader, identity);
 }
 
 #[tokio::test]

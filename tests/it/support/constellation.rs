@@ -20,12 +20,25 @@ pub struct Addresses {
     pub replicas: Vec<u16>,
     pub leader: u16,
     pub admin: u16,
+    /// The second replica's, whose source are the first one's tablets.
+    pub chained_admin: u16,
 }
 
 impl Addresses {
     pub fn new() -> Self {
         let ports = |count: usize| (0..count).map(|_| free_port()).collect();
-        Self { sources: ports(upstream::TABLETS), replicas: ports(3), leader: free_port(), admin: free_port() }
+        Self {
+            sources: ports(upstream::TABLETS),
+            replicas: ports(3),
+            leader: free_port(),
+            admin: free_port(),
+            chained_admin: free_port(),
+        }
+    }
+
+    /// Other addresses of a leader over the same tablets.
+    pub fn other_leader(&self) -> Self {
+        Self { sources: self.sources.clone(), replicas: self.replicas.clone(), ..Self::new() }
     }
 
     /// A daemon's configuration: the streams that it polls, and its part of the leadership.
@@ -63,8 +76,27 @@ impl Addresses {
         self.daemon(polls, &leadership, free_port())
     }
 
+    /// The configuration of a second replica, in one process, of the first.
+    pub fn chained(&self) -> String {
+        let mut config = format!(
+            "[admin]\nlisten = \"127.0.0.1:{}\"\n[metrics]\nlisten = \"127.0.0.1:{}\"\n[source]\nkind = \"cdc\"\n\
+             [replica]\ntablet_count = 2\n",
+            self.chained_admin,
+            free_port()
+        );
+        for (number, port) in self.replicas.iter().enumerate() {
+            let tablet = format!("name = \"part-{number}\"\nurl = \"http://127.0.0.1:{port}\"\ntablet = \"r{number}\"");
+            writeln!(config, "[[source.tablets]]\n{tablet}").unwrap();
+        }
+        config
+    }
+
     pub fn admin_url(&self) -> String {
         format!("http://127.0.0.1:{}", self.admin)
+    }
+
+    pub fn chained_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.chained_admin)
     }
 }
 
@@ -98,16 +130,21 @@ impl Constellation {
         Self { upstream: Upstream::start(urls), home, at, processes }
     }
 
+    /// Adds a second replica, whose source is the first one.
+    pub fn chain(&mut self) {
+        self.processes.push(Process::new(self.home.path(), "chained", "run", &self.at.chained()));
+    }
+
     /// What every process said last.
     pub fn told(&self) -> String {
         self.processes.iter().map(Process::told).collect()
     }
 
-    /// Waits until the leader's status is as wanted.
-    pub async fn status(&self, what: &str, wanted: impl Fn(&Status) -> bool) -> Status {
+    /// Waits until a daemon's status is as wanted.
+    pub async fn status(&self, url: &str, what: &str, wanted: impl Fn(&Status) -> bool) -> Status {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let status = match AdminClient::connect(&self.at.admin_url()).await {
+            let status = match AdminClient::connect(url).await {
                 Ok(mut client) => client.status().await,
                 Err(error) => Err(error),
             };
@@ -124,16 +161,18 @@ impl Constellation {
         }
     }
 
-    /// Waits until everything that the source committed is safe at the replica.
-    pub async fn caught_up(&self) {
+    /// Waits until everything that the source committed is safe at a replica.
+    pub async fn caught_up(&self, url: &str) {
         let end = self.upstream.history.end();
-        self.status("the replica catches up", |status| status.safe_time.is_some_and(|safe| safe >= end)).await;
+        self.status(url, "the replica catches up", |status| status.safe_time.is_some_and(|safe| safe >= end)).await;
     }
 
-    /// Waits until every stream runs.
-    pub async fn all_run(&self) {
-        let all = |status: &Status| status.streams.iter().all(|stream| stream.state == State::Running);
-        self.status("every stream runs", all).await;
+    /// Waits until every stream of a daemon runs.
+    pub async fn all_run(&self, url: &str) {
+        let all = |status: &Status| {
+            !status.streams.is_empty() && status.streams.iter().all(|stream| stream.state == State::Running)
+        };
+        self.status(url, "every stream runs", all).await;
     }
 
     /// Every version that the replica's tablets hold.

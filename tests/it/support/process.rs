@@ -1,7 +1,7 @@
 //! Processes of the built binary, which a test kills and starts again.
 
 use rand::Rng;
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -50,7 +50,7 @@ impl Process {
             command.env_remove(name);
         }
         command.args([self.command, "--config"]).arg(self.folder.join("untorn.toml"));
-        command.stdin(Stdio::null()).stdout(File::from(told())).stderr(told());
+        command.stdin(Stdio::null()).stdout(told()).stderr(told());
         self.running = Some(command.spawn().unwrap());
     }
 

@@ -4,7 +4,6 @@
 use rand::Rng;
 use rand::seq::index;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
@@ -34,7 +33,7 @@ const POSITIONS: u64 = 1_000;
 const BATCH: usize = 32;
 
 /// Which tablet holds an account.
-fn home(account: usize) -> usize {
+pub fn home(account: usize) -> usize {
     account % TABLETS
 }
 
@@ -149,7 +148,7 @@ impl History {
 /// The running source universe.
 pub struct Upstream {
     pub history: Arc<History>,
-    paused: Arc<AtomicBool>,
+    paused: Arc<Mutex<bool>>,
     urls: Vec<String>,
     _tasks: JoinSet<()>,
 }
@@ -159,7 +158,7 @@ impl Upstream {
     pub fn start(urls: Vec<String>) -> Self {
         let history = Arc::new(History { committed: Mutex::default(), grown: watch::Sender::new(0) });
         history.commit((0..ACCOUNTS).map(|account| (account, OPENING_BALANCE)).collect());
-        let paused = Arc::new(AtomicBool::new(false));
+        let paused = Arc::new(Mutex::new(false));
         let mut tasks = JoinSet::new();
         tasks.spawn(work(Arc::clone(&history), Arc::clone(&paused)));
         for (tablet, url) in urls.iter().enumerate() {
@@ -168,9 +167,9 @@ impl Upstream {
         Self { history, paused, urls, _tasks: tasks }
     }
 
-    /// Commits nothing more until it is called with `false`.
+    /// Commits nothing more from here on until it is called with `false`.
     pub fn pause(&self, paused: bool) {
-        self.paused.store(paused, Ordering::SeqCst);
+        *self.paused.lock().unwrap() = paused;
     }
 
     /// Every version that the source's tablets hold, once they have heard everything that was committed.
@@ -216,12 +215,14 @@ pub async fn history_of(tablet: &GrpcTablet, table: TableId, at: ReadPoint) -> V
 }
 
 /// Moves money between two to four accounts, which live on one to four tablets, again and again.
-async fn work(history: Arc<History>, paused: Arc<AtomicBool>) {
+async fn work(history: Arc<History>, paused: Arc<Mutex<bool>>) {
     let mut balances = history.at(HybridTime::MAX);
     loop {
         let rest = {
             let mut rng = rand::rng();
-            if !paused.load(Ordering::SeqCst) {
+            // Held while it commits: nothing is committed once `pause` has returned.
+            let paused = paused.lock().unwrap();
+            if !*paused {
                 let count = rng.random_range(2..=4);
                 let accounts = index::sample(&mut rng, ACCOUNTS, count).into_vec();
                 let mut writes = BTreeMap::new();
