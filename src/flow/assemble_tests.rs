@@ -271,3 +271,20 @@ fn a_keepalive_says_how_far_the_stream_is_and_nothing_else() {
     assembler.push(SourceBatch { head: at(40), ..SourceBatch::default() }).unwrap();
     assert!(assembler.take().is_none(), "an earlier one says nothing");
 }
+
+#[test]
+fn a_shape_goes_to_every_tablet_with_the_first_run_that_moves() {
+    let mut assembler = Assembler::new(opening(2, Vec::new()));
+    let schema = TableSchema { table: TableId(0), name: "public.t".into(), version: 2, columns: Vec::new() };
+    assembler.learn(schema.clone());
+    assert_eq!(assembler.take(), None, "a shape alone is no news");
+    assembler.push_nothing();
+    assert_eq!(assembler.take().unwrap().parts, [], "a run that does not move goes to no tablet");
+    assembler.learn(schema.clone());
+    assembler.push(batch(vec![write(1, 1, 1), applying(2, 1, 1)])).unwrap();
+    let parts = assembler.take().unwrap().parts;
+    assert_eq!(parts.len(), 2);
+    assert!(parts.iter().all(|(_, part)| part.schemas == std::slice::from_ref(&schema)));
+    let chunk = StagedChunk { connection: 1, xid: 1, sub_xid: 1, writes: vec![put(1, 1)], bytes: 1 };
+    assert_eq!(assembler.chunk(chunk).unwrap()[0].1.schemas, [schema]);
+}
