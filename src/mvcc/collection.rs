@@ -125,6 +125,21 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_removed_row_does_not_hide_another_streams_row_of_the_same_time() {
+        let [first, second] = [0, 1].map(|stream| Stamp {
+            time: HybridTime::from_u64(2),
+            position: LogPosition(0),
+            stream: SourceTabletId(stream),
+            deleted: false,
+        });
+        let mut truncations = Truncations::default();
+        let truncation = Truncation { time: HybridTime::from_u64(3), position: LogPosition(1) };
+        truncations.insert(TABLE, first.stream, truncation);
+        let events = history(TABLE, &[first, second], point(1, 3), &truncations);
+        assert_eq!(events.first(), Some(&Event::Version(1)));
+    }
+
     proptest! {
         #[test]
         fn a_chain_shows_what_the_rules_say(world in worlds(), position in 0..10_u64, time in 0..13_u64) {

@@ -152,7 +152,12 @@ pub fn history(table: TableId, chain: &[Stamp], at: ReadPoint, truncations: &Tru
         let group_time = first.time;
         while let Some(stamp) = chain.get(index).filter(|s| s.time == group_time) {
             let fate = truncations.fate(table, stamp, at);
-            let beats = winner.is_none_or(|(_, best, _)| best.deleted && !stamp.deleted);
+            // A write beats another stream's delete, and one that a truncation removed does not stand for one that counts.
+            let beats = winner.is_none_or(|(_, best, best_fate)| match (best.deleted, stamp.deleted) {
+                (true, false) => true,
+                (false, true) => false,
+                _ => best_fate != Fate::Counts && fate == Fate::Counts,
+            });
             if sees(at, stamp.time, stamp.position) && fate != Fate::Superseded && beats {
                 winner = Some((index, *stamp, fate));
             }
