@@ -133,7 +133,7 @@ pub const RETRY_LAST_MS: u64 = 5_000;
 /// Milliseconds after which a stopped stream is tried again, so that a mended cause lets it go on by itself.
 pub const STOPPED_RETRY_MS: u64 = 30_000;
 /// Milliseconds between two words of a puller to the transaction leader: a leader that started again hears of it although
-/// its source is silent, and it hears of a leader that stopped its stream.
+/// its source is silent.
 pub const PULLER_SAYS_EVERY_MS: u64 = 1_000;
 /// Milliseconds that a replica tablet with nothing to do is left alone before its owner announces itself again: an owner
 /// that slept through a takeover hears of it, and a tablet that forgot what it had only heard hears it again.

@@ -425,13 +425,6 @@ impl Driver {
                     reply.send(Err(LeaderError::Fenced(cause))).ok();
                     return;
                 }
-                // A puller elsewhere that has nothing to report hears here that its stream was stopped.
-                if matches!(state, StreamState::Running | StreamState::BackPressure { .. })
-                    && let Some(cause) = self.pullers.borrow().stopped.get(&stream)
-                {
-                    reply.send(Err(LeaderError::Stop(cause.clone()))).ok();
-                    return;
-                }
                 self.puller_says(now, stream, state);
                 reply.send(Ok(())).ok();
             }

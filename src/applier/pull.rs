@@ -5,9 +5,7 @@ use super::leader::{LeaderError, Reported, StreamOpened, StreamState};
 use super::poller::{Learned, Poller, SessionEnd, asked_to_drain};
 use super::tablets::Tablet;
 use crate::flow::{Assembled, Assembler, Window};
-use crate::limits::{
-    BATCH_BYTES, PULLER_SAYS_EVERY_MS, REPORT_IDLE_MS, REPORTS_IN_FLIGHT, STALL_SHOWS_AFTER_MS, TICK_MS,
-};
+use crate::limits::{BATCH_BYTES, REPORT_IDLE_MS, REPORTS_IN_FLIGHT, STALL_SHOWS_AFTER_MS, TICK_MS};
 use crate::metrics::{STREAM, STREAM_BATCHES, STREAM_BYTES, STREAM_RECORDS};
 use crate::source::{Stream, StreamEvent};
 use crate::tablet::{ChunkBatch, Stored};
@@ -61,7 +59,6 @@ impl Pull<'_> {
     /// One loop, no task of its own for any part of it: while one run is being stored, the next gathers, and the reports
     /// of those before are on their way to the log.
     pub(super) async fn run(mut self) -> Result<SessionEnd, Trouble> {
-        let (poller, opened) = (self.poller, self.opened);
         let Poller { side, budget, leader, queues, pullers, draining, index, .. } = self.poller;
         let (mut draining, mut pullers) = (draining.clone(), pullers.clone());
         let mut window = Window::new(self.opened.resume.after, REPORTS_IN_FLIGHT);
@@ -73,9 +70,6 @@ impl Pull<'_> {
         let mut stalled_at = None;
         let mut stall_shown = false;
         let mut acknowledged = OpId::ZERO;
-        let mut saying: OptionFuture<BoxFuture<'_, Result<(), LeaderError>>> = None.into();
-        let mut is_saying = false;
-        let mut say_at = after_ms(PULLER_SAYS_EVERY_MS);
         let mut idle_at = after_ms(REPORT_IDLE_MS);
         side.pulled(true);
         loop {
@@ -126,19 +120,6 @@ impl Pull<'_> {
                     staging = None.into();
                     is_staging = false;
                     staged?;
-                }
-                Some(said) = &mut saying => {
-                    saying = None.into();
-                    say_at = after_ms(PULLER_SAYS_EVERY_MS);
-                    is_saying = false;
-                    said?;
-                }
-                () = sleep_until(say_at), if !is_saying => {
-                    is_saying = true;
-                    let state =
-                        if stall_shown { StreamState::BackPressure { tablet: self.slowest() } } else { StreamState::Running };
-                    let told: BoxFuture<'_, _> = Box::pin(poller.tell(opened.stream, opened.puller, state));
-                    saying = Some(told).into();
                 }
                 // A source that answers that nothing came must not put this off.
                 () = sleep_until(idle_at), if window.is_empty() && may_pull => {
