@@ -148,6 +148,7 @@ async fn everything_that_a_server_can_send_arrives_as_it_is() {
                                        ARRAY['a,b', NULL, '\"q\"'], '', NULL),
                                       (2, false, '-Infinity', 12345678901234567890.123, 'null', '', 'infinity', '{}',
                                        E'tab\\tline\\nquote\"comma,', NULL);
+             ALTER TABLE toasted ADD COLUMN more int; UPDATE toasted SET n = n + 1 WHERE id = 2;
              ALTER TABLE t ADD COLUMN more int DEFAULT 7; INSERT INTO t VALUES (900001, 'wide', 1);
              ALTER TABLE t DROP COLUMN v; INSERT INTO t VALUES (900002, 2)",
         )

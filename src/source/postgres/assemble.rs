@@ -30,7 +30,8 @@ use super::tuple::Shape;
 use crate::limits::{BATCH_BYTES, CHUNK_BYTES};
 use crate::source::{Resume, StreamEvent};
 use crate::wal::{
-    BranchId, HybridTime, Involved, Key, OpId, Record, SourceBatch, SourceTabletId, SourceTransactionId, WriteOp,
+    BranchId, HybridTime, Involved, Key, OpId, Record, SourceBatch, SourceTabletId, SourceTransactionId, TableSchema,
+    WriteOp,
 };
 use pg_walstream::protocol::LogicalReplicationMessage as Message;
 use std::collections::{HashMap, VecDeque};
@@ -79,6 +80,9 @@ pub struct Assembler {
     /// The streamed transaction whose block is being sent.
     block: Option<u32>,
     relations: HashMap<u32, Arc<Shape>>,
+    /// Shapes that no record has said yet. The next branch says them: replica tablets fill unchanged cells by the names
+    /// of columns, across versions.
+    unsaid: Vec<TableSchema>,
     /// Tables whose copy's snapshot lies above the resume position.
     copied: HashMap<String, u64>,
     batch: SourceBatch,
@@ -111,6 +115,7 @@ impl Assembler {
             streamed: HashMap::new(),
             block: None,
             relations: HashMap::new(),
+            unsaid: Vec::new(),
             copied: copied.map(|(table, at)| (table.clone(), at.term)).collect(),
             batch: SourceBatch { upto: resume.after, ..SourceBatch::default() },
             head: OpId::ZERO,
@@ -138,6 +143,9 @@ impl Assembler {
 
     /// The shape of a relation from here on: the answer to a RELATION message.
     pub fn relation(&mut self, relation: u32, shape: Arc<Shape>) {
+        if !self.unsaid.contains(&shape.schema) {
+            self.unsaid.push(shape.schema.clone());
+        }
         let relations = match self.block.and_then(|xid| self.streamed.get_mut(&xid)) {
             Some(transaction) => &mut transaction.relations,
             None => &mut self.relations,
@@ -363,6 +371,8 @@ impl Assembler {
         if transaction.is_staged() {
             self.stage(&mut transaction);
         }
+        let said = self.unsaid.drain(..).map(|schema| (OpId::new(end, 0), Record::Schema(schema)));
+        self.batch.records.extend(said);
         let ended = transaction.end(end, self.connection, id.clone());
         let writes = ended.writes.into_iter();
         self.batch.records.extend(writes.map(|write| (write.at, Record::Write { transaction: id.clone(), write })));
