@@ -121,7 +121,7 @@ impl Bank {
             let misses = |write: &&Undo| seen.get(write.account as usize).is_some_and(|s| s.is_none_or(|s| s.1 < time));
             let (missing, all) = (writes().filter(misses).count(), writes().count());
             if missing > 0 {
-                return Some(format!("a transfer is seen on {} of its {all} accounts", all - missing));
+                return Some(format!("{} of a transfer's {all} accounts", all - missing));
             }
         }
         None
@@ -185,8 +185,8 @@ mod tests {
         assert_eq!(part([(4, 20), (1, 30), (10, 30)]), None);
         // The second transaction is not there yet, the third is: whole transactions, although the sum is off.
         assert_eq!(part([(5, 10), (1, 30), (10, 30)]), None);
-        assert_eq!(part([(4, 20), (5, 10), (5, 10)]).unwrap(), "a transfer is seen on 1 of its 2 accounts");
-        assert_eq!(part([(4, 20), (1, 30), (5, 10)]).unwrap(), "a transfer is seen on 1 of its 2 accounts");
+        assert_eq!(part([(4, 20), (5, 10), (5, 10)]).unwrap(), "1 of a transfer's 2 accounts");
+        assert_eq!(part([(4, 20), (1, 30), (5, 10)]).unwrap(), "1 of a transfer's 2 accounts");
         assert_eq!(part([(7, 10), (5, 10), (5, 10)]).unwrap(), "account 0 holds 7, which it never did");
     }
 

@@ -271,7 +271,7 @@ mod tests {
             visible_rows: 76_000,
             snapshots: 130,
             torn,
-            last_torn: (torn > 0).then(|| "at latest: a transfer is seen on 3 of its 4 accounts".into()),
+            last_torn: (torn > 0).then(|| "at latest: 3 of a transfer's 4 accounts".into()),
             recent: Latency { p50: 21.34, p99: 60.2, p999: 70.0 },
             ..Numbers::default()
         };

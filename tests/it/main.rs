@@ -5,6 +5,7 @@
 mod cli;
 mod coordinator_golden;
 mod coordinator_props;
+mod demo;
 mod docs;
 mod log_owners;
 mod loop_disk;
