@@ -144,6 +144,9 @@ pub const PROBE_DEADLINE_MS: u64 = 5_000;
 pub const PULLER_SILENT_MS: u64 = 5_000;
 /// Milliseconds after which a batch that no tablet has stored shows as back-pressure.
 pub const STALL_SHOWS_AFTER_MS: u64 = 1_000;
+/// Transactions held beyond which the leader no longer counts, once a second, what each waits for: a look at so many takes
+/// it a few milliseconds.
+pub const COUNTED_TRANSACTIONS: usize = 50_000;
 /// Milliseconds between the leader's ticks. No decision waits for one.
 pub const TICK_MS: u64 = 100;
 /// Milliseconds of silence after which a stream reports what was acknowledged, so that forgetting goes on.

@@ -9,7 +9,7 @@ use crate::coordinator::{
     Applied, Coordinator, CopyState, Decided, Fence, Output, Promise, ReadPoint, Refused, Release, Report,
     StreamOpening, TabletMap, Work,
 };
-use crate::limits::{SNAPSHOT_AFTER_BYTES, TICK_MS};
+use crate::limits::{COUNTED_TRANSACTIONS, SNAPSHOT_AFTER_BYTES, TICK_MS};
 use crate::metrics::{CAUSE, COMMIT_TO_VISIBLE, STATUS, STREAM, TRANSACTIONS_FINISHED, WAITED};
 use crate::source::{OpenBranch, Resume};
 use crate::txn_log::Snapshot;
@@ -262,6 +262,10 @@ impl Driver {
     /// Counts the seconds that transactions wait, by what the oldest of them waits for.
     fn count_waiting(&mut self) {
         let seconds = std::mem::replace(&mut self.waited_since, Instant::now()).elapsed().as_secs_f64();
+        // Looking at each of very many would hold up what they wait for.
+        if self.coordinator.state().transactions.len() > COUNTED_TRANSACTIONS {
+            return;
+        }
         let Some(oldest) = self.coordinator.oldest_waiting() else { return };
         let Some(wait) = oldest.waits_for else { return };
         let (cause, stream) = wait.label();

@@ -231,10 +231,11 @@ impl<S: Store> State<S> {
         Applied { heard: self.heard.position, applied: self.applied }
     }
 
-    /// Fences lower owners out (C7). Tablets that no owner has announced itself to are bound to no log and refuse.
+    /// Fences lower owners out (C7). Tablets that no owner has announced itself to are bound to no log: they are to be asked again.
     pub(super) fn admit_owner(&mut self, owner: Epoch) -> Result<(), TabletError> {
         let Some(binding) = &mut self.binding else {
-            return Err(TabletError::Refused("it is bound to no log yet: an owner must announce itself first".into()));
+            // Its owner announces itself to every tablet, so it only has to be asked again.
+            return Err(TabletError::Indeterminate("its owner has not announced itself yet".into()));
         };
         if owner < binding.owner {
             return Err(TabletError::Fenced { held: binding.owner });
