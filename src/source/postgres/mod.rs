@@ -1,7 +1,7 @@
 //! PostgreSQL servers as a source: one logical replication slot with two-phase decoding is one stream.
 //!
-//! What a stream's messages become stands in [`assemble`], pure; around it, [`stream`] keeps the connection alive and
-//! tells the server what it may forget, [`slot`] creates the slot and [`copy`] reads what came before it.
+//! What a stream's messages become stands in `assemble`, pure; around it, `stream` keeps the connection alive and
+//! tells the server what it may forget, `slot` creates the slot and `copy` reads what came before it.
 
 mod assemble;
 mod check;
