@@ -226,10 +226,10 @@ fn adopting(follows: u64, upto: u64, connection: u64, rolled_back: Vec<u32>, las
     batch
 }
 
-/// Tablets refuse whoever has not announced itself, and another log.
+/// Tablets let whoever comes before their owner's first announcement ask again, and refuse another log.
 pub async fn binds_to_one_log(rig: Rig) {
-    let refused = rig.tablet().write_provisional(batch(S1, 0, vec![])).await;
-    assert!(matches!(refused, Err(TabletError::Refused(_))), "{refused:?}");
+    let early = rig.tablet().write_provisional(batch(S1, 0, vec![])).await;
+    assert!(matches!(early, Err(TabletError::Indeterminate(_))), "{early:?}");
     let mut rig = rig.announced().await;
     rig.restart();
     let other = rig.tablet().announce("other", ReplicaTabletId(1), Epoch(9)).await;
