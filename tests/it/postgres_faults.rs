@@ -139,7 +139,7 @@ async fn everything_that_a_server_can_send_arrives_as_it_is() {
         .execute(
             "UPDATE toasted SET n = n + 1;
              BEGIN; UPDATE toasted SET body = body || 'new' WHERE id = 3; UPDATE toasted SET n = 9 WHERE id = 3; COMMIT;
-             ALTER TABLE toasted ADD COLUMN more int; UPDATE toasted SET n = n + 1 WHERE id > 4;
+             ALTER TABLE toasted ADD COLUMN extra int; UPDATE toasted SET n = n + 1 WHERE id > 4;
              BEGIN; INSERT INTO toasted VALUES (50, 1, 'short'); UPDATE toasted SET id = 51 WHERE id = 50;
              DELETE FROM toasted WHERE id = 1; INSERT INTO toasted VALUES (1, 0, 'again'); COMMIT;
              UPDATE whole SET n = n + 1; DELETE FROM whole WHERE id = 2; UPDATE whole SET id = 30 WHERE id = 3;
