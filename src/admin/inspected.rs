@@ -340,17 +340,19 @@ fn status(status: coordinator::Status) -> TransactionStatus {
 
 /// The cause that people and scripts see, and the stream that it names.
 fn cause(wait: Wait) -> (Cause, Option<SourceTabletId>) {
-    match wait {
-        Wait::Gate(Missing::Commit(stream)) => (Cause::Commit, stream),
-        Wait::Gate(Missing::Applying(stream)) => (Cause::Applying, Some(stream)),
-        Wait::Gate(Missing::StartFence(stream)) => (Cause::StartFence, stream),
-        Wait::Gate(Missing::Discovery(stream)) => (Cause::Discovery, stream),
-        Wait::Gate(Missing::GidInUse(stream)) => (Cause::GidInUse, Some(stream)),
-        Wait::Gate(Missing::Cut(stream, _)) => (Cause::Cut, Some(stream)),
-        Wait::Gate(Missing::EarlierWrite(_)) => (Cause::EarlierWrite, None),
-        Wait::StoppedStream(stream) => (Cause::StoppedStream, Some(stream)),
-        Wait::Copy(stream) => (Cause::Copy, Some(stream)),
-        Wait::Apply(_) => (Cause::Apply, None),
-        Wait::Log => (Cause::Log, None),
-    }
+    let (_, stream) = wait.label();
+    let cause = match wait {
+        Wait::Gate(Missing::Commit(_)) => Cause::Commit,
+        Wait::Gate(Missing::Applying(_)) => Cause::Applying,
+        Wait::Gate(Missing::StartFence(_)) => Cause::StartFence,
+        Wait::Gate(Missing::Discovery(_)) => Cause::Discovery,
+        Wait::Gate(Missing::GidInUse(_)) => Cause::GidInUse,
+        Wait::Gate(Missing::Cut(..)) => Cause::Cut,
+        Wait::Gate(Missing::EarlierWrite(_)) => Cause::EarlierWrite,
+        Wait::StoppedStream(_) => Cause::StoppedStream,
+        Wait::Copy(_) => Cause::Copy,
+        Wait::Apply(_) => Cause::Apply,
+        Wait::Log => Cause::Log,
+    };
+    (cause, stream)
 }

@@ -116,7 +116,8 @@ pub async fn run(config: DaemonConfig, spawn: impl Fn(Worker) -> io::Result<()>)
     }
 }
 
-async fn bind(key: &str, address: std::net::SocketAddr) -> Result<TcpListener, Failure> {
+/// Takes an address before anything else begins.
+pub(super) async fn bind(key: &str, address: std::net::SocketAddr) -> Result<TcpListener, Failure> {
     TcpListener::bind(address).await.map_err(|error| {
         Failure::Failed(format!("{key}: cannot listen on {address}: {error}; choose a free port or stop what holds it"))
     })

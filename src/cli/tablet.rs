@@ -2,6 +2,7 @@
 
 use super::Failure;
 use super::data_dir::DataDir;
+use super::run::bind;
 use super::signals::Signals;
 use crate::admin::server;
 use crate::config::TabletServerConfig;
@@ -11,7 +12,6 @@ use crate::tablet::engine::{TabletOptions, TabletWals, Worker};
 use crate::tablet::{TabletLeader, embedded};
 use std::io;
 use std::sync::Arc;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 /// Serves until a signal. `spawn` runs a storage worker on a thread of its own.
@@ -21,13 +21,6 @@ use tokio::sync::watch;
 pub async fn tablet(config: TabletServerConfig, spawn: impl Fn(Worker) -> io::Result<()>) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
     let recorder = metrics::install().map_err(|error| Failure::Failed(format!("metrics: {error}")))?;
-    let bind = async |key: &str, address: std::net::SocketAddr| {
-        TcpListener::bind(address).await.map_err(|error| {
-            Failure::Failed(format!(
-                "{key}: cannot listen on {address}: {error}; choose a free port or stop what holds it"
-            ))
-        })
-    };
     let listener = bind("tablet.listen", config.listen).await?;
     let exporter = match config.metrics {
         Some(address) => Some(bind("metrics.listen", address).await?),

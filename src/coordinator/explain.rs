@@ -33,15 +33,18 @@ impl Wait {
             Self::Copy(stream) => ("copy", Some(stream)),
             Self::Log => ("log", None),
             Self::Apply(_) => ("apply", None),
-            Self::Gate(missing) => match missing {
-                Missing::Commit(stream) => ("commit", stream),
-                Missing::Applying(stream) => ("applying", Some(stream)),
-                Missing::StartFence(stream) => ("start-fence", stream),
-                Missing::Discovery(stream) => ("discovery", stream),
-                Missing::GidInUse(stream) => ("gid-in-use", Some(stream)),
-                Missing::Cut(stream, _) => ("cut", Some(stream)),
-                Missing::EarlierWrite(_) => ("earlier-write", None),
-            },
+            Self::Gate(missing) => {
+                let cause = match missing {
+                    Missing::Commit(_) => "commit",
+                    Missing::Applying(_) => "applying",
+                    Missing::StartFence(_) => "start-fence",
+                    Missing::Discovery(_) => "discovery",
+                    Missing::GidInUse(_) => "gid-in-use",
+                    Missing::Cut(..) => "cut",
+                    Missing::EarlierWrite(_) => "earlier-write",
+                };
+                (cause, missing.stream())
+            }
         }
     }
 }
@@ -194,12 +197,7 @@ impl Coordinator {
             return transaction.tablets().into_iter().find(behind).map(Wait::Apply);
         }
         let missing = self.root(transaction, state.missing(transaction)?, CHAIN_MAX);
-        let stream = match missing {
-            Missing::Applying(stream) | Missing::GidInUse(stream) | Missing::Cut(stream, _) => Some(stream),
-            Missing::Commit(stream) | Missing::StartFence(stream) | Missing::Discovery(stream) => stream,
-            Missing::EarlierWrite(_) => None,
-        };
-        match stream {
+        match missing.stream() {
             Some(stream) if self.stopped.contains_key(&stream) => Some(Wait::StoppedStream(stream)),
             Some(stream)
                 if matches!(missing, Missing::StartFence(_))
@@ -294,11 +292,7 @@ impl Coordinator {
         let state = self.state();
         if let Some((_, id)) = state.undecided.first() {
             let transaction = state.transactions.get(*id)?;
-            return match self.root(transaction, state.missing(transaction)?, CHAIN_MAX) {
-                Missing::Applying(stream) | Missing::GidInUse(stream) | Missing::Cut(stream, _) => Some(stream),
-                Missing::Commit(stream) | Missing::StartFence(stream) | Missing::Discovery(stream) => stream,
-                Missing::EarlierWrite(_) => None,
-            };
+            return self.root(transaction, state.missing(transaction)?, CHAIN_MAX).stream();
         }
         if state.release != super::entry::Release::CommonClock {
             return None;

@@ -28,6 +28,18 @@ pub enum Missing {
     EarlierWrite(TransactionId),
 }
 
+impl Missing {
+    /// The stream that it waits for, where that is known.
+    #[must_use]
+    pub fn stream(self) -> Option<SourceTabletId> {
+        match self {
+            Self::Applying(stream) | Self::GidInUse(stream) | Self::Cut(stream, _) => Some(stream),
+            Self::Commit(stream) | Self::StartFence(stream) | Self::Discovery(stream) => stream,
+            Self::EarlierWrite(_) => None,
+        }
+    }
+}
+
 impl State {
     /// What the transaction lacks, or `None` if it may be decided.
     #[must_use]
