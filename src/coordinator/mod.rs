@@ -85,6 +85,7 @@ pub mod invariants;
 mod join;
 mod machine;
 mod output;
+mod pressure;
 mod pulling;
 mod questions;
 mod state;
