@@ -40,7 +40,11 @@ impl TransactionService for Service {
         request: Request<pb::OpenStreamRequest>,
     ) -> Result<Response<pb::OpenStreamResponse>, Status> {
         let request = request.into_inner();
-        let opened = self.leader.open_stream(&request.name, &request.puller, request.held.map(Epoch)).await.map_err(to_status)?;
+        let opened = self
+            .leader
+            .open_stream(&request.name, &request.puller, request.held.map(Epoch))
+            .await
+            .map_err(to_status)?;
         self.order.opened(opened.stream, opened.puller, opened.resume.after);
         Ok(Response::new(opened.into()))
     }
