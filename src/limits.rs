@@ -117,9 +117,11 @@ pub const APPLIED_BRANCHES_REMEMBERED: usize = 1 << 14;
 pub const REPORTS_IN_FLIGHT: usize = 4;
 /// Inputs that wait for the transaction leader. Each stream has few on their way, so this bounds a burst, not work.
 pub const LEADER_INPUTS: usize = 256;
-/// Decisions that wait for one replica tablet, or that it has applied and not made durable, before pulling pauses. A
-/// decision takes about 200 bytes here.
-pub const DECISIONS_WAITING: usize = 1 << 18;
+/// Decisions on their way to one replica tablet: handed out, and not durably applied. A decision takes about 200 bytes
+/// there; what waits behind it is held once, in the log's fold. More than a tablet applies between two barriers.
+pub const APPLY_WINDOW: usize = 1 << 16;
+/// Transactions held in memory beyond which streams that run ahead pause: a record takes about 400 bytes.
+pub const TRANSACTIONS_HELD: usize = 1 << 20;
 /// Decisions in one batch for a replica tablet: bounds how long one call keeps a tablet from others.
 pub const APPLY_BATCH_DECISIONS: usize = 4096;
 /// Milliseconds without new decisions after which a tablet is asked to make durable what it applied, so that

@@ -7,7 +7,6 @@ use super::reads::Reader;
 use super::shown::Pullers;
 use super::streams::{Progress, SharedBudget, StreamSide};
 use crate::coordinator::Coordinator;
-use crate::limits::PULLER_SILENT_MS;
 use crate::metrics::{BUDGET, BUDGET_USED, PROVISIONAL_BYTES, PROVISIONAL_OLDEST, PROVISIONAL_RECORDS, TABLET};
 use crate::wal::{Epoch, HybridTime, SourceTabletId};
 use ::metrics::gauge;
@@ -104,10 +103,8 @@ impl Inspector {
         match &self.led {
             Some(led) => {
                 let pullers = led.pullers.borrow();
-                let silent =
-                    |heard: &HybridTime| heard.seconds_behind(self.clock.now()) * 1000.0 > PULLER_SILENT_MS as f64;
-                let state = pullers.states.get(&stream).cloned();
-                state.filter(|_| !pullers.heard.get(&stream).is_some_and(silent))
+                let alive = pullers.is_alive(stream, self.clock.now());
+                pullers.states.get(&stream).filter(|_| alive).cloned()
             }
             None => self.progress(name).map(|progress| progress.state),
         }

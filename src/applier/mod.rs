@@ -39,7 +39,7 @@ use crate::coordinator::Settings;
 use crate::limits::{APPLIER_DRAIN_MS, LEADER_INPUTS};
 use crate::source::Source;
 use crate::txn_log::TransactionLog;
-use crate::wal::{LogPosition, SourceTabletId};
+use crate::wal::SourceTabletId;
 use driver::Driver;
 use executor::Executor;
 use inputs::Input;
@@ -154,8 +154,6 @@ impl Applier {
                 leader: Arc::clone(&leader),
                 tablets: tablets.clone(),
                 budget: Arc::clone(&budget),
-                queues: led.as_ref().map_or_else(Vec::new, |led| led.queues.clone()),
-                pullers: led.as_ref().map(|led| led.view.pullers.clone()),
                 draining: drain.clone(),
                 puller: owner.clone(),
                 clock: host.clock.clone(),
@@ -291,6 +289,7 @@ async fn lead(
             inputs: inputs.clone(),
             log_id: log_id.clone(),
             owner: epoch,
+            refused: None,
         };
         executors.spawn(executor.run(host.seed(index)));
     }
@@ -322,7 +321,7 @@ async fn lead(
         waited: 0.0,
         settling: Vec::new(),
         tables_changed: true,
-        decided: LogPosition(0),
+        to_check: BTreeMap::new(),
     };
     let mut drivers = JoinSet::new();
     drivers.spawn(driver.run());

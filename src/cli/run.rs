@@ -143,7 +143,7 @@ fn settings(config: &DaemonConfig) -> Settings {
         SourceConfig::Postgres(source) => u64::try_from(source.clock_skew.as_micros()).unwrap_or(u64::MAX),
         _ => 0,
     };
-    Settings { release: config.release(), clock_skew_micros, gate: true }
+    Settings { release: config.release(), clock_skew_micros, gate: true, ..Settings::default() }
 }
 
 fn log_engine(log: &LogConfig) -> Result<Box<dyn TransactionLog>, Failure> {

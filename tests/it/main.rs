@@ -17,6 +17,7 @@ mod postgres_waits;
 mod power_cut;
 mod power_cut_tablet;
 mod processes;
+mod pullers;
 mod runtime;
 mod script;
 mod scripts;
