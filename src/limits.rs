@@ -177,6 +177,9 @@ pub const APPLY_BYTES: usize = 1 << 20;
 pub const READ_WAIT_MS: u64 = 5_000;
 /// Keys of one undecided branch that are remembered to find conflicts; a branch with more conflicts with every other.
 pub const CONFLICT_KEYS_MAX: usize = 1 << 16;
+/// Keys of one staged transaction that are remembered while it asks for rows to fill others from (about 40 bytes each);
+/// one with more has its chunks read through at each question.
+pub const STAGED_KEYS_MAX: usize = 1 << 18;
 /// Bytes of newest writes that the tablets of one folder gather in memory, together, before they go to table files. The
 /// store holds up to four times as much while its disk is behind (a gigabyte in one transaction is such a time), and the
 /// daemon is to stay below 256 MiB then.

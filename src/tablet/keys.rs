@@ -24,6 +24,8 @@ pub enum Kind {
     Horizon = 6,
     /// A branch whose transaction was applied in part, by branch.
     PartlyApplied = 7,
+    /// An undecided branch that the source has rolled back, by branch.
+    RolledBack = 8,
     /// A provisional record, by branch and number.
     Provisional = 16,
     /// A chunk, by stream, connection, xid and number.
@@ -108,6 +110,12 @@ fn branch(kind: Kind, branch: BranchId, more: usize) -> Vec<u8> {
 #[must_use]
 pub fn partly_applied(of: BranchId) -> Vec<u8> {
     branch(Kind::PartlyApplied, of, 0)
+}
+
+/// See [`Kind::RolledBack`].
+#[must_use]
+pub fn rolled_back(of: BranchId) -> Vec<u8> {
+    branch(Kind::RolledBack, of, 0)
 }
 
 /// See [`Kind::Provisional`].
@@ -276,6 +284,7 @@ mod tests {
         assert_eq!(Kind::Horizon.only(), [6]);
         let branch_key = [0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 4];
         assert_eq!(partly_applied(of), [&[7][..], &branch_key].concat());
+        assert_eq!(rolled_back(of), [&[8][..], &branch_key].concat());
         assert_eq!(provisional(of, 9), [&[16][..], &branch_key, &[0, 0, 0, 9]].concat());
         let expected = [17, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 1];
         assert_eq!(chunk(SourceTabletId(2), 8, 7, 1), expected);

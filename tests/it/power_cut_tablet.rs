@@ -84,6 +84,7 @@ fn batch(of: u64, number: u64) -> ProvisionalBatch {
         upto: OpId::end_of_term(number),
         schemas: vec![],
         branches: vec![BranchWrites { branch: branch(of, number), writes, adopt: None }],
+        rolled_back: Vec::new(),
         report_conflicts: false,
     }
 }

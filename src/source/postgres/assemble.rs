@@ -17,6 +17,10 @@
 //! that this stream carried: a transaction that only locked rows sends no PREPARE, and one that was prepared before the
 //! slot stood and rolled back sends its end alone.
 //!
+//! **Changed keys.** An update that changes a row's key sends no cells that stayed in TOAST. Its row is to be filled from
+//! the old key's newest earlier write, which may live on another replica tablet; such a transaction goes out in chunks,
+//! and such a row at the head of one, when everything before it has gone out.
+//!
 //! **Copied tables.** The slot's own snapshot waits for every running and prepared transaction, so whatever the slot
 //! sends committed above it, and nothing is dropped. A table that is copied again has a snapshot inside the stream:
 //! writes of transactions that *commit* at or below it are in the copy and are dropped here. For an ordinary commit its
@@ -25,13 +29,13 @@
 //! no prepared or streamed transaction of that table reaches across, and one that does stops the stream by name.
 
 use super::gid::GidPattern;
-use super::transaction::Transaction;
+use super::transaction::{Transaction, begins_chunk};
 use super::tuple::Shape;
 use crate::limits::{BATCH_BYTES, CHUNK_BYTES};
 use crate::source::{Resume, StreamEvent};
 use crate::wal::{
-    BranchId, HybridTime, Involved, Key, OpId, Record, SourceBatch, SourceTabletId, SourceTransactionId, TableSchema,
-    WriteOp,
+    BranchId, HybridTime, Involved, Key, OpId, Record, SourceBatch, SourceTabletId, SourceTransactionId, StagedChunk,
+    TableSchema, WriteOp,
 };
 use pg_walstream::protocol::LogicalReplicationMessage as Message;
 use std::collections::{HashMap, VecDeque};
@@ -269,12 +273,11 @@ impl Assembler {
             None => transaction.copied = transaction.copied.max(copied),
         }
         let sub_xid = if in_block { sub_xid } else { transaction.xid() };
+        let before = if begins_chunk(&op) { transaction.take_chunks(connection) } else { Vec::new() };
         transaction.push(sub_xid, shape.schema.table, key, op);
-        if transaction.bytes() >= CHUNK_BYTES {
-            let chunks = transaction.take_chunks(connection);
-            self.flush();
-            self.ready.extend(chunks.into_iter().map(StreamEvent::Chunk));
-        }
+        let after = if transaction.bytes() >= CHUNK_BYTES { transaction.take_chunks(connection) } else { Vec::new() };
+        self.hand_over(before);
+        self.hand_over(after);
         Ok(())
     }
 
@@ -387,6 +390,10 @@ impl Assembler {
     /// Hands a transaction's writes over in chunks, behind everything that ended before.
     fn stage(&mut self, transaction: &mut Transaction) {
         let chunks = transaction.take_chunks(self.connection);
+        self.hand_over(chunks);
+    }
+
+    fn hand_over(&mut self, chunks: Vec<StagedChunk>) {
         if !chunks.is_empty() {
             self.flush();
             self.ready.extend(chunks.into_iter().map(StreamEvent::Chunk));

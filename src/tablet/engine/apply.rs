@@ -138,6 +138,9 @@ impl<S: Store> State<S> {
             }
             step.batch.delete(Space::Undecided, key);
         }
+        if self.branches.get(&id).is_some_and(|branch| branch.rolled_back) {
+            step.batch.delete(Space::Undecided, keys::rolled_back(id));
+        }
         step.finished.push(id);
         Ok(())
     }

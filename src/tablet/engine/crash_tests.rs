@@ -108,6 +108,7 @@ fn batch(stream: SourceTabletId, term: u64, writes: Vec<Write>, adopt: Option<Ad
         upto: OpId::end_of_term(term),
         schemas: vec![schema()],
         branches: vec![BranchWrites { branch, writes, adopt }],
+        rolled_back: Vec::new(),
         report_conflicts: false,
     }
 }

@@ -74,6 +74,13 @@ impl<S: Store> State<S> {
                 written.push((part.branch, first_record));
             }
         }
+        for opened in batch.rolled_back {
+            let id = BranchId { stream: batch.stream, opened };
+            if let Some(branch) = self.branches.get_mut(&id) {
+                branch.rolled_back = true;
+                changes.put(Space::Undecided, keys::rolled_back(id), Vec::new());
+            }
+        }
         let mark = Mark { stored: batch.upto, puller: held.puller };
         changes.put(Space::Undecided, keys::mark(batch.stream), encode(&mark)?);
         self.store.write(changes)?;

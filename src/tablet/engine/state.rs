@@ -70,6 +70,8 @@ pub(super) struct Branch {
     pub(super) truncations: Vec<(TableId, u64)>,
     /// Whether a write fills cells from another key.
     pub(super) fills_from_key: bool,
+    /// Whether the source has rolled it back.
+    pub(super) rolled_back: bool,
 }
 
 impl Branch {
@@ -110,7 +112,7 @@ pub(super) struct State<S> {
     /// What the branches hold, all together.
     pub(super) held: Held,
     pub(super) staging: Staging,
-    /// Built when the first batch asks for conflicts.
+    /// Built when the first batch asks for conflicts, or the first row is to be filled.
     pub(super) conflicts: Option<Conflicts>,
     pub(super) collection: Collection,
     pub(super) wal: OwnWal,
@@ -207,6 +209,12 @@ impl<S: Store> State<S> {
                 ProvisionalRecord::Adopted { connection, xid, chunks } => {
                     self.staging.adopted_before(&store, (id.stream, connection, xid), &chunks, branch)?;
                 }
+            }
+        }
+        for entry in scan(Kind::RolledBack) {
+            let id = branch_of(entry?.0.as_ref()).ok_or_else(|| damaged("rolled-back branch"))?;
+            if let Some(branch) = self.branches.get_mut(&id) {
+                branch.rolled_back = true;
             }
         }
         if let Some(binding) = &self.binding {
@@ -332,7 +340,7 @@ fn put_one<S: Store>(store: &S, key: Vec<u8>, value: Vec<u8>) -> Result<(), Tabl
     Ok(store.write(batch)?)
 }
 
-/// The branch in a provisional record's key.
+/// The branch in a key that begins with one.
 fn branch_of(key: &[u8]) -> Option<BranchId> {
     let mut parts = Parts(key.get(1..)?);
     let stream = SourceTabletId(parts.u32()?);
