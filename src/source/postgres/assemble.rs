@@ -294,7 +294,7 @@ impl Assembler {
         if end <= self.position {
             return Ok(());
         }
-        let id = SourceTransactionId::first(format!("{}:{}", self.name, transaction.xid()).as_bytes());
+        let id = SourceTransactionId::ordinary(&self.name, transaction.xid());
         if !transaction.is_empty() {
             let index = self.branch(transaction, end, &id, None, None)?;
             // It ends its own branch: one that is never said to have ended is never forgotten.

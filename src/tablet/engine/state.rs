@@ -55,6 +55,12 @@ impl<S> Shared<S> {
         let mut truncations = self.truncations.write().unwrap_or_else(PoisonError::into_inner);
         Arc::make_mut(&mut truncations).insert(table, stream, truncation);
     }
+
+    /// Forgets a truncation that removes nothing any more.
+    pub(super) fn forget_truncation(&self, table: TableId, stream: SourceTabletId, truncation: Truncation) {
+        let mut truncations = self.truncations.write().unwrap_or_else(PoisonError::into_inner);
+        Arc::make_mut(&mut truncations).remove(table, stream, truncation);
+    }
 }
 
 /// An undecided branch: a small record in memory, its writes on disk (C10).
