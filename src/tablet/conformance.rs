@@ -615,6 +615,28 @@ pub async fn collects_old_versions(rig: Rig) {
     assert!(left < 40, "{left} of 80 versions are left");
 }
 
+/// A truncation is forgotten once nothing is left of what it removed: rows that are shown at lower times again would
+/// tell. Other streams' rows stay.
+pub async fn forgets_truncations(rig: Rig) {
+    let mut rig = rig.announced().await;
+    let second = |n: u64| HybridTime::from_micros(n * 1_000_000).to_u64();
+    rig.copy(S1, 1, (true, true), &[("copied", "1")]).await;
+    rig.copy(S2, 1, (true, true), &[("other", "1")]).await;
+    rig.transaction(S1, 1, second(1), 0, vec![put(1, "a", "1")]).await;
+    rig.transaction(S1, 2, second(2), 1, vec![truncate(2)]).await;
+    for n in 3..=40 {
+        rig.store(batch(S1, n - 1, vec![(n, vec![put(n, "b", &n.to_string())])])).await;
+        let mut decided = decisions(n - 1, n, vec![commit(n, second(n * 60), vec![branch(S1, n)])]);
+        decided.safe_time = HybridTime::from_u64(second(n * 60));
+        rig.tablet().apply(decided).await.unwrap();
+        assert_eq!(rig.rows(n, LATEST).await, pairs(&[("b", &n.to_string()), ("other", "1")]));
+    }
+    rig.tablet().sync().await.unwrap();
+    rig.restart();
+    rig.copy(S1, 3, (false, true), &[("copied", "again")]).await;
+    assert_eq!(rig.rows(40, LATEST).await, pairs(&[("b", "40"), ("copied", "again"), ("other", "1")]));
+}
+
 /// Makes one test of each rule. `$open` is a function that returns a [`Rig`].
 macro_rules! tablet_conformance {
     ($open:expr) => {
@@ -623,7 +645,8 @@ macro_rules! tablet_conformance {
             applies_in_order_and_again, applies_a_large_transaction, discards_aborted_branches,
             keeps_older_commits_as_history, resolves_writes_of_one_transaction, truncates_one_streams_rows,
             copies_again_from_the_start, adopts_chunks, drops_chunks_of_earlier_connections, fills_unchanged_cells,
-            fills_a_row_from_the_key_it_had, reports_conflicts, reads_wait_for_the_log, reads_long_chains, refuses_malformed_batches, collects_old_versions);
+            fills_a_row_from_the_key_it_had, reports_conflicts, reads_wait_for_the_log, reads_long_chains, refuses_malformed_batches, collects_old_versions,
+            forgets_truncations);
     };
     ($open:expr; $($rule:ident),*) => {
         $(#[tokio::test]

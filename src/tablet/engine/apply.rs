@@ -30,9 +30,9 @@ pub(super) struct Step {
 
 /// The transaction that is being applied.
 pub(super) struct Applying {
-    transaction: TransactionId,
-    time: HybridTime,
-    position: LogPosition,
+    pub(super) transaction: TransactionId,
+    pub(super) time: HybridTime,
+    pub(super) position: LogPosition,
     /// Whether it wrote here through more than one stream.
     several_streams: bool,
     /// Set when a write fills cells from another key.
@@ -175,7 +175,7 @@ impl<S: Store> State<S> {
                 if emptied {
                     return Ok(());
                 }
-                state.apply_write(step, &mut applying, id.stream, write)?;
+                state.apply_write(step, &mut applying, *id, write)?;
                 if step.batch.bytes >= APPLY_BYTES {
                     state.finish_part(step, &applying, *id)?;
                 }
@@ -223,10 +223,11 @@ impl<S: Store> State<S> {
         &mut self,
         step: &mut Step,
         applying: &mut Applying,
-        stream: SourceTabletId,
+        id: BranchId,
         write: &StoredWrite<'_>,
     ) -> Result<(), TabletError> {
         let &Applying { transaction, time, position, several_streams, .. } = &*applying;
+        let stream = id.stream;
         let filled;
         let row = match write.op {
             StoredOp::Put(row) => Some(row),
@@ -240,9 +241,12 @@ impl<S: Store> State<S> {
             StoredOp::Delete => None,
             StoredOp::Truncate => {
                 let truncation = Truncation { time, position };
+                if self.options.wal {
+                    self.wal_truncate(step, applying, id, write)?;
+                }
                 step.batch.put(Space::Undecided, keys::truncation(write.table, stream, truncation), Vec::new());
                 step.truncations.push((write.table, stream, truncation));
-                return if self.options.wal { self.wal_write(step, transaction, write, None) } else { Ok(()) };
+                return Ok(());
             }
         };
         if applying.filling.is_some() && row.is_none() {
@@ -265,7 +269,12 @@ impl<S: Store> State<S> {
     }
 
     /// Writes a step in the middle of a branch.
-    fn finish_part(&mut self, step: &mut Step, applying: &Applying, id: BranchId) -> Result<(), TabletError> {
+    pub(super) fn finish_part(
+        &mut self,
+        step: &mut Step,
+        applying: &Applying,
+        id: BranchId,
+    ) -> Result<(), TabletError> {
         if applying.filling.is_some() {
             step.batch.put(Space::Undecided, keys::partly_applied(id), Vec::new());
         }

@@ -85,10 +85,14 @@ impl<S: Store> State<S> {
             step.batch.put(Space::Undecided, Kind::Horizon.only(), encode(&(horizon.position, horizon.time))?);
         }
         let mut forgotten = Vec::new();
-        if horizon.time > HybridTime::MIN && written > 0 && self.sweep(&mut step, horizon, written * LOOKED_AT_FOR_EACH)? {
+        if horizon.time > HybridTime::MIN
+            && written > 0
+            && self.sweep(&mut step, horizon, written * LOOKED_AT_FOR_EACH)?
+        {
             let round = std::mem::take(&mut self.collection.round);
             let truncations = self.shared.truncations();
-            forgotten.extend(truncations.iter().filter(|&(table, stream, t)| round.has_done_away_with(table, stream, t)));
+            forgotten
+                .extend(truncations.iter().filter(|&(table, stream, t)| round.has_done_away_with(table, stream, t)));
         }
         for &(table, stream, truncation) in &forgotten {
             step.batch.delete(Space::Undecided, keys::truncation(table, stream, truncation));
@@ -139,7 +143,8 @@ impl<S: Store> State<S> {
 
     fn drop_versions(&mut self, step: &mut Step, of: &KeyVersions, horizon: ReadPoint) {
         let truncations = self.shared.truncations();
-        let mut dropped = collectable(of.table, &of.stamps, horizon, self.options.keep_versions, &truncations).into_iter();
+        let mut dropped =
+            collectable(of.table, &of.stamps, horizon, self.options.keep_versions, &truncations).into_iter();
         let mut next = dropped.next();
         for (index, stamp) in of.stamps.iter().enumerate() {
             if next == Some(index) {

@@ -3,7 +3,7 @@
 
 use super::{Engine, TabletOptions, TabletWals, start};
 use crate::limits::APPLY_BYTES;
-use crate::proto::cdc::{CdcRecord, cdc_record::Record};
+use crate::proto::cdc::{self, CdcRecord, cdc_record::Record, write::Operation};
 use crate::tablet::change_log::{ChangeLog, ChangeLogError, ReadChanges};
 use crate::tablet::memory::{MemoryStore, MemoryView};
 use crate::tablet::store::{Read, Scan, Space, Store, StoreBatch, StoreFailed};
@@ -232,8 +232,15 @@ async fn doing_the_rest_again_ends_in_the_same() {
     let (rows, records) = (history(&tablet).await, wal(&tablet).await);
     let names: Vec<_> = rows.iter().filter(|row| row.row.is_some()).map(|row| row.key.columns().unwrap()).collect();
     assert_eq!(names.len(), 11, "{names:?}");
-    // Neither what was truncated is sent, nor the delete that another stream's write beats.
-    assert_eq!(kinds(&records), "wwacwwwwwwwwwacwwwwacs");
+    // Neither is sent what its own transaction truncated, nor the delete that another stream's write beats. The
+    // truncation leaves the other stream's row, so it is five deletes.
+    assert_eq!(kinds(&records), "wwacwwwwwwwwwacwwwwwwwwacs");
+    let deleted = |record: &Record| match record {
+        Record::Write(cdc::Write { key, operation: Some(Operation::Delete(_)), .. }) => Some(key[0].clone()),
+        _ => None,
+    };
+    let deleted: Vec<_> = records.iter().rev().filter_map(deleted).take(5).collect();
+    assert_eq!(deleted, ["z", "m", "c", "b", "a"]);
 
     let batches = recorder.batches.lock().unwrap().clone();
     assert!(batches.len() > provided + 6, "the transactions take several steps: {}", batches.len() - provided);

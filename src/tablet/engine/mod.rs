@@ -20,6 +20,7 @@ mod fill;
 mod provisional;
 mod read;
 mod state;
+mod truncate;
 mod wal;
 mod worker;
 
