@@ -161,7 +161,9 @@ impl Poller {
         let opened = self.leader.open_stream(&self.side.name, &self.puller).await?;
         *opened_as = Some((opened.stream, opened.puller));
         self.side.note(|progress| progress.owner = opened.owner);
+        let streams = opened.streams.iter().cloned().collect();
         let tablets = self.tablets.of(&opened.map).map_err(Trouble::Stop)?;
+        let tablets: Vec<Tablet> = tablets.into_iter().map(|tablet| tablet.knowing(&streams)).collect();
         let marks = announce(&tablets, &opened).await?;
         let learned = Learned::default();
         let catalog =

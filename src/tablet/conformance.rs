@@ -131,6 +131,7 @@ fn decisions(follows: u64, through: u64, work: Vec<Decided>) -> ApplyBatch {
         follows: LogPosition(follows),
         through: LogPosition(through),
         safe_time: HybridTime::MIN,
+        one_writer: false,
         work,
     }
 }
@@ -637,6 +638,52 @@ pub async fn forgets_truncations(rig: Rig) {
     assert_eq!(rig.rows(40, LATEST).await, pairs(&[("b", "40"), ("copied", "again"), ("other", "1")]));
 }
 
+/// Without a common clock, whoever puts a row under a key where another stream's is, is refused until that one is gone;
+/// a row that moves from one to the other is not (trace 13).
+pub async fn lets_a_key_have_one_writer(rig: Rig) {
+    let mut rig = rig.announced().await;
+    let next = |stream, follows| batch(stream, follows, vec![(follows + 1, vec![put(follows + 1, "next", "1")])]);
+    let refused =
+        |key: &str, first| Err(TabletError::WrittenTwice { table: "public.t".into(), key: format!("({key})"), first });
+    let commit = async |rig: &Rig, position: u64, branches: Vec<BranchId>| {
+        let decided = vec![commit(position, position * 10, branches)];
+        let decided = ApplyBatch { one_writer: true, ..decisions(position - 1, position, decided) };
+        rig.tablet().apply(decided).await.unwrap();
+    };
+    // Moved within one transaction, whichever branch comes first, and by one after the other.
+    rig.store(batch(S1, 0, vec![(1, vec![put(1, "m", "1"), put(2, "n", "1"), put(3, "a", "first")])])).await;
+    commit(&rig, 1, vec![branch(S1, 1)]).await;
+    rig.store(batch(S1, 3, vec![(4, vec![delete(4, "m")])])).await;
+    rig.store(batch(S2, 0, vec![(1, vec![put(1, "m", "2")])])).await;
+    commit(&rig, 2, vec![branch(S2, 1), branch(S1, 4)]).await;
+    rig.store(batch(S1, 4, vec![(5, vec![delete(5, "n")])])).await;
+    commit(&rig, 3, vec![branch(S1, 5)]).await;
+    rig.store(batch(S2, 1, vec![(2, vec![put(2, "n", "2"), put(3, "own", "2")])])).await;
+    commit(&rig, 4, vec![branch(S2, 2)]).await;
+
+    rig.store(batch(S2, 3, vec![(4, vec![put(4, "a", "second")])])).await;
+    commit(&rig, 5, vec![branch(S2, 4)]).await;
+    assert_eq!(rig.tablet().write_provisional(next(S2, 4)).await.map(drop), refused("a", S1));
+    rig.restart();
+    assert_eq!(rig.tablet().announce_puller(S2, OWNER, PULLER).await.map(drop), refused("a", S1));
+    let shown = pairs(&[("a", "second"), ("m", "2"), ("n", "2"), ("own", "2")]);
+    assert_eq!(rig.rows(5, LATEST).await, shown, "what was decided is shown whole");
+    // The first one's row goes, and takes the second one's not with it.
+    rig.store(batch(S1, 5, vec![(6, vec![delete(6, "a")])])).await;
+    commit(&rig, 6, vec![branch(S1, 6)]).await;
+    assert_eq!(rig.rows(6, LATEST).await, shown);
+    rig.store(next(S2, 4)).await;
+
+    let both = |stream, follows| batch(stream, follows, vec![(follows + 1, vec![put(follows + 1, "b", "1")])]);
+    rig.store(both(S1, 6)).await;
+    rig.store(both(S2, 5)).await;
+    commit(&rig, 7, vec![branch(S1, 7), branch(S2, 6)]).await;
+    assert_eq!(rig.tablet().write_provisional(next(S2, 6)).await.map(drop), refused("b", S1));
+    rig.store(batch(S1, 7, vec![(8, vec![truncate(8)])])).await;
+    commit(&rig, 8, vec![branch(S1, 8)]).await;
+    rig.store(next(S2, 6)).await;
+}
+
 /// Makes one test of each rule. `$open` is a function that returns a [`Rig`].
 macro_rules! tablet_conformance {
     ($open:expr) => {
@@ -646,7 +693,7 @@ macro_rules! tablet_conformance {
             keeps_older_commits_as_history, resolves_writes_of_one_transaction, truncates_one_streams_rows,
             copies_again_from_the_start, adopts_chunks, drops_chunks_of_earlier_connections, fills_unchanged_cells,
             fills_a_row_from_the_key_it_had, reports_conflicts, reads_wait_for_the_log, reads_long_chains, refuses_malformed_batches, collects_old_versions,
-            forgets_truncations);
+            forgets_truncations, lets_a_key_have_one_writer);
     };
     ($open:expr; $($rule:ident),*) => {
         $(#[tokio::test]

@@ -204,6 +204,9 @@ pub struct ApplyBatch {
     pub through: LogPosition,
     /// The newest safe time at or below `through`, for the tablet's own WAL and for collection.
     pub safe_time: HybridTime,
+    /// Whether a key has one writer, because no clock orders two. Then a stream that puts a row under a key where another
+    /// stream's is, is refused from then on ([`TabletError::WrittenTwice`]), and a delete removes its own stream's row only.
+    pub one_writer: bool,
     /// The work, positions rising.
     pub work: Vec<Decided>,
 }
@@ -293,6 +296,17 @@ pub enum TabletError {
     /// Determinate: the tablet can never do this (bound to another log, a malformed batch, an unknown table, …).
     #[error("the tablet refuses: {0}")]
     Refused(String),
+    /// Determinate: this stream put a row under a key where another stream's row was, and nothing says which came first.
+    /// Nothing more is taken from it while that row is there.
+    #[error("key {key} of {table} was written by stream {first} as well")]
+    WrittenTwice {
+        /// The table's name.
+        table: String,
+        /// The key, for people.
+        key: String,
+        /// Whose row was there.
+        first: SourceTabletId,
+    },
     /// Determinate: the read point lies below what the tablet still keeps apart.
     #[error("the read point {asked} lies below {kept}, the oldest that is kept")]
     TooOld {

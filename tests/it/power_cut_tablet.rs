@@ -106,6 +106,7 @@ fn decisions(follows: u64, through: u64) -> ApplyBatch {
         follows: LogPosition(follows),
         through: LogPosition(through),
         safe_time: HybridTime::from_u64(follows),
+        one_writer: false,
         work: (follows + 1..=through).map(commit).collect(),
     }
 }

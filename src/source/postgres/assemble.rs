@@ -83,7 +83,8 @@ pub struct Assembler {
     streamed: HashMap<u32, Transaction>,
     /// The streamed transaction whose block is being sent.
     block: Option<u32>,
-    relations: HashMap<u32, Arc<Shape>>,
+    /// Every relation that was sent; `None` for one that is not replicated.
+    relations: HashMap<u32, Option<Arc<Shape>>>,
     /// Shapes that no record has said yet. The next branch says them: replica tablets fill unchanged cells by the names
     /// of columns, across versions.
     unsaid: Vec<TableSchema>,
@@ -150,6 +151,15 @@ impl Assembler {
         if !self.unsaid.contains(&shape.schema) {
             self.unsaid.push(shape.schema.clone());
         }
+        self.learn(relation, Some(shape));
+    }
+
+    /// A relation that is not replicated: its changes are left out.
+    pub fn exclude(&mut self, relation: u32) {
+        self.learn(relation, None);
+    }
+
+    fn learn(&mut self, relation: u32, shape: Option<Arc<Shape>>) {
         let relations = match self.block.and_then(|xid| self.streamed.get_mut(&xid)) {
             Some(transaction) => &mut transaction.relations,
             None => &mut self.relations,
@@ -213,7 +223,7 @@ impl Assembler {
                 Ok(())
             }
             Message::Insert { relation_id, tuple } => {
-                let shape = self.shape(relation_id)?;
+                let Some(shape) = self.shape(relation_id)? else { return Ok(()) };
                 let name = self.name.clone();
                 let transaction = self.transaction(&shape)?;
                 let keyless = || invented_key(&name, change.wal_at, transaction.nth_from(change.wal_at));
@@ -221,7 +231,7 @@ impl Assembler {
                 self.write(change.sub_xid, &shape, key, op)
             }
             Message::Update { relation_id, old_tuple, new_tuple, .. } => {
-                let shape = self.shape(relation_id)?;
+                let Some(shape) = self.shape(relation_id)? else { return Ok(()) };
                 let updated = shape.update(old_tuple, new_tuple);
                 let (old, key, op) = updated.map_err(|e| format!("{}: {e}", shape.schema.name))?;
                 // The new row comes first: what did not change is filled from the old key's newest earlier write, and
@@ -230,13 +240,13 @@ impl Assembler {
                 old.map_or(Ok(()), |old| self.write(change.sub_xid, &shape, old, WriteOp::Delete))
             }
             Message::Delete { relation_id, old_tuple, .. } => {
-                let shape = self.shape(relation_id)?;
+                let Some(shape) = self.shape(relation_id)? else { return Ok(()) };
                 let key = shape.delete(old_tuple).map_err(|e| format!("{}: {e}", shape.schema.name))?;
                 self.write(change.sub_xid, &shape, key, WriteOp::Delete)
             }
             Message::Truncate { relation_ids, .. } => {
                 for relation in relation_ids {
-                    let shape = self.shape(relation)?;
+                    let Some(shape) = self.shape(relation)? else { continue };
                     self.write(change.sub_xid, &shape, Key::default(), WriteOp::Truncate)?;
                 }
                 Ok(())
@@ -427,7 +437,7 @@ impl Assembler {
         self.streamed.remove(&xid).ok_or_else(|| format!("{what} of transaction {xid}, which never began"))
     }
 
-    fn shape(&self, relation: u32) -> Result<Arc<Shape>, String> {
+    fn shape(&self, relation: u32) -> Result<Option<Arc<Shape>>, String> {
         let own = self.block.and_then(|xid| self.streamed.get(&xid)).and_then(|t| t.relations.get(&relation));
         let shape = own.or_else(|| self.relations.get(&relation));
         shape.cloned().ok_or_else(|| format!("a change of relation {relation}, whose columns were never sent"))

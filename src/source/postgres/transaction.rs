@@ -33,7 +33,7 @@ pub struct Transaction {
     /// The highest copy position among its tables: a commit at or below it is in that copy.
     pub copied: u64,
     /// Shapes that only this transaction has seen so far: it may have changed them itself.
-    pub relations: HashMap<u32, Arc<Shape>>,
+    pub relations: HashMap<u32, Option<Arc<Shape>>>,
 }
 
 /// A transaction's writes at its end.

@@ -5,6 +5,7 @@
 //! in the last step of all, so nobody sees a part.
 
 use super::fill::Filling;
+use super::one_writer::{Unwritten, Verdict};
 use super::state::{Branch, State};
 use super::wal::Place;
 use crate::coordinator::{Applied, Decided, Work};
@@ -24,6 +25,7 @@ pub(super) struct Step {
     pub(super) batch: StoreBatch,
     finished: Vec<BranchId>,
     truncations: Vec<(TableId, SourceTabletId, Truncation)>,
+    pub(super) unwritten: Unwritten,
     /// Where it moves the end of the tablet's own WAL.
     pub(super) wal_end: Option<Place>,
 }
@@ -35,6 +37,8 @@ pub(super) struct Applying {
     pub(super) position: LogPosition,
     /// Whether it wrote here through more than one stream.
     several_streams: bool,
+    /// Whether a key has one writer.
+    one_writer: bool,
     /// Set when a write fills cells from another key.
     filling: Option<Filling>,
 }
@@ -68,6 +72,7 @@ impl<S: Store> State<S> {
                         time: *time,
                         position: *position,
                         filling: None,
+                        one_writer: batch.one_writer,
                         several_streams: branches
                             .iter()
                             .any(|branch| Some(branch.stream) != branches.first().map(|b| b.stream)),
@@ -103,7 +108,7 @@ impl<S: Store> State<S> {
 
     /// Writes a step, then makes it true in memory.
     pub(super) fn finish(&mut self, step: &mut Step) -> Result<(), TabletError> {
-        let Step { batch, finished, truncations, wal_end } = std::mem::take(step);
+        let Step { batch, finished, truncations, wal_end, .. } = std::mem::take(step);
         self.store.write(batch)?;
         if let Some(end) = wal_end {
             self.wal_written(end);
@@ -241,6 +246,7 @@ impl<S: Store> State<S> {
             StoredOp::Delete => None,
             StoredOp::Truncate => {
                 let truncation = Truncation { time, position };
+                self.forget_twice(step, stream, |(table, _)| *table == write.table);
                 if self.options.wal {
                     self.wal_truncate(step, applying, id, write)?;
                 }
@@ -252,6 +258,12 @@ impl<S: Store> State<S> {
         if applying.filling.is_some() && row.is_none() {
             self.finish(step)?;
             self.remember_deleted(applying, stream, write)?;
+        }
+        if applying.one_writer
+            && self.note_writer(&mut step.batch, write.table, stream)
+            && self.judge(step, applying, stream, write, row.is_none())? == Verdict::AnotherServersRow
+        {
+            return Ok(());
         }
         let key = keys::version(write.table, write.key.0, time, stream);
         step.batch.put(Space::Versions, key, encode(&StoredVersion { position, row })?);

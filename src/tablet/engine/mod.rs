@@ -17,6 +17,7 @@ mod crash_tests;
 mod copy;
 mod earlier;
 mod fill;
+mod one_writer;
 mod provisional;
 mod read;
 mod state;

@@ -41,6 +41,7 @@ impl<S: Store> State<S> {
         if held.stored != batch.follows {
             return Err(TabletError::OutOfOrder { held: held.stored, follows: batch.follows });
         }
+        self.check_one_writer(batch.stream)?;
         let mut changes = StoreBatch::default();
         self.learn(&batch.schemas)?;
         self.check(&batch)?;

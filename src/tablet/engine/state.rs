@@ -4,6 +4,7 @@ use super::TabletOptions;
 use super::chunks::Staging;
 use super::collect::Collection;
 use super::conflicts::Conflicts;
+use super::one_writer::Writers;
 use super::wal::{OwnWal, WalEnds};
 use crate::coordinator::{Applied, ReadPoint};
 use crate::mvcc::{Truncation, Truncations};
@@ -121,6 +122,7 @@ pub(super) struct State<S> {
     /// Built when the first batch asks for conflicts, or the first row is to be filled.
     pub(super) conflicts: Option<Conflicts>,
     pub(super) collection: Collection,
+    pub(super) writers: Writers,
     pub(super) wal: OwnWal,
     /// Versions written since the last collection.
     pub(super) versions_written: usize,
@@ -170,6 +172,7 @@ impl<S: Store> State<S> {
             staging: Staging::default(),
             conflicts: None,
             collection: Collection::default(),
+            writers: Writers::default(),
             wal: OwnWal::default(),
             versions_written: 0,
         };
@@ -226,6 +229,7 @@ impl<S: Store> State<S> {
         if let Some(binding) = &self.binding {
             let _ = self.shared.number.set(binding.tablet);
         }
+        self.recover_writers()?;
         self.recover_wal()?;
         for branch in self.branches.values() {
             self.held.writes += branch.writes;
@@ -313,6 +317,7 @@ impl<S: Store> State<S> {
     ) -> Result<StreamMark, TabletError> {
         self.admit_owner(owner)?;
         let Mark { stored, puller } = self.admit_puller(stream, puller)?;
+        self.check_one_writer(stream)?;
         Ok(StreamMark { stream, stored, puller })
     }
 

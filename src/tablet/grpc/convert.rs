@@ -341,6 +341,7 @@ impl From<ApplyBatch> for pb::ApplyRequest {
             through: batch.through.0,
             safe_time: batch.safe_time.to_u64(),
             work: into_all(batch.work),
+            one_writer: batch.one_writer,
         }
     }
 }
@@ -354,6 +355,7 @@ impl TryFrom<pb::ApplyRequest> for ApplyBatch {
             follows: LogPosition(request.follows),
             through: LogPosition(request.through),
             safe_time: HybridTime::from_u64(request.safe_time),
+            one_writer: request.one_writer,
             work: try_all(request.work)?,
         })
     }

@@ -155,14 +155,14 @@ fn apply() -> impl Strategy<Value = ApplyBatch> {
         });
     let work = prop_oneof![commit, vec(branch(), 0..3).prop_map(|branches| Work::Discard { branches })];
     let decided = (any::<u64>(), work).prop_map(|(position, work)| Decided { position: LogPosition(position), work });
-    (any::<(u64, u64, u64, u64)>(), vec(decided, 0..3)).prop_map(|((owner, follows, through, safe_time), work)| {
-        ApplyBatch {
-            owner: Epoch(owner),
-            follows: LogPosition(follows),
-            through: LogPosition(through),
-            safe_time: HybridTime::from_u64(safe_time),
-            work,
-        }
+    let numbers = any::<(u64, u64, u64, u64, bool)>();
+    (numbers, vec(decided, 0..3)).prop_map(|((owner, follows, through, safe_time, one_writer), work)| ApplyBatch {
+        owner: Epoch(owner),
+        follows: LogPosition(follows),
+        through: LogPosition(through),
+        safe_time: HybridTime::from_u64(safe_time),
+        one_writer,
+        work,
     })
 }
 
@@ -202,6 +202,11 @@ fn error() -> impl Strategy<Value = TabletError> {
         any::<u64>().prop_map(|held| TabletError::Fenced { held: Epoch(held) }),
         any::<String>().prop_map(TabletError::ChunksLost),
         any::<String>().prop_map(TabletError::Refused),
+        any::<(String, String, u32)>().prop_map(|(table, key, first)| TabletError::WrittenTwice {
+            table,
+            key,
+            first: SourceTabletId(first)
+        }),
         any::<(String, String)>().prop_map(|(asked, kept)| TabletError::TooOld { asked, kept }),
         any::<String>().prop_map(TabletError::Indeterminate),
         any::<String>().prop_map(TabletError::Poisoned),

@@ -305,6 +305,7 @@ async fn session(history: &History, tablet: usize, leader: &GrpcTablet) -> Resul
             follows: heard,
             through: LogPosition(last.number),
             safe_time: last.time,
+            one_writer: false,
             work: work.collect(),
         };
         match leader.apply(batch).await {
