@@ -188,10 +188,6 @@ pub const TWICE_WRITTEN_KEYS: usize = 1_024;
 /// Keys of one staged transaction that are remembered while it asks for rows to fill others from (about 40 bytes each);
 /// one with more has its chunks read through at each question.
 pub const STAGED_KEYS_MAX: usize = 1 << 18;
-/// Bytes of newest writes that the tablets of one folder gather in memory, together, before they go to table files. The
-/// store holds up to four times as much while its disk is behind (a gigabyte in one transaction is such a time), and the
-/// daemon is to stay below 256 MiB then.
-pub const STORE_MEMTABLES_BYTES: u64 = 48 << 20;
 /// Bytes of newest writes that the tablets of one folder gather in memory, together, before they go to table files.
 pub const STORE_MEMTABLES_BYTES: u64 = 24 << 20;
 /// Bytes of newest writes that the tablets of one folder hold in memory at most, written to table files or on their way
