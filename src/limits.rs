@@ -184,6 +184,12 @@ pub const READ_WAIT_MS: u64 = 5_000;
 pub const READ_PATIENCE_MS: u64 = 120_000;
 /// Keys of one undecided branch that are remembered to find conflicts; a branch with more conflicts with every other.
 pub const CONFLICT_KEYS_MAX: usize = 1 << 16;
+/// Keys that two streams wrote, remembered by a tablet. One is enough to stop a stream; the others are there so that it
+/// does not go on when the first is mended.
+pub const TWICE_WRITTEN_KEYS: usize = 1_024;
+/// Keys of one staged transaction that are remembered while it asks for rows to fill others from (about 40 bytes each);
+/// one with more has its chunks read through at each question.
+pub const STAGED_KEYS_MAX: usize = 1 << 18;
 /// Bytes of newest writes that the tablets of one folder gather in memory, together, before they go to table files.
 pub const STORE_MEMTABLES_BYTES: u64 = 24 << 20;
 /// Bytes of newest writes that the tablets of one folder hold in memory at most, written to table files or on their way

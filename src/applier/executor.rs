@@ -24,6 +24,8 @@ pub(super) struct Executor {
     pub(super) inputs: Inputs,
     pub(super) log_id: String,
     pub(super) owner: Epoch,
+    /// Whether a key has one writer: no clock orders two.
+    pub(super) one_writer: bool,
     /// What the tablet has durably applied, by the log at first: it can never hold less (C14).
     pub(super) applied: LogPosition,
     /// The entry whose decisions the tablet refused.
@@ -81,7 +83,7 @@ impl Executor {
         loop {
             let gathered = self.queue.take_into(kept);
             if gathered.through > heard {
-                let batch = batch(self.owner, kept, heard, &gathered, most);
+                let batch = ApplyBatch { one_writer: self.one_writer, ..batch(self.owner, kept, heard, &gathered, most) };
                 let (first, through) = (batch.work.first().map(|decided| decided.position), batch.through);
                 match self.tablet.leader.apply(batch).await {
                     Ok(applied) => {
@@ -193,7 +195,8 @@ fn batch(owner: Epoch, kept: &VecDeque<Decided>, heard: LogPosition, gathered: &
         // It rests on decisions that this batch leaves out: the tablet's own WAL would promise too much.
         safe_time = HybridTime::MIN;
     }
-    ApplyBatch { owner, follows: heard, through, safe_time, work: kept.range(from..to).cloned().collect() }
+    let work = kept.range(from..to).cloned().collect();
+    ApplyBatch { owner, follows: heard, through, safe_time, one_writer: false, work }
 }
 
 #[cfg(test)]

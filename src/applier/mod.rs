@@ -35,7 +35,7 @@ pub use shown::Shown;
 pub use streams::Progress;
 pub use tablets::{NamedTablet, Tablets};
 
-use crate::coordinator::Settings;
+use crate::coordinator::{Release, Settings};
 use crate::limits::{APPLIER_DRAIN_MS, LEADER_INPUTS};
 use crate::source::Source;
 use crate::txn_log::TransactionLog;
@@ -290,6 +290,7 @@ async fn lead(
             log_id: log_id.clone(),
             owner: epoch,
             refused: None,
+            one_writer: release != Release::CommonClock,
         };
         executors.spawn(executor.run(host.seed(index)));
     }

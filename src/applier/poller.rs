@@ -161,7 +161,9 @@ impl Poller {
         self.side.note(|progress| progress.owner = opened.owner);
         // Until there is news, the leader hears what it heard before.
         self.side.says(opened.stream, opened.puller, self.side.progress().state);
+        let streams = opened.streams.iter().cloned().collect();
         let tablets = self.tablets.of(&opened.map).map_err(Trouble::Stop)?;
+        let tablets: Vec<Tablet> = tablets.into_iter().map(|tablet| tablet.knowing(&streams)).collect();
         let marks = announce(&tablets, &opened).await?;
         let learned = Learned::default();
         let catalog =

@@ -4,11 +4,11 @@ use super::ended::Trouble;
 use super::leader::{LeaderError, Reported, StreamOpened, StreamState};
 use super::poller::{Learned, Poller, SessionEnd, asked_to_drain};
 use super::tablets::Tablet;
-use crate::flow::{Assembled, Assembler, Window};
+use crate::flow::{Assembled, Assembler, RoutedChunk, Window};
 use crate::limits::{BATCH_BYTES, REPORT_IDLE_MS, REPORTS_IN_FLIGHT, STALL_SHOWS_AFTER_MS};
 use crate::metrics::{STREAM, STREAM_BATCHES, STREAM_BYTES, STREAM_RECORDS};
 use crate::source::{Stream, StreamEvent};
-use crate::tablet::{ChunkBatch, Stored};
+use crate::tablet::Stored;
 use crate::wal::{OpId, ReplicaTabletId};
 use ::metrics::counter;
 use futures::future::{BoxFuture, OptionFuture, try_join_all};
@@ -66,6 +66,8 @@ impl Pull<'_> {
         let mut storing: OptionFuture<BoxFuture<'_, Result<Assembled, Trouble>>> = None.into();
         let mut staging: OptionFuture<BoxFuture<'_, Result<(), Trouble>>> = None.into();
         let mut is_staging = false;
+        // A chunk that has to wait until everything before it is stored, because it begins with a row to be filled.
+        let mut to_stage: Option<RoutedChunk> = None;
         let mut reports: FuturesOrdered<BoxFuture<'_, Result<Reported, LeaderError>>> = FuturesOrdered::new();
         let mut stalled_at = None;
         let mut stall_shown = false;
@@ -95,6 +97,12 @@ impl Pull<'_> {
                 window.storing(run.report.upto, run.bytes);
                 storing = Some(store(self.tablets, run)).into();
                 stalled_at = Some(Instant::now() + Duration::from_millis(STALL_SHOWS_AFTER_MS));
+            }
+            if stalled_at.is_none()
+                && self.assembler.is_empty()
+                && let Some(chunk) = to_stage.take()
+            {
+                staging = Some(stage(self.tablets, chunk)).into();
             }
             let drain = *draining.borrow();
             if drain && window.is_empty() && !is_staging {
@@ -154,9 +162,13 @@ impl Pull<'_> {
                         }
                         StreamEvent::Chunk(chunk) => {
                             self.count(chunk.writes.len(), chunk.bytes);
-                            let parts = self.assembler.chunk(chunk).map_err(Trouble::Stop)?;
-                            staging = Some(stage(self.tablets, parts)).into();
+                            let chunk = self.assembler.chunk(chunk).map_err(Trouble::Stop)?;
                             is_staging = true;
+                            if chunk.fill.is_some() {
+                                to_stage = Some(chunk);
+                            } else {
+                                staging = Some(stage(self.tablets, chunk)).into();
+                            }
                         }
                     }
                 }
@@ -211,10 +223,14 @@ fn store<'a>(tablets: &'a [Tablet], mut run: Assembled) -> BoxFuture<'a, Result<
     })
 }
 
-/// Stages a chunk's parts.
-fn stage(tablets: &[Tablet], parts: Vec<(ReplicaTabletId, ChunkBatch)>) -> BoxFuture<'_, Result<(), Trouble>> {
+/// Stages a chunk's parts, once its first row is filled if it must be.
+fn stage(tablets: &[Tablet], mut chunk: RoutedChunk) -> BoxFuture<'_, Result<(), Trouble>> {
     Box::pin(async move {
-        let parts = parts.into_iter().map(|(id, chunk)| async move {
+        if let Some((id, request)) = chunk.fill.take() {
+            let tablet = find(tablets, id)?;
+            chunk.filled(tablet.leader.fill(request).await.map_err(|error| tablet.trouble(&error))?);
+        }
+        let parts = chunk.parts.into_iter().map(|(id, chunk)| async move {
             let tablet = find(tablets, id)?;
             tablet.leader.stage_chunk(chunk).await.map_err(|error| tablet.trouble(&error))
         });

@@ -3,7 +3,7 @@
 use super::ended::Trouble;
 use crate::coordinator::{Decided, TabletMap};
 use crate::tablet::{TabletError, TabletLeader};
-use crate::wal::{HybridTime, LogPosition, ReplicaTabletId};
+use crate::wal::{HybridTime, LogPosition, ReplicaTabletId, SourceTabletId};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Notify;
@@ -33,6 +33,8 @@ pub(super) struct Tablet {
     pub(super) name: String,
     pub(super) leader: Arc<dyn TabletLeader>,
     here: bool,
+    /// The names of streams, where an error may speak of one.
+    streams: Arc<[(String, SourceTabletId)]>,
 }
 
 impl Tablets {
@@ -66,15 +68,28 @@ impl Tablets {
                 )
             })?;
             let (name, leader) = (mapped.name.clone(), Arc::clone(&named.leader));
-            Ok(Tablet { id: mapped.id, name, leader, here: self.here })
+            Ok(Tablet { id: mapped.id, name, leader, here: self.here, streams: Arc::default() })
         });
         tablets.collect()
     }
 }
 
 impl Tablet {
+    /// The same, which knows streams by name.
+    pub(super) fn knowing(self, streams: &Arc<[(String, SourceTabletId)]>) -> Self {
+        Self { streams: Arc::clone(streams), ..self }
+    }
+
     /// What an error of this tablet means for whoever met it.
     pub(super) fn trouble(&self, error: &TabletError) -> Trouble {
+        if let TabletError::WrittenTwice { table, key, first } = error {
+            let named = self.streams.iter().find(|(_, stream)| stream == first);
+            let first = named.map_or_else(|| first.to_string(), |(name, _)| name.clone());
+            return Trouble::Stop(format!(
+                "key {key} of {table} was written here and on {first}, and nothing says in which order: delete one of the \
+                 two rows on {first}, after which this stream goes on; or leave the table out on one of the two servers"
+            ));
+        }
         Trouble::of_tablet(&self.name, self.here, error)
     }
 }

@@ -208,6 +208,7 @@ fn postgres(source: &PostgresSourceConfig) -> Result<Vec<Arc<dyn Source>>, Failu
             password_file: tablet.password_file.clone(),
             publication: tablet.publication.clone(),
             slot: tablet.slot.clone(),
+            tables: Arc::clone(&tablet.tables),
             gids: gids.clone(),
             slot_lock_timeout: SLOT_LOCK_TIMEOUT,
         };

@@ -15,8 +15,10 @@ pub use tree::Vars;
 pub use value::Secret;
 
 use crate::coordinator::Release;
+use crate::source::postgres::TableRules;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What a file configures.
@@ -120,6 +122,8 @@ pub struct PostgresTabletConfig {
     pub publication: String,
     /// The replication slot.
     pub slot: String,
+    /// Which published tables are replicated, and under which names.
+    pub tables: Arc<TableRules>,
 }
 
 /// One tablet of a CDC service.

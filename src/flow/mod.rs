@@ -6,7 +6,7 @@ mod backoff;
 mod budget;
 mod window;
 
-pub use assemble::{Assembled, Assembler, Opening};
+pub use assemble::{Assembled, Assembler, Opening, RoutedChunk};
 pub use backoff::Backoff;
 pub use budget::Budget;
 pub use window::Window;

@@ -2,6 +2,7 @@
 
 use super::connect::Target;
 use super::relation::{self, Published, quote};
+use super::rules::TableRules;
 use super::sql::Sql;
 use super::tuple::Shape;
 use crate::limits::PAGE_BYTES;
@@ -19,6 +20,7 @@ pub struct Copy {
     target: Target,
     sql: Sql,
     publication: String,
+    rules: Arc<TableRules>,
     catalog: Arc<dyn Catalog>,
     /// The tables to come; `None` before they were asked for.
     tables: Option<VecDeque<Published>>,
@@ -38,8 +40,14 @@ struct Table {
 impl Copy {
     /// From a session in a transaction that sees the snapshot.
     #[must_use]
-    pub fn new(target: Target, sql: Sql, publication: String, catalog: Arc<dyn Catalog>) -> Self {
-        Self { target, sql, publication, catalog, tables: None, current: None }
+    pub fn new(
+        target: Target,
+        sql: Sql,
+        publication: String,
+        rules: Arc<TableRules>,
+        catalog: Arc<dyn Catalog>,
+    ) -> Self {
+        Self { target, sql, publication, rules, catalog, tables: None, current: None }
     }
 
     async fn begin(&mut self, table: Published) -> Result<CopyEvent, SourceError> {
@@ -95,8 +103,10 @@ impl CopyReader for Copy {
         let tables = match &mut self.tables {
             Some(tables) => tables,
             None => {
+                let label = self.target.label();
                 let asked = relation::published(&mut self.sql, &self.publication).await;
-                let found = asked.map_err(|failure| failure.at(&self.target.label()))?;
+                let mut found = asked.map_err(|failure| failure.at(&label))?;
+                relation::keep(&mut found, &self.rules).map_err(|e| SourceError::Stop(format!("{label}: {e}")))?;
                 self.tables.insert(found.into())
             }
         };

@@ -12,6 +12,7 @@ mod decode;
 mod error;
 mod gid;
 mod relation;
+mod rules;
 mod slot;
 mod sql;
 mod stream;
@@ -22,6 +23,7 @@ mod wire;
 
 pub use check::{Checked, Clock, Finding};
 pub use gid::GidPattern;
+pub use rules::{Pattern, Rename, TableRules};
 
 use super::{Catalog, Keeper, NewSlot, Prepared, Resume, Source, SourceError};
 use crate::limits;
@@ -31,6 +33,7 @@ use async_trait::async_trait;
 use connect::Target;
 use error::Failure;
 use rand::{RngCore, SeedableRng};
+use rules::Renaming;
 use sql::Sql;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -51,6 +54,8 @@ pub struct Options {
     pub publication: String,
     /// The slot, created when missing.
     pub slot: String,
+    /// Which published tables are replicated, and under which names.
+    pub tables: Arc<TableRules>,
     /// What of a gid names the transaction.
     pub gids: GidPattern,
     /// How long creating the slot waits for any one transaction; [`limits::SLOT_LOCK_TIMEOUT`] unless a test is in a
@@ -97,6 +102,10 @@ impl PostgresSource {
         answer.map_err(|failure| self.at(&failure))
     }
 
+    fn renaming(&self, catalog: Arc<dyn Catalog>) -> Arc<dyn Catalog> {
+        Arc::new(Renaming { catalog, rules: Arc::clone(&self.options.tables) })
+    }
+
     fn positions(&self) -> std::sync::MutexGuard<'_, Arc<Positions>> {
         self.positions.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
@@ -111,7 +120,8 @@ impl Source for PostgresSource {
     async fn create_slot(&self, catalog: Arc<dyn Catalog>) -> Result<Option<NewSlot>, SourceError> {
         let Options { publication, slot, slot_lock_timeout, .. } = &self.options;
         let created = slot::create(&self.target, publication, slot, *slot_lock_timeout).await?;
-        let copy = copy::Copy::new(self.target.clone(), created.snapshot, publication.clone(), catalog);
+        let (catalog, rules) = (self.renaming(catalog), Arc::clone(&self.options.tables));
+        let copy = copy::Copy::new(self.target.clone(), created.snapshot, publication.clone(), rules, catalog);
         let start = OpId::end_of_term(created.start);
         Ok(Some(NewSlot { start, identity: created.identity, copy: Box::new(copy) }))
     }
@@ -148,7 +158,8 @@ impl Source for PostgresSource {
             target: self.target.clone(),
             groups,
             positions,
-            catalog,
+            catalog: self.renaming(catalog),
+            rules: Arc::clone(&self.options.tables),
             sql: Some(sql),
             assembler: Assembler::new(self.target.name(), gids.clone(), connection, &resume),
             state: State::after(resume.after),

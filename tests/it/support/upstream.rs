@@ -279,6 +279,7 @@ async fn session(history: &History, tablet: usize, leader: &GrpcTablet) -> Resul
                 upto,
                 schemas: vec![schema()],
                 branches,
+                rolled_back: Vec::new(),
                 report_conflicts: false,
             };
             match leader.write_provisional(batch).await {
@@ -304,6 +305,7 @@ async fn session(history: &History, tablet: usize, leader: &GrpcTablet) -> Resul
             follows: heard,
             through: LogPosition(last.number),
             safe_time: last.time,
+            one_writer: false,
             work: work.collect(),
         };
         match leader.apply(batch).await {
