@@ -81,6 +81,16 @@ impl Inspected {
         }
     }
 
+    /// Whether every stream that this process pulls comes, as far as the process can help.
+    fn pulls(&self) -> bool {
+        let names = self.inspector.stream_names();
+        let states = names.iter().filter_map(|name| self.inspector.progress(name)).map(|progress| progress.state);
+        // Those that others pull are not polled here.
+        let mut here = states.filter(|state| *state != StreamState::NotPolled).peekable();
+        here.peek().is_some()
+            && here.all(|state| !matches!(state, StreamState::Waiting { .. } | StreamState::Stopped { .. }))
+    }
+
     /// The status of a process that pulls for a leader elsewhere.
     fn follower(&self) -> Status {
         let stream = |name: String| {
@@ -119,6 +129,13 @@ impl Inspect for Inspected {
     async fn set_gauges(&self) {
         gauges::set(&self.status().await);
         self.inspector.set_gauges().await;
+    }
+
+    async fn readiness(&self) -> Result<String, String> {
+        let status = self.status().await;
+        // Where another process leads, reads are its business; this one is ready when none of its streams lacks anything.
+        let pulls = self.inspector.epoch().is_none() && self.pulls();
+        if status.ready || pulls { Ok(status.to_string()) } else { Err(status.to_string()) }
     }
 
     async fn status(&self) -> Status {

@@ -7,6 +7,7 @@ pub mod client;
 pub mod connect;
 pub mod explain;
 mod gauges;
+pub mod health;
 pub mod inspected;
 pub mod scan;
 pub mod server;
@@ -34,6 +35,15 @@ pub enum Format {
 pub trait Inspect: Send + Sync + 'static {
     /// What it does right now.
     async fn status(&self) -> Status;
+
+    /// Whether the process does its part, with what a probe prints: [`Err`] says what is missing.
+    ///
+    /// # Errors
+    /// It is not ready, and why.
+    async fn readiness(&self) -> Result<String, String> {
+        let status = self.status().await;
+        if status.ready { Ok(status.to_string()) } else { Err(status.to_string()) }
+    }
 
     /// Sets the gauges that show this process: called when somebody scrapes.
     async fn set_gauges(&self) {

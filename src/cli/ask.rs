@@ -28,7 +28,7 @@ impl From<serde_json::Error> for Failure {
 /// # Errors
 /// When it does not answer. A daemon that is not ready is an answer.
 pub async fn status(args: &StatusArgs, out: &mut (impl Write + Send)) -> Result<(), Failure> {
-    let status = AdminClient::connect(&args.admin.admin).await?.status().await?;
+    let status = AdminClient::connect(args.admin.address()?).await?.status().await?;
     match args.format {
         Format::Text => write!(out, "{status}")?,
         Format::Json => writeln!(out, "{}", serde_json::to_string(&status)?)?,
@@ -41,7 +41,7 @@ pub async fn status(args: &StatusArgs, out: &mut (impl Write + Send)) -> Result<
 /// # Errors
 /// When none fits, or the daemon does not answer.
 pub async fn explain(args: &ExplainArgs, out: &mut (impl Write + Send)) -> Result<(), Failure> {
-    let explanations = AdminClient::connect(&args.admin.admin).await?.explain(&args.transaction).await?;
+    let explanations = AdminClient::connect(args.admin.address()?).await?.explain(&args.transaction).await?;
     for (i, explanation) in explanations.iter().enumerate() {
         match args.format {
             Format::Text if i > 0 => write!(out, "\n{explanation}")?,
@@ -57,7 +57,7 @@ pub async fn explain(args: &ExplainArgs, out: &mut (impl Write + Send)) -> Resul
 /// # Errors
 /// When the daemon is not ready, does not answer, or stops answering before the last row.
 pub async fn scan(args: &ScanArgs, out: &mut (impl Write + Send)) -> Result<(), Failure> {
-    let mut rows = AdminClient::connect(&args.admin.admin).await?.scan(&args.table, args.at).await?;
+    let mut rows = AdminClient::connect(args.admin.address()?).await?.scan(&args.table, args.at).await?;
     let json = JsonRows::new(&rows.columns, args.with_time);
     while let Some(page) = rows.next().await? {
         match args.format {

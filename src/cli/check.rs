@@ -31,7 +31,7 @@ pub async fn check(args: &CheckArgs, out: &mut (impl Write + Send)) -> Result<()
     };
     let leader = match &config.leader {
         LeaderConfig::Here { .. } => "the transaction leader is here".to_owned(),
-        LeaderConfig::At(url) => format!("the transaction leader is at {url}"),
+        LeaderConfig::At { url, .. } => format!("the transaction leader is at {url}"),
     };
     let (streams, pulled) = (config.source.names().len(), config.poll.len());
     writeln!(out, "no faults: {streams} streams, {pulled} of them pulled here, into {replica}; {leader}")?;
