@@ -83,8 +83,7 @@ impl Inspected {
 
     /// Whether every stream that this process pulls comes, as far as the process can help.
     fn pulls(&self) -> bool {
-        let names = self.inspector.stream_names();
-        let states = names.iter().filter_map(|name| self.inspector.progress(name)).map(|progress| progress.state);
+        let states = self.inspector.all_progress().map(|(_, progress)| progress.state);
         // Those that others pull are not polled here.
         let mut here = states.filter(|state| *state != StreamState::NotPolled).peekable();
         here.peek().is_some()
@@ -134,8 +133,10 @@ impl Inspect for Inspected {
     async fn readiness(&self) -> Result<String, String> {
         let status = self.status().await;
         // Where another process leads, reads are its business; this one is ready when none of its streams lacks anything.
-        let pulls = self.inspector.epoch().is_none() && self.pulls();
-        if status.ready || pulls { Ok(status.to_string()) } else { Err(status.to_string()) }
+        if self.inspector.epoch().is_none() && self.pulls() {
+            return Ok("ready: it pulls its streams for a leader elsewhere\n".into());
+        }
+        if status.ready { Ok(status.to_string()) } else { Err(status.to_string()) }
     }
 
     async fn status(&self) -> Status {
