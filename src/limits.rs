@@ -163,6 +163,9 @@ pub const STALL_SHOWS_AFTER_MS: u64 = 1_000;
 /// Transactions held beyond which the leader no longer counts, once a second, what each waits for: a look at so many takes
 /// it a few milliseconds.
 pub const COUNTED_TRANSACTIONS: usize = 50_000;
+/// Waiting transactions that one answer lists, the oldest first: more than a screen shows. What waits behind each is counted,
+/// so above [`COUNTED_TRANSACTIONS`] only the oldest is listed.
+pub const WAITING_LISTED: usize = 20;
 /// Milliseconds between the leader's ticks. No decision waits for one.
 pub const TICK_MS: u64 = 100;
 /// Milliseconds of silence after which a stream reports what was acknowledged, so that forgetting goes on.

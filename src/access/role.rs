@@ -37,8 +37,8 @@ pub struct Grant {
 
 /// Services by what their calls need. A method or path that stands nowhere here needs [`Role::Admin`].
 const NEEDS: &[(Role, &str, &[&str])] = &[
-    (Role::Viewer, "untorn.admin.v1.AdminService", &["Status", "Explain"]),
-    (Role::Operator, "untorn.admin.v1.AdminService", &["Scan"]),
+    (Role::Viewer, "untorn.admin.v1.AdminService", &["Status", "Explain", "Waiting"]),
+    (Role::Operator, "untorn.admin.v1.AdminService", &["Scan", "LogFilter"]),
     (Role::Viewer, "untorn.cdc.v1.CdcService", &["ListTablets"]),
     (Role::Operator, "untorn.cdc.v1.CdcService", &["GetCdcRecords", "CheckTransactions"]),
     (Role::Viewer, "untorn.tablet.v1.TabletService", &["Stats"]),
@@ -57,7 +57,7 @@ const NEEDS: &[(Role, &str, &[&str])] = &[
 ];
 
 /// HTTP paths, or their first part, that a viewer may get.
-const PAGES: &[&str] = &["", "status", "explain", "livez", "readyz", "metrics"];
+const PAGES: &[&str] = &["", "status", "explain", "waiting", "livez", "readyz", "metrics"];
 
 /// The role that a request's path needs.
 #[must_use]

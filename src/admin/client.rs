@@ -29,6 +29,9 @@ pub enum ClientError {
     /// The answer ended before it was complete.
     #[error("the answer was cut off: {0}")]
     CutOff(String),
+    /// What was answered cannot be shown.
+    #[error("the output failed: {0}")]
+    Output(std::io::Error),
     /// The answer cannot be read.
     #[error(transparent)]
     Bad(#[from] BadMessage),
@@ -67,6 +70,25 @@ impl AdminClient {
         let response = self.0.explain(request).await.map_err(refused)?;
         let explanations = response.into_inner().explanations;
         Ok(explanations.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?)
+    }
+
+    /// The transactions that have waited to commit for longest, the oldest first.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] or [`ClientError::Bad`].
+    pub async fn waiting(&mut self) -> Result<Vec<Explanation>, ClientError> {
+        let response = self.0.waiting(proto::WaitingRequest {}).await.map_err(refused)?;
+        let explanations = response.into_inner().explanations;
+        Ok(explanations.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?)
+    }
+
+    /// Changes what the daemon logs, where a filter is given; answers what stands then.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`], also when it is no filter.
+    pub async fn log_filter(&mut self, filter: Option<&str>) -> Result<String, ClientError> {
+        let request = proto::LogFilterRequest { filter: filter.map(str::to_owned) };
+        Ok(self.0.log_filter(request).await.map_err(refused)?.into_inner().filter)
     }
 
     /// All rows of a table.

@@ -9,11 +9,14 @@ pub mod explain;
 mod gauges;
 pub mod health;
 pub mod inspected;
+mod page;
 pub mod scan;
+pub mod screen;
 pub mod server;
 pub mod status;
 mod table;
 mod timestamp;
+pub mod top;
 mod wire;
 
 use async_trait::async_trait;
@@ -52,6 +55,10 @@ pub trait Inspect: Send + Sync + 'static {
 
     /// Every transaction that fits: untorn's id, the source's id, or `tablet:xid`. Empty when none does.
     async fn explain(&self, transaction: &str) -> Vec<Explanation>;
+
+    /// The transactions that have waited to commit for longest, the oldest first; at most
+    /// [`WAITING_LISTED`](crate::limits::WAITING_LISTED).
+    async fn waiting(&self) -> Vec<Explanation>;
 
     /// All rows of a table at one read point, which is fixed before this answers.
     ///

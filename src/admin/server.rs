@@ -3,11 +3,13 @@
 
 use super::Inspect;
 use super::health::Health;
+use super::page;
 use super::scan::{ScanAt, ScanError};
-use crate::access::{Keyring, Listener, serve};
+use crate::access::{Keyring, Listener, Peer, audit, serve};
 use crate::limits;
 use crate::proto::admin as proto;
 use crate::proto::admin::admin_service_server::{AdminService, AdminServiceServer};
+use crate::telemetry;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
@@ -46,6 +48,8 @@ pub async fn admin(
     let http = Router::new()
         .route("/status", get(status))
         .route("/explain/{transaction}", get(explain))
+        .route("/waiting", get(waiting))
+        .route("/", get(page::page))
         .with_state(inspect)
         .merge(health.routes());
     // Without this, gRPC's answer to an unknown service, which HTTP takes for a 200, would be that of the whole port.
@@ -93,6 +97,11 @@ async fn status(State(inspect): State<Arc<dyn Inspect>>) -> impl IntoResponse {
     Json(inspect.status().await)
 }
 
+/// An array of those that have waited for longest.
+async fn waiting(State(inspect): State<Arc<dyn Inspect>>) -> impl IntoResponse {
+    Json(inspect.waiting().await)
+}
+
 /// An array of all that fit; 404 with an empty one when none does.
 async fn explain(State(inspect): State<Arc<dyn Inspect>>, Path(transaction): Path<String>) -> impl IntoResponse {
     let explanations = inspect.explain(&transaction).await;
@@ -121,6 +130,24 @@ impl AdminService for Service {
             return Err(Status::not_found(format!("no transaction {transaction}")));
         }
         Ok(Response::new(proto::ExplainResponse { explanations: explanations.into_iter().map(Into::into).collect() }))
+    }
+
+    async fn waiting(&self, _: Request<proto::WaitingRequest>) -> Result<Response<proto::ExplainResponse>, Status> {
+        let waiting = self.inspect.waiting().await;
+        Ok(Response::new(proto::ExplainResponse { explanations: waiting.into_iter().map(Into::into).collect() }))
+    }
+
+    async fn log_filter(
+        &self,
+        request: Request<proto::LogFilterRequest>,
+    ) -> Result<Response<proto::LogFilterResponse>, Status> {
+        let peer = request.extensions().get::<Peer>().cloned();
+        if let Some(filter) = request.into_inner().filter {
+            let set = telemetry::set_filter(&filter);
+            audit(peer.as_ref(), "log-level", &filter, &set);
+            set.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        }
+        Ok(Response::new(proto::LogFilterResponse { filter: telemetry::filter() }))
     }
 
     type ScanStream = BoxStream<'static, Result<proto::ScanResponse, Status>>;

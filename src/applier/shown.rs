@@ -5,6 +5,7 @@ use crate::coordinator::{ReadPoint, TabletMap};
 use crate::wal::{HybridTime, SourceTabletId, TableSchema};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 /// What readers need to know before they read, as of the newest durable entry.
 #[derive(Clone, Debug, Default)]
@@ -17,6 +18,13 @@ pub struct Shown {
     pub tables: Arc<Vec<TableSchema>>,
     /// The key → tablet map.
     pub map: Arc<TabletMap>,
+}
+
+/// Transactions that this process has finished since it started. The leader counts; anyone looks.
+#[derive(Debug, Default)]
+pub(super) struct Finished {
+    pub(super) committed: AtomicU64,
+    pub(super) aborted: AtomicU64,
 }
 
 /// What the leader says of its streams, beside what its machine knows.

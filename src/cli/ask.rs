@@ -1,8 +1,9 @@
-//! Commands that ask a running daemon: `status`, `explain`, `scan`.
+//! Commands that ask a running daemon: `status`, `top`, `explain`, `scan`, `log-level`.
 
-use super::{ExplainArgs, Failure, Format, RowFormat, ScanArgs, StatusArgs};
+use super::{ExplainArgs, Failure, Format, LogLevelArgs, RowFormat, ScanArgs, StatusArgs};
 use crate::admin::client::{AdminClient, ClientError};
 use crate::admin::scan::{JsonRows, csv_row};
+use crate::admin::top::Top;
 use std::io::{self, Write};
 
 impl From<ClientError> for Failure {
@@ -33,6 +34,24 @@ pub async fn status(args: &StatusArgs, out: &mut (impl Write + Send)) -> Result<
         Format::Text => write!(out, "{status}")?,
         Format::Json => writeln!(out, "{}", serde_json::to_string(&status)?)?,
     }
+    Ok(out.flush()?)
+}
+
+/// Shows what the daemon does, once a second, until somebody quits or reads no more.
+///
+/// # Errors
+/// When the daemon does not answer; the screen then waits for it.
+pub async fn top(args: &StatusArgs) -> Result<(), Failure> {
+    Ok(Top::new(args.admin.address()?, args.format).run().await?)
+}
+
+/// Prints what is logged, after a change where one is asked for.
+///
+/// # Errors
+/// When it is no filter, or the daemon does not answer.
+pub async fn log_level(args: &LogLevelArgs, out: &mut (impl Write + Send)) -> Result<(), Failure> {
+    let mut client = AdminClient::connect(args.admin.address()?).await?;
+    writeln!(out, "{}", client.log_filter(args.filter.as_deref()).await?)?;
     Ok(out.flush()?)
 }
 

@@ -11,7 +11,7 @@ mod signals;
 mod tablet;
 
 pub use crate::admin::Format;
-pub use ask::{explain, scan, status};
+pub use ask::{explain, log_level, scan, status, top};
 pub use check::check;
 pub use run::run;
 pub use tablet::tablet;
@@ -49,10 +49,14 @@ pub enum Command {
     Check(CheckArgs),
     /// What a daemon does right now
     Status(StatusArgs),
+    /// What a daemon does, as it goes on
+    Top(StatusArgs),
     /// Why a transaction waits, and for whom
     Explain(ExplainArgs),
     /// Print all rows of a table at one read point
     Scan(ScanArgs),
+    /// Show or change what a running daemon logs
+    LogLevel(LogLevelArgs),
 }
 
 /// Where the daemon is.
@@ -121,7 +125,7 @@ pub struct CheckArgs {
     pub format: Format,
 }
 
-/// `untorn status`.
+/// `untorn status` and `untorn top`.
 #[derive(Args, Debug)]
 pub struct StatusArgs {
     /// Where the daemon is.
@@ -130,6 +134,17 @@ pub struct StatusArgs {
     /// A table, or one JSON object
     #[arg(long, value_enum, default_value = "text")]
     pub format: Format,
+}
+
+/// `untorn log-level`.
+#[derive(Args, Debug)]
+pub struct LogLevelArgs {
+    /// What is logged until the daemon ends, as in info,untorn::source=debug; without it, what is logged is printed
+    #[arg(value_name = "FILTER")]
+    pub filter: Option<String>,
+    /// Where the daemon is.
+    #[command(flatten)]
+    pub admin: AdminArgs,
 }
 
 /// `untorn explain`.

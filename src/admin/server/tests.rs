@@ -21,6 +21,10 @@ impl Inspect for Fake {
         if transaction == "order-4711" { vec![explain::tests::sample(); 2] } else { Vec::new() }
     }
 
+    async fn waiting(&self) -> Vec<Explanation> {
+        vec![explain::tests::sample()]
+    }
+
     async fn scan(&self, table: &str, at: ScanAt) -> Result<Scan, ScanError> {
         let row =
             |n: u64| ScanRow { cells: vec![Some(Bytes::from(n.to_string())), None], time: HybridTime::from_u64(n) };
