@@ -7,7 +7,7 @@ use super::leader::{LeaderError, Reported, StreamState, Wanted};
 use super::log_thread::{LogCommand, LogEvent};
 use super::opened::Given;
 use super::probes::Probes;
-use super::shown::{Pullers, Shown};
+use super::shown::{Finished, Pullers, Shown};
 use super::tablets::ApplyQueue;
 use crate::coordinator::{Coordinator, Decided, Output, Promise, Refused, Release, Work};
 use crate::limits::{COUNTED_TRANSACTIONS, TICK_MS};
@@ -18,6 +18,7 @@ use ::metrics::{counter, histogram};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
@@ -58,6 +59,8 @@ pub(super) struct Driver {
     pub(super) tables_changed: bool,
     /// Transactions that a stream's puller is to ask its source about, when it says its next word.
     pub(super) to_check: BTreeMap<SourceTabletId, Vec<SourceTransactionId>>,
+    pub(super) decided: LogPosition,
+    pub(super) finished: Arc<Finished>,
 }
 
 impl Driver {
@@ -160,11 +163,13 @@ impl Driver {
         match &decided.work {
             Work::Commit { time, tablets, .. } if tablets.first() == Some(&tablet) => {
                 counter!(TRANSACTIONS_FINISHED, STATUS => "committed").increment(1);
+                self.finished.committed.fetch_add(1, Ordering::Relaxed);
                 histogram!(COMMIT_TO_VISIBLE).record(time.seconds_behind(self.clock.now()));
             }
             Work::Commit { .. } => {}
             Work::Discard { branches } => {
                 counter!(TRANSACTIONS_FINISHED, STATUS => "aborted").increment(branches.len() as u64);
+                self.finished.aborted.fetch_add(branches.len() as u64, Ordering::Relaxed);
             }
         }
     }

@@ -4,13 +4,14 @@ use super::host::Clock;
 use super::inputs::Inputs;
 use super::leader::{LeaderError, StreamState};
 use super::reads::Reader;
-use super::shown::Pullers;
+use super::shown::{Finished, Pullers};
 use super::streams::{Progress, SharedBudget, StreamSide};
 use crate::coordinator::Coordinator;
 use crate::metrics::{BUDGET, BUDGET_USED, PROVISIONAL_BYTES, PROVISIONAL_OLDEST, PROVISIONAL_RECORDS, TABLET};
 use crate::wal::{Epoch, HybridTime, SourceTabletId};
 use ::metrics::gauge;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -33,6 +34,7 @@ pub(super) struct LedView {
     pub(super) reader: Reader,
     pub(super) pullers: watch::Receiver<Pullers>,
     pub(super) epoch: Epoch,
+    pub(super) finished: Arc<Finished>,
 }
 
 impl Inspector {
@@ -115,6 +117,13 @@ impl Inspector {
     #[must_use]
     pub fn heard(&self, stream: SourceTabletId) -> Option<HybridTime> {
         self.led.as_ref().and_then(|led| led.pullers.borrow().heard.get(&stream).copied())
+    }
+
+    /// Transactions committed and aborted since this process started; none where another process leads.
+    #[must_use]
+    pub fn finished(&self) -> [u64; 2] {
+        let Some(LedView { finished, .. }) = &self.led else { return [0, 0] };
+        [&finished.committed, &finished.aborted].map(|count| count.load(Ordering::Relaxed))
     }
 
     /// Bytes of records on their way, and how many there may be.

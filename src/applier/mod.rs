@@ -48,7 +48,7 @@ use leader::TransactionLeader;
 use poller::Poller;
 use probes::Probes;
 use recovery::Recovered;
-use shown::Pullers;
+use shown::{Finished, Pullers};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -297,6 +297,7 @@ async fn lead(
     let (shown, shown_to) = watch::channel(Shown::default());
     let (pullers, pullers_to) = watch::channel(Pullers::default());
     let all_queues = queues.values().map(|(queue, _)| Arc::clone(queue)).collect();
+    let finished = Arc::new(Finished::default());
     let driver = Driver {
         coordinator,
         inputs: receiver,
@@ -323,11 +324,13 @@ async fn lead(
         settling: Vec::new(),
         tables_changed: true,
         to_check: BTreeMap::new(),
+        decided: LogPosition(0),
+        finished: Arc::clone(&finished),
     };
     let mut drivers = JoinSet::new();
     drivers.spawn(driver.run());
     let reader = Reader { shown: shown_to, tablets: tablets.clone() };
-    let view = LedView { inputs, reader, pullers: pullers_to, epoch };
+    let view = LedView { inputs, reader, pullers: pullers_to, epoch, finished };
     Ok(Led { view, queues: all_queues, executors, driver: drivers, log: log_tasks })
 }
 

@@ -186,6 +186,7 @@ impl Pull<'_> {
 
     fn count(&self, records: usize, bytes: usize) {
         let name = || self.poller.side.name.clone();
+        self.poller.side.note(|progress| progress.records += records as u64);
         counter!(STREAM_BATCHES, STREAM => name()).increment(1);
         counter!(STREAM_RECORDS, STREAM => name()).increment(records as u64);
         counter!(STREAM_BYTES, STREAM => name()).increment(bytes as u64);

@@ -45,6 +45,8 @@ pub struct Progress {
     pub answered_at: HybridTime,
     /// The epoch of the transaction leader that it was opened with; zero before that.
     pub owner: Epoch,
+    /// Records taken since the process started.
+    pub records: u64,
     /// Rows of the initial copy so far.
     pub copied_rows: u64,
     /// Rows of the initial copy in all, about, where known.

@@ -186,8 +186,20 @@ impl Coordinator {
     /// The transaction that has waited to commit for longest.
     #[must_use]
     pub fn oldest_waiting(&self) -> Option<Explanation> {
+        self.longest_waiting(1).pop()
+    }
+
+    /// The transactions that have waited to commit for longest, the oldest first.
+    #[must_use]
+    pub fn longest_waiting(&self, most: usize) -> Vec<Explanation> {
         let waiting = self.state().transactions.iter().filter(|t| t.status() == Status::WaitingToCommit);
-        waiting.min_by_key(|t| (t.since, t.id)).map(|t| self.explain_one(t))
+        let mut waiting: Vec<_> = waiting.map(|t| (t.since, t.id)).collect();
+        if waiting.len() > most {
+            waiting.select_nth_unstable(most);
+            waiting.truncate(most);
+        }
+        waiting.sort_unstable();
+        waiting.into_iter().filter_map(|(_, id)| Some(self.explain_one(self.state().transactions.get(id)?))).collect()
     }
 
     fn explain_one(&self, transaction: &Transaction) -> Explanation {

@@ -3,11 +3,11 @@
 use super::super::leader::{LeaderError, Reported, StreamOpened, StreamState, TransactionLeader, Wanted};
 use super::convert::report_bytes;
 use super::error::from_status;
+use crate::access::{Address, BadAddress};
 use crate::coordinator::{CopyState, Report};
 use crate::limits::{CALL_MS, GRPC_MESSAGE_BYTES_MAX};
 use crate::proto::transaction as pb;
 use crate::proto::transaction::transaction_service_client::TransactionServiceClient;
-use crate::proto::transport::{self, BadUrl};
 use crate::wal::{Column, Epoch, OpId, SourceTabletId, TableSchema, TransactionId};
 use async_trait::async_trait;
 use std::fmt::Display;
@@ -24,15 +24,16 @@ pub struct GrpcLeader {
 }
 
 impl GrpcLeader {
-    /// The leader at `url` (`http://host:port`). To be called within a tokio runtime.
+    /// The leader at this address. To be called within a tokio runtime.
     ///
     /// # Errors
-    /// [`BadUrl`].
-    pub fn new(url: &str) -> Result<Self, BadUrl> {
-        let client = TransactionServiceClient::new(transport::channel(url)?)
+    /// [`BadAddress`].
+    pub fn new(server: impl Into<Address>) -> Result<Self, BadAddress> {
+        let server = server.into();
+        let client = TransactionServiceClient::new(server.channel()?)
             .max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX)
             .max_encoding_message_size(GRPC_MESSAGE_BYTES_MAX);
-        Ok(Self { client, url: url.to_owned() })
+        Ok(Self { client, url: server.to_string() })
     }
 
     /// Who did not answer, and why.
