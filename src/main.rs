@@ -42,6 +42,10 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Status(args) => runtime()?.block_on(cli::status(&args, &mut out))?,
         Command::Explain(args) => runtime()?.block_on(cli::explain(&args, &mut out))?,
         Command::Scan(args) => runtime()?.block_on(cli::scan(&args, &mut out))?,
+        Command::Verify(args) => {
+            let equal = runtime()?.block_on(cli::verify(&args, &mut out))?;
+            return Ok(if equal { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

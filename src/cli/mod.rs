@@ -9,12 +9,14 @@ mod data_dir;
 mod run;
 mod signals;
 mod tablet;
+mod verify;
 
 pub use crate::admin::Format;
 pub use ask::{explain, scan, status};
 pub use check::check;
 pub use run::run;
 pub use tablet::tablet;
+pub use verify::verify;
 
 use crate::admin::scan::ScanAt;
 use crate::config::Faults;
@@ -51,6 +53,8 @@ pub enum Command {
     Explain(ExplainArgs),
     /// Print all rows of a table at one read point
     Scan(ScanArgs),
+    /// Compare the replica with its sources, row by row, while the load goes on
+    Verify(VerifyArgs),
 }
 
 /// Where the daemon is.
@@ -135,6 +139,23 @@ pub struct ScanArgs {
     /// JSON objects, or CSV as PostgreSQL's COPY writes it
     #[arg(long, value_enum, default_value = "json")]
     pub format: RowFormat,
+}
+
+/// `untorn verify`.
+#[derive(Args, Debug)]
+pub struct VerifyArgs {
+    /// Only this table; may be given several times
+    #[arg(long, value_name = "SCHEMA.TABLE")]
+    pub table: Vec<String>,
+    /// Keep each table's result in this file, and skip those that it says are equal
+    #[arg(long, value_name = "FILE")]
+    pub resume: Option<PathBuf>,
+    /// Where the daemon is.
+    #[command(flatten)]
+    pub admin: AdminArgs,
+    /// Lines, or one JSON object
+    #[arg(long, value_enum, default_value = "text")]
+    pub format: Format,
 }
 
 /// Why a command did not do what was asked.

@@ -8,7 +8,7 @@ pub mod cdc;
 pub mod postgres;
 
 use crate::wal::{
-    Column, HybridTime, OpId, SourceBatch, SourceTabletId, SourceTransactionId, StagedChunk, TableSchema,
+    Column, HybridTime, Key, OpId, SourceBatch, SourceTabletId, SourceTransactionId, StagedChunk, TableSchema,
 };
 use async_trait::async_trait;
 use std::future::Future;
@@ -103,7 +103,7 @@ pub enum CopyEvent {
         estimate: Option<u64>,
     },
     /// Rows of the table.
-    Rows(Vec<(crate::wal::Key, crate::wal::Row)>),
+    Rows(Vec<(Key, crate::wal::Row)>),
     /// The table is complete.
     End,
 }
@@ -162,6 +162,23 @@ pub trait Source: Send + Sync {
         &self,
         transactions: Vec<SourceTransactionId>,
     ) -> Result<(Vec<SourceTransactionId>, OpId), SourceError>;
+
+    /// The tables that the server publishes, by name; `None` for sources whose rows cannot be read but as a stream.
+    async fn published(&self) -> Result<Option<Vec<String>>, SourceError> {
+        Ok(None)
+    }
+
+    /// A table's rows, in one statement that sees one moment of the server; with keys, only the rows that have them.
+    /// `None` where the server does not publish it.
+    async fn rows(&self, _table: &str, _keys: Option<&[Key]>) -> Result<Option<Box<dyn CopyReader>>, SourceError> {
+        Ok(None)
+    }
+
+    /// The number of the oldest transaction that is open on the server, prepared ones among them, and the number that
+    /// the next one gets: once the oldest is at or above a number that was once the next, everything open then has ended.
+    async fn open_transactions(&self) -> Result<(u64, u64), SourceError> {
+        Ok((0, 0))
+    }
 
     /// Makes a stream move that stays short of `wanted` although the server has flushed it (an empty transactional
     /// message, for PostgreSQL).

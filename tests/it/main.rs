@@ -21,3 +21,4 @@ mod script;
 mod scripts;
 mod source_postgres;
 mod support;
+mod verify;

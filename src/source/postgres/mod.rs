@@ -12,6 +12,7 @@ mod decode;
 mod error;
 mod gid;
 mod relation;
+mod rows;
 mod slot;
 mod sql;
 mod stream;
@@ -23,9 +24,9 @@ mod wire;
 pub use check::{Checked, Clock, Finding};
 pub use gid::GidPattern;
 
-use super::{Catalog, Keeper, NewSlot, Prepared, Resume, Source, SourceError};
+use super::{Catalog, CopyReader, Keeper, NewSlot, Prepared, Resume, Source, SourceError};
 use crate::limits;
-use crate::wal::{HybridTime, OpId, SourceTransactionId};
+use crate::wal::{HybridTime, Key, OpId, SourceTransactionId};
 use assemble::Assembler;
 use async_trait::async_trait;
 use connect::Target;
@@ -182,6 +183,18 @@ impl Source for PostgresSource {
         _transactions: Vec<SourceTransactionId>,
     ) -> Result<(Vec<SourceTransactionId>, OpId), SourceError> {
         Ok((Vec::new(), OpId::ZERO))
+    }
+
+    async fn published(&self) -> Result<Option<Vec<String>>, SourceError> {
+        self.published_names().await.map(Some)
+    }
+
+    async fn rows(&self, table: &str, keys: Option<&[Key]>) -> Result<Option<Box<dyn CopyReader>>, SourceError> {
+        self.table_rows(table, keys).await
+    }
+
+    async fn open_transactions(&self) -> Result<(u64, u64), SourceError> {
+        self.open_numbers().await
     }
 
     async fn nudge(&self) -> Result<(), SourceError> {

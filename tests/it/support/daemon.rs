@@ -212,7 +212,8 @@ pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
 }
 
-fn json_lines(output: &Output) -> Vec<Value> {
+/// Standard output, a JSON value a line.
+pub fn json_lines(output: &Output) -> Vec<Value> {
     let lines = output.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     lines.map(|line| serde_json::from_slice(line).expect("standard output carries JSON and nothing else")).collect()
 }
