@@ -93,6 +93,8 @@ pub const PING_INTERVAL: Duration = Duration::from_millis(50);
 pub const SLOT_LOCK_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a transaction stays prepared before `check` mentions it: transaction managers end theirs within seconds.
 pub const PREPARED_OLD: Duration = Duration::from_secs(60);
+/// How often a server is asked what it keeps back for a stream: often enough for a forecast, too seldom to be felt.
+pub const RETENTION_EVERY: Duration = Duration::from_secs(10);
 /// Ranges of one table that `verify` keeps checksums of: 20 MiB. Ten million rows make ranges of ten.
 pub const VERIFY_RANGES_MAX: usize = 1 << 20;
 /// Rows of ranges that differ, both sides together, that `verify` looks into in one pass over a table: about 30 MiB.

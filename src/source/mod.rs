@@ -7,6 +7,7 @@
 pub mod cdc;
 pub mod postgres;
 
+use crate::flow::Retention;
 use crate::wal::{
     Column, HybridTime, Key, OpId, SourceBatch, SourceTabletId, SourceTransactionId, StagedChunk, TableSchema,
 };
@@ -90,6 +91,12 @@ pub trait Stream: Send {
 
     /// What was really told to the source so far; at or below the last `acknowledge`.
     fn acknowledged(&self) -> OpId;
+
+    /// [`NewSlot::identity`] of the server that answers, where it may differ from [`Resume::identity`] although the stream
+    /// goes on: a standby took its server's place.
+    fn identity(&self) -> Option<&str> {
+        None
+    }
 }
 
 /// Rows of an initial copy of one table.
@@ -162,6 +169,17 @@ pub trait Source: Send + Sync {
         &self,
         transactions: Vec<SourceTransactionId>,
     ) -> Result<(Vec<SourceTransactionId>, OpId), SourceError>;
+
+    /// What the server keeps back for this stream; `None` where there is nothing to say.
+    async fn retention(&self) -> Result<Option<Retention>, SourceError> {
+        Ok(None)
+    }
+
+    /// The slot that [`Source::create_slot`] made is about to be written into the log: it must not be abandoned any more.
+    fn slot_stands(&self) {}
+
+    /// Drops the slot that [`Source::create_slot`] made, as far as that can be done, if its copy came to nothing.
+    async fn abandon_slot(&self) {}
 
     /// The tables that the server publishes, by name; `None` for sources whose rows cannot be read but as a stream.
     async fn published(&self) -> Result<Option<Vec<String>>, SourceError> {

@@ -102,7 +102,7 @@ impl World {
 /// when the last stream has passed; `upto` is the largest number of these.
 fn passed(coordinator: &Coordinator, positions: &[(String, OpId)], upto: Option<TransactionId>) -> Passed {
     let state = coordinator.state();
-    let short = |(name, at): &(String, OpId)| state.stream_named(name).is_none_or(|stream| stream.head < *at);
+    let short = |(name, at): &(String, OpId)| coordinator.head(name).is_none_or(|head| head < *at);
     if upto.is_none() && positions.iter().any(short) {
         return Passed::Not;
     }

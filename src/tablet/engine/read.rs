@@ -157,13 +157,18 @@ impl<V: Read> Reader<'_, V> {
                 row.clear();
                 row.extend_from_slice(of);
             }
-            // A row that is written all the time has more versions than anyone wants to hold at once.
-            if self.request.key.is_some() && held >= self.request.max_bytes.min(PAGE_BYTES) {
-                self.page.more_after = Some(Key(Bytes::copy_from_slice(&row)));
-                break;
-            }
-            held += key.as_ref().len() + value.as_ref().len();
             let version: StoredVersion<'_> = decode("a version", value.as_ref())?;
+            // A row that is written all the time has more versions than anyone wants to hold at once.
+            if self.request.key.is_some() {
+                if version.position > self.request.at.position {
+                    continue;
+                }
+                if held >= self.request.max_bytes.min(PAGE_BYTES) {
+                    self.page.more_after = Some(Key(Bytes::copy_from_slice(&row)));
+                    break;
+                }
+                held += key.as_ref().len() + value.as_ref().len();
+            }
             let stamp = Stamp { time, position: version.position, stream, deleted: version.row.is_none() };
             versions.push((stamp, value));
         }
