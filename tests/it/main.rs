@@ -9,6 +9,7 @@ mod coordinator_props;
 mod demo;
 mod docs;
 mod failover;
+mod full_disk;
 mod log_owners;
 mod loop_disk;
 mod postgres_e2e;
