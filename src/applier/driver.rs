@@ -59,7 +59,6 @@ pub(super) struct Driver {
     pub(super) tables_changed: bool,
     /// Transactions that a stream's puller is to ask its source about, when it says its next word.
     pub(super) to_check: BTreeMap<SourceTabletId, Vec<SourceTransactionId>>,
-    pub(super) decided: LogPosition,
     pub(super) finished: Arc<Finished>,
 }
 

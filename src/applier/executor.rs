@@ -83,7 +83,8 @@ impl Executor {
         loop {
             let gathered = self.queue.take_into(kept);
             if gathered.through > heard {
-                let batch = ApplyBatch { one_writer: self.one_writer, ..batch(self.owner, kept, heard, &gathered, most) };
+                let batch =
+                    ApplyBatch { one_writer: self.one_writer, ..batch(self.owner, kept, heard, &gathered, most) };
                 let (first, through) = (batch.work.first().map(|decided| decided.position), batch.through);
                 match self.tablet.leader.apply(batch).await {
                     Ok(applied) => {

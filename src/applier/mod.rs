@@ -21,6 +21,7 @@ mod probes;
 mod pull;
 mod reads;
 mod recovery;
+mod retention;
 mod shown;
 mod streams;
 mod tablets;
@@ -324,7 +325,6 @@ async fn lead(
         settling: Vec::new(),
         tables_changed: true,
         to_check: BTreeMap::new(),
-        decided: LogPosition(0),
         finished: Arc::clone(&finished),
     };
     let mut drivers = JoinSet::new();

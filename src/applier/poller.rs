@@ -6,6 +6,7 @@ use super::host::Clock;
 use super::leader::{LeaderError, StreamOpened, StreamState, TransactionLeader};
 use super::probes;
 use super::pull::Pull;
+use super::retention;
 use super::streams::{SharedBudget, StreamSide};
 use super::tablets::{Tablet, Tablets};
 use crate::coordinator::Release;
@@ -70,11 +71,12 @@ impl Catalog for LeaderCatalog {
 impl Poller {
     /// Runs until it is told to drain, or the applier must end. Beside it this puller keeps in touch with the leader.
     pub(super) async fn run(self, seed: u64) -> Result<(), Ended> {
-        let (side, leader) = (Arc::clone(&self.side), Arc::clone(&self.leader));
+        let (side, watched, leader) = (Arc::clone(&self.side), Arc::clone(&self.side), Arc::clone(&self.leader));
         tokio::select! {
             biased;
             ended = self.run_sessions(seed) => ended,
             () = keep_in_touch(side, leader) => Ok(()),
+            () = retention::watch(&watched) => Ok(()),
         }
     }
 
@@ -92,7 +94,10 @@ impl Poller {
                 biased;
                 session = self.session(held, &mut opened, &mut backoff) => session,
                 // What is still being opened or copied is not waited for; what is being pulled drains by itself.
-                () = drained_before_pulling(&mut draining, &side) => return Ok(()),
+                () = drained_before_pulling(&mut draining, &side) => {
+                    self.side.source.abandon_slot().await;
+                    return Ok(());
+                }
             };
             held = opened.map_or(held, |(_, puller)| Some(puller));
             let (state, wait) = match session {
@@ -170,10 +175,18 @@ impl Poller {
             LeaderCatalog { leader: Arc::clone(&self.leader), stream: opened.stream, learned: Arc::clone(&learned) };
         let catalog = Arc::new(catalog);
         if !opened.slot_stands {
-            copier::create_slot(self, &opened, &tablets, catalog).await?;
+            let created = copier::create_slot(self, &opened, &tablets, catalog).await;
+            if created.is_err() {
+                self.side.source.abandon_slot().await;
+            }
+            created?;
             return Ok(SessionEnd::Again);
         }
         let (stream, keeper) = self.side.source.open(opened.resume.clone(), catalog).await?;
+        if let Some(identity) = stream.identity().filter(|identity| *identity != opened.resume.identity) {
+            info!(stream = %self.side.name, identity, before = opened.resume.identity, "another server took this one's place");
+            self.leader.slot(opened.stream, opened.puller, opened.resume.after, identity).await?;
+        }
         let mut keepers = JoinSet::new();
         keepers.spawn(keeper);
         self.tell(opened.stream, opened.puller, StreamState::Running).await?;

@@ -5,3 +5,6 @@ pub mod operations {}
 
 #[doc = include_str!("access.md")]
 pub mod access {}
+
+#[doc = include_str!("postgresql.md")]
+pub mod postgresql {}

@@ -20,10 +20,10 @@ use untorn::applier::{Applier, Components, Leadership, Tablets};
 use untorn::coordinator::Settings;
 use untorn::proto::transport;
 use untorn::tablet::{
-    Announced, Applied, ApplyBatch, ChunkBatch, CopyBatch, ProvisionalBatch, ReadPage, ReadRequest, Stored, StreamMark,
-    TabletError, TabletLeader, TabletStats,
+    Announced, Applied, ApplyBatch, ChunkBatch, CopyBatch, FillRequest, ProvisionalBatch, ReadPage, ReadRequest,
+    Stored, StreamMark, TabletError, TabletLeader, TabletStats,
 };
-use untorn::wal::{Epoch, ReplicaTabletId, SourceTabletId};
+use untorn::wal::{Epoch, ReplicaTabletId, Row, SourceTabletId};
 
 /// What a tablet does with decisions.
 #[derive(Clone, Copy, PartialEq)]
@@ -64,6 +64,10 @@ impl TabletLeader for Moody {
 
     async fn copy_rows(&self, batch: CopyBatch) -> Result<(), TabletError> {
         self.inner.copy_rows(batch).await
+    }
+
+    async fn fill(&self, request: FillRequest) -> Result<Row, TabletError> {
+        self.inner.fill(request).await
     }
 
     async fn apply(&self, batch: ApplyBatch) -> Result<Applied, TabletError> {
