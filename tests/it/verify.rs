@@ -179,3 +179,26 @@ async fn verify_names_damaged_rows_and_nothing_else_while_money_moves() {
     let output = daemon.ask(&["verify", "--table", "public.none"]);
     assert_eq!(output.status.code(), Some(1));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verify_reads_replica_tablets_of_other_processes() {
+    let shop = [Postgres::start().await];
+    let tables = "CREATE TABLE t (id int PRIMARY KEY, body text);
+        INSERT INTO t SELECT n, repeat(n::text, 50) FROM generate_series(1, 20000) n;
+        CREATE PUBLICATION untorn FOR ALL TABLES";
+    shop[0].execute(tables).await;
+    let (_tablets, port) = Daemon::tablets(&["r0", "r1"]);
+    let replica =
+        ["r0", "r1"].map(|name| format!("[[replica.tablets]]\nname = \"{name}\"\nurl = \"http://127.0.0.1:{port}\"\n"));
+    let mut daemon = Daemon::new(&format!("{}[replica]\nkind = \"grpc\"\n{}", source_of(&shop), replica.concat()));
+    daemon.start();
+    daemon.until_ready().await;
+    // Nothing has happened since the copy, and nothing does.
+    let (code, report) = verify(&daemon, &[]);
+    assert_eq!((code, &report["tables"][0]["replica_rows"]), (0, &20000.into()), "{report}");
+    damage(&shop[0], "DELETE FROM t WHERE id = 777; INSERT INTO t VALUES (0, NULL);").await;
+    let (code, report) = verify(&daemon, &[]);
+    let expected =
+        BTreeMap::from([("public.t".to_owned(), vec!["missing id=0".to_owned(), "extra id=777".to_owned()])]);
+    assert_eq!((code, differences(&report)), (1, expected), "{report}");
+}
