@@ -20,6 +20,7 @@ mod processes;
 mod runtime;
 mod script;
 mod scripts;
+mod secrets;
 mod source_postgres;
 mod support;
 mod tls;
