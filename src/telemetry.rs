@@ -10,6 +10,7 @@ use std::io::IsTerminal;
 use std::sync::{OnceLock, PoisonError, RwLock};
 use tracing::Span;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::util::SubscriberInitExt;
 
 /// Why logging could not start, or be filtered otherwise.
@@ -27,6 +28,9 @@ pub enum TelemetryError {
         error: String,
     },
 }
+
+/// Audit lines are in every log: whoever may change the filter cannot hide what they do.
+const AUDIT: &str = "untorn::audit=info";
 
 /// Puts another filter in place of the one that stands.
 type Swap = Box<dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync>;
@@ -77,8 +81,10 @@ pub fn set_filter(text: &str) -> Result<(), TelemetryError> {
 }
 
 fn parse(text: &str) -> Result<EnvFilter, TelemetryError> {
-    let parsed = EnvFilter::builder().parse(text);
-    parsed.map_err(|error| TelemetryError::Filter { filter: text.to_owned(), error: error.to_string() })
+    let fault = |error: String| TelemetryError::Filter { filter: text.to_owned(), error };
+    let parsed = EnvFilter::builder().parse(text).map_err(|error| fault(error.to_string()))?;
+    let audit = AUDIT.parse().map_err(|error: ParseError| fault(error.to_string()))?;
+    Ok(parsed.add_directive(audit))
 }
 
 /// The span of one stream's puller.

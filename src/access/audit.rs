@@ -6,8 +6,7 @@ use std::fmt::Display;
 /// Says, in one event with the target `untorn::audit`, what an operator asked for and how it ended. Call it once for every
 /// call that changes something, at its end: `who` from the request's extensions, `what` the call in a few fixed words
 /// (`skip`, `recopy`), `subject` what it was about (a transaction, a stream, a table: never a row).
-///
-/// It is an event of the level `info`, so a filter of `warn` needs `warn,untorn::audit=info` to keep it.
+/// No filter hides it.
 pub fn audit<T, E: Display>(who: Option<&Peer>, what: &'static str, subject: &str, outcome: &Result<T, E>) {
     let who = who.map_or_else(|| "this process".to_owned(), ToString::to_string);
     match outcome {

@@ -28,6 +28,7 @@ mod runtime;
 mod script;
 mod scripts;
 mod slot_life;
+mod secrets;
 mod source_postgres;
 mod support;
 mod tls;
