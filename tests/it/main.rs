@@ -9,6 +9,7 @@ mod coordinator_props;
 mod demo;
 mod docs;
 mod every_row;
+mod full_disk;
 mod log_owners;
 mod loop_disk;
 mod moved_rows;
