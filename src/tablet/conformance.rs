@@ -679,14 +679,22 @@ pub async fn lets_a_key_have_one_writer(rig: Rig) {
     assert_eq!(rig.rows(6, LATEST).await, shown);
     rig.store(next(S2, 4)).await;
 
-    let both = |stream, follows| batch(stream, follows, vec![(follows + 1, vec![put(follows + 1, "b", "1")])]);
-    rig.store(both(S1, 6)).await;
-    rig.store(both(S2, 5)).await;
+    // Two rows of one key in one transaction; then the first one's goes, and its others.
+    let both = |stream, follows, value| {
+        batch(stream, follows, vec![(follows + 1, vec![put(follows + 1, "b", value), put(follows + 2, "c", value)])])
+    };
+    rig.store(both(S1, 6, "first")).await;
+    rig.store(both(S2, 5, "second")).await;
     commit(&rig, 7, vec![branch(S1, 7), branch(S2, 6)]).await;
-    assert_eq!(rig.tablet().write_provisional(next(S2, 6)).await.map(drop), refused("b", S1));
-    rig.store(batch(S1, 7, vec![(8, vec![truncate(8)])])).await;
-    commit(&rig, 8, vec![branch(S1, 8)]).await;
-    rig.store(next(S2, 6)).await;
+    assert_eq!(rig.tablet().write_provisional(next(S2, 7)).await.map(drop), refused("b", S1));
+    rig.store(batch(S1, 8, vec![(9, vec![delete(9, "b")])])).await;
+    commit(&rig, 8, vec![branch(S1, 9)]).await;
+    assert_eq!(rig.tablet().write_provisional(next(S2, 7)).await.map(drop), refused("c", S1));
+    rig.store(batch(S1, 9, vec![(10, vec![truncate(10)])])).await;
+    commit(&rig, 9, vec![branch(S1, 10)]).await;
+    rig.store(next(S2, 7)).await;
+    let shown = [("a", "second"), ("b", "second"), ("c", "second"), ("m", "2"), ("n", "2"), ("own", "2")];
+    assert_eq!(rig.rows(9, LATEST).await, pairs(&shown));
 }
 
 /// Makes one test of each rule. `$open` is a function that returns a [`Rig`].

@@ -32,18 +32,22 @@ async fn the_second_of_two_servers_that_write_one_key_stops_by_name() {
         server.execute("BEGIN; INSERT INTO t VALUES (7, 'both'); PREPARE TRANSACTION 'both'").await;
     }
     end("both").await;
-    // A stream that has nothing to say has nothing to stop for.
-    a.execute("INSERT INTO t VALUES (20, 'a')").await;
-    b.execute("INSERT INTO t VALUES (30, 'b')").await;
     let stopped = |status: &serde_json::Value| {
         let streams = status["streams"].as_array().unwrap();
         streams.iter().find(|stream| stream["state"] == "stopped").cloned()
     };
-    let status = daemon.until_status("a stream stops", |status| stopped(status).is_some()).await;
-    let (second, cause) = {
-        let stream = stopped(&status).unwrap();
-        (stream["name"].as_str().unwrap().to_owned(), stream["cause"].as_str().unwrap().to_owned())
+    // A stream stops at the next that it says to the replica tablet of the key.
+    let mut said = 0;
+    let stream = loop {
+        if let Some(stream) = daemon.status().as_ref().and_then(stopped) {
+            break stream;
+        }
+        said += 1;
+        assert!(said < 200, "no stream stops: {}", daemon.log());
+        a.execute(&format!("INSERT INTO t VALUES ({}, 'a')", 1000 + said)).await;
+        b.execute(&format!("INSERT INTO t VALUES ({}, 'b')", 2000 + said)).await;
     };
+    let [second, cause] = ["name", "cause"].map(|what| stream[what].as_str().unwrap().to_owned());
     let (first, server) = if second == "shard-a" { ("shard-b", b) } else { ("shard-a", a) };
     assert!(cause.contains(&format!("key (7) of public.t was written here and on {first}")), "{cause}");
     // The other goes on, and the row that it deletes lets the second go on as well.

@@ -259,11 +259,12 @@ impl<S: Store> State<S> {
             self.finish(step)?;
             self.remember_deleted(applying, stream, write)?;
         }
-        if applying.one_writer
-            && self.note_writer(&mut step.batch, write.table, stream)
-            && self.judge(step, applying, stream, write, row.is_none())? == Verdict::AnotherServersRow
-        {
-            return Ok(());
+        if applying.one_writer && self.note_writer(&mut step.batch, write.table, stream) {
+            match self.judge(step, applying, stream, write, row.is_none())? {
+                Verdict::Counts => {}
+                Verdict::AnotherServersRow => return Ok(()),
+                Verdict::Uncovers(second) => return self.uncover(step, applying, second, write),
+            }
         }
         let key = keys::version(write.table, write.key.0, time, stream);
         step.batch.put(Space::Versions, key, encode(&StoredVersion { position, row })?);

@@ -10,7 +10,7 @@ use crate::coordinator::ReadPoint;
 use crate::limits::TWICE_WRITTEN_KEYS;
 use crate::mvcc::{Chain, Offer, Stamp};
 use crate::tablet::TabletError;
-use crate::tablet::format::{StoredVersion, StoredWrite, decode, encode};
+use crate::tablet::format::{Raw, StoredVersion, StoredWrite, decode, encode};
 use crate::tablet::keys::{self, Kind, Parts, VersionKey};
 use crate::tablet::store::{Space, Store, StoreBatch};
 use crate::wal::{HybridTime, Key, LogPosition, SourceTabletId, TableId};
@@ -46,6 +46,8 @@ pub(super) enum Verdict {
     Counts,
     /// It deletes a row that another server has put under its key since: that one stays.
     AnotherServersRow,
+    /// It deletes the first of two streams' rows: from now on the second's is shown.
+    Uncovers(SourceTabletId),
 }
 
 impl<S: Store> State<S> {
@@ -107,7 +109,12 @@ impl<S: Store> State<S> {
         };
         let others = there.filter(|(other, _)| *other != stream);
         if deletes {
-            self.forget_twice(step, stream, |key| *key == id);
+            let second = self.writers.twice.get(&id).filter(|twice| twice.first == stream).map(|twice| twice.second);
+            if let Some(second) = second {
+                self.forget_twice(step, stream, |key| *key == id);
+                step.unwritten.insert(id, Some((second, applying.time)));
+                return Ok(Verdict::Uncovers(second));
+            }
             return Ok(match others {
                 Some((_, time)) if time < applying.time => Verdict::AnotherServersRow,
                 // Within one transaction a write beats another stream's delete.
@@ -128,6 +135,25 @@ impl<S: Store> State<S> {
         }
         step.unwritten.insert(id, Some((stream, applying.time)));
         Ok(Verdict::Counts)
+    }
+
+    /// Puts the second stream's row anew, because the first's is deleted.
+    pub(super) fn uncover(
+        &mut self,
+        step: &mut Step,
+        applying: &Applying,
+        second: SourceTabletId,
+        write: &StoredWrite<'_>,
+    ) -> Result<(), TabletError> {
+        self.finish(step)?;
+        let Some(row) = self.newest_write(applying.time, None, second, write.table, write.key.0)? else {
+            return Ok(());
+        };
+        let key = keys::version(write.table, write.key.0, applying.time, second);
+        let version = StoredVersion { position: applying.position, row: Some(Raw(&row)) };
+        step.batch.put(Space::Versions, key, encode(&version)?);
+        self.versions_written += 1;
+        if self.options.wal { self.wal_write(step, applying.transaction, write, Some(Raw(&row))) } else { Ok(()) }
     }
 
     /// A stream's rows of these keys are gone: whoever stopped for one of them may go on.
