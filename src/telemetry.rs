@@ -2,7 +2,7 @@
 //!
 //! Spans carry what an operator searches for, under the same field names everywhere: `stream`, `tablet` and
 //! `transaction`. Make them here, so that a log can be filtered by them. Values of rows and secrets are in no event, at no
-//! level: see [`quiet`].
+//! level.
 
 use crate::config::TracingConfig;
 use std::fmt::Display;
