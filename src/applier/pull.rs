@@ -1,6 +1,6 @@
 //! Pulling an open stream: records in, parts out to the tablets, reports out to the leader.
 
-use super::ended::{Trouble, now};
+use super::ended::Trouble;
 use super::leader::{LeaderError, Reported, StreamOpened, StreamState};
 use super::poller::{Learned, Poller, SessionEnd, asked_to_drain};
 use super::tablets::Tablet;
@@ -129,7 +129,8 @@ impl Pull<'_> {
                     }
                 }
                 event = self.stream.next(), if may_pull => {
-                    side.note(|progress| progress.answered_at = now());
+                    let answered_at = self.poller.clock.now();
+                    side.note(|progress| progress.answered_at = answered_at);
                     let event = event?;
                     let learned = std::mem::take(&mut *self.learned.lock().unwrap_or_else(PoisonError::into_inner));
                     learned.into_iter().for_each(|schema| self.assembler.learn(schema));
@@ -188,7 +189,7 @@ fn after_ms(millis: u64) -> Instant {
 
 /// Ends when the leader's machine has stopped this stream.
 async fn stopped(
-    pullers: &mut Option<tokio::sync::watch::Receiver<super::driver::Pullers>>,
+    pullers: &mut Option<tokio::sync::watch::Receiver<super::shown::Pullers>>,
     opened: &StreamOpened,
 ) -> String {
     if let Some(pullers) = pullers

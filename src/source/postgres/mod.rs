@@ -3,8 +3,9 @@
 //! What a stream's messages become stands in `assemble`, pure; around it, `stream` keeps the connection alive and
 //! tells the server what it may forget, `slot` creates the slot and `copy` reads what came before it.
 
-mod assemble;
+pub mod assemble;
 mod check;
+pub mod confirm;
 mod connect;
 mod copy;
 mod decode;
@@ -16,7 +17,7 @@ mod sql;
 mod stream;
 mod tls;
 mod transaction;
-mod tuple;
+pub mod tuple;
 mod wire;
 
 pub use check::Finding;
