@@ -41,6 +41,7 @@ pub struct Progress {
 
 impl StreamSide {
     pub(super) fn new(source: Arc<dyn Source>) -> Self {
+        crate::metrics::begin_stream(source.name());
         Self {
             name: source.name().to_owned(),
             source,

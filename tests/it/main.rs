@@ -5,8 +5,10 @@
 mod cli;
 mod coordinator_golden;
 mod coordinator_props;
+mod dashboards;
 mod demo;
 mod docs;
+mod helm;
 mod log_owners;
 mod loop_disk;
 mod postgres_e2e;

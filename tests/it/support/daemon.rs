@@ -16,6 +16,7 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 pub struct Daemon {
     folder: TempDir,
     admin: u16,
+    metrics: u16,
     command: &'static str,
     process: Option<Child>,
 }
@@ -41,7 +42,7 @@ impl Daemon {
         let (admin, metrics) = (free_port(), free_port());
         let listeners =
             format!("[admin]\nlisten = \"127.0.0.1:{admin}\"\n[metrics]\nlisten = \"127.0.0.1:{metrics}\"\n");
-        Self::of("run", admin, &format!("{sections}{listeners}"))
+        Self::of("run", (admin, metrics), &format!("{sections}{listeners}"))
     }
 
     /// `untorn tablet` that serves these tablets, started, and where it listens.
@@ -49,7 +50,7 @@ impl Daemon {
         let (port, metrics) = (free_port(), free_port());
         let mut server = Self::of(
             "tablet",
-            0,
+            (0, metrics),
             &format!(
                 "[tablet]\nlisten = \"127.0.0.1:{port}\"\nnames = {names:?}\n\
                  [metrics]\nlisten = \"127.0.0.1:{metrics}\"\n"
@@ -59,9 +60,9 @@ impl Daemon {
         (server, port)
     }
 
-    fn of(command: &'static str, admin: u16, sections: &str) -> Self {
+    fn of(command: &'static str, (admin, metrics): (u16, u16), sections: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let daemon = Self { folder, admin, command, process: None };
+        let daemon = Self { folder, admin, metrics, command, process: None };
         daemon.configure(sections);
         daemon
     }
@@ -74,6 +75,11 @@ impl Daemon {
 
     fn config(&self) -> PathBuf {
         self.folder.path().join("untorn.toml")
+    }
+
+    /// Where it serves its metrics, on 127.0.0.1.
+    pub fn metrics(&self) -> u16 {
+        self.metrics
     }
 
     /// Starts the process; what it says is added to its log.
