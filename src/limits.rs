@@ -137,6 +137,8 @@ pub const STOPPED_RETRY_MS: u64 = 30_000;
 /// Milliseconds between two words of a puller to the transaction leader: a leader that started again hears of it although
 /// its source is silent.
 pub const PULLER_SAYS_EVERY_MS: u64 = 1_000;
+/// How often a server is asked what it keeps for its stream: a scrape's usual interval is longer.
+pub const RETENTION_EVERY_MS: u64 = 5_000;
 /// Milliseconds that a replica tablet with nothing to do is left alone before its owner announces itself again: an owner
 /// that slept through a takeover hears of it, and a tablet that forgot what it had only heard hears it again.
 pub const ANNOUNCE_AGAIN_MS: u64 = 5_000;

@@ -72,11 +72,19 @@ metrics! {
         "Position up to which records are durable at the replica and in the log.";
     STREAM_CHECKPOINTED = "untorn_stream_checkpointed_position", Gauge, [STREAM],
         "Position acknowledged to the source.";
+    STREAM_IN_WORK = "untorn_stream_in_work_bytes", Gauge, [STREAM],
+        "Bytes received from a stream that are not yet durable at the replica and in the log.";
     STREAM_LAG = "untorn_stream_lag_seconds", Gauge, [STREAM],
         "Age, by wall clock, of the oldest invisible commit of a stream or of its last answer, whichever is greater.";
     STREAM_STATE = "untorn_stream_state_info", Gauge, [STREAM, STATE], "1 for the state that a stream is in, else 0.";
     STREAM_RECONNECTS = "untorn_stream_reconnects_total", Counter, [STREAM], "Times that a stream was opened again.";
     STREAM_COPIED_ROWS = "untorn_stream_copied_rows_total", Counter, [STREAM], "Rows of the initial copy.";
+    SOURCE_RETAINED = "untorn_source_wal_retained_bytes", Gauge, [STREAM],
+        "Bytes of WAL that the server keeps for a stream's slot (postgres).";
+    SOURCE_SAFE = "untorn_source_wal_safe_bytes", Gauge, [STREAM],
+        "Bytes that the server may still write before it gives the slot up; absent where it sets no bound (postgres).";
+    SOURCE_PREPARED = "untorn_source_prepared_oldest_seconds", Gauge, [STREAM],
+        "Age of the oldest prepared transaction in the stream's database, 0 where there is none (postgres).";
     TRANSACTIONS = "untorn_held_transactions", Gauge, [STATUS], "Transactions held, by status.";
     TRANSACTIONS_FINISHED = "untorn_finished_transactions_total", Counter, [STATUS],
         "Transactions applied or aborted.";
@@ -161,7 +169,8 @@ fn begin(labels: &[(&'static str, &str)]) {
 }
 
 fn begin_counter(name: &'static str, labels: &[(&'static str, &str)]) {
-    let labels: Vec<_> = labels.iter().map(|(label, value)| ::metrics::Label::new(*label, (*value).to_owned())).collect();
+    let labels: Vec<_> =
+        labels.iter().map(|(label, value)| ::metrics::Label::new(*label, (*value).to_owned())).collect();
     ::metrics::counter!(name, labels).increment(0);
 }
 

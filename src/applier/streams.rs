@@ -127,6 +127,11 @@ impl SharedBudget {
         (self.budget.lock().unwrap_or_else(PoisonError::into_inner).in_use(), self.total)
     }
 
+    /// Bytes that one stream has in use.
+    pub(super) fn held_by(&self, stream: usize) -> usize {
+        self.budget.lock().unwrap_or_else(PoisonError::into_inner).held_by(stream)
+    }
+
     pub(super) fn may_pull(&self, stream: usize) -> bool {
         self.budget.lock().unwrap_or_else(PoisonError::into_inner).may_pull(stream)
     }

@@ -2,3 +2,21 @@
 
 #[doc = include_str!("operations.md")]
 pub mod operations {}
+
+#[doc = include_str!("install.md")]
+pub mod install {}
+
+#[doc = include_str!("running.md")]
+pub mod running {}
+
+#[doc = include_str!("security.md")]
+pub mod security {}
+
+#[doc = include_str!("dashboards.md")]
+pub mod dashboards {}
+
+#[doc = include_str!("runbook.md")]
+pub mod runbook {}
+
+#[doc = include_str!("troubleshooting.md")]
+pub mod troubleshooting {}

@@ -23,7 +23,7 @@ mod wire;
 pub use check::{Checked, Clock, Finding};
 pub use gid::GidPattern;
 
-use super::{Catalog, Keeper, NewSlot, Prepared, Resume, Source, SourceError};
+use super::{Catalog, Keeper, NewSlot, Prepared, Resume, Retention, Source, SourceError};
 use crate::limits;
 use crate::wal::{HybridTime, OpId, SourceTransactionId};
 use assemble::Assembler;
@@ -174,6 +174,21 @@ impl Source for PostgresSource {
             Prepared { gid, transaction, since }
         };
         Ok(rows.iter().map(one).collect())
+    }
+
+    async fn retention(&self) -> Result<Option<Retention>, SourceError> {
+        let question = "SELECT pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), slot.restart_lsn)::int8,
+                CASE WHEN slot.wal_status = 'lost' THEN 0 ELSE slot.safe_wal_size END,
+                COALESCE((SELECT EXTRACT(EPOCH FROM pg_catalog.now() - min(prepared))
+                    FROM pg_catalog.pg_prepared_xacts WHERE database = pg_catalog.current_database()), 0)::float8
+             FROM (SELECT) one LEFT JOIN pg_catalog.pg_replication_slots slot ON slot.slot_name = $1";
+        let slot = &self.options.slot;
+        let rows = self.ask(async |sql| sql.query(question, &[slot]).await).await?;
+        Ok(rows.first().map(|row| Retention {
+            retained_bytes: row.get::<_, Option<i64>>(0).map(|bytes| u64::try_from(bytes).unwrap_or_default()),
+            safe_bytes: row.get(1),
+            prepared_seconds: row.get(2),
+        }))
     }
 
     /// A PostgreSQL stream carries the end of every branch that it carries, so nothing is ever left to be asked for.
