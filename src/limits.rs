@@ -91,6 +91,8 @@ pub const PING_INTERVAL: Duration = Duration::from_millis(50);
 /// How long the creation of a slot waits for any one transaction before it is given up and tried again: long enough for
 /// ordinary transactions to end, short enough that an orphaned prepared one is soon named.
 pub const SLOT_LOCK_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often a server is asked what it keeps back for a stream: often enough for a forecast, too seldom to be felt.
+pub const RETENTION_EVERY: Duration = Duration::from_secs(10);
 /// How long a transaction stays prepared before `check` mentions it: transaction managers end theirs within seconds.
 pub const PREPARED_OLD: Duration = Duration::from_secs(60);
 /// Groups of frames between a server's socket and the assembler. A group is what one read brought, up to 64 KiB unless
@@ -137,8 +139,6 @@ pub const STOPPED_RETRY_MS: u64 = 30_000;
 /// Milliseconds between two words of a puller to the transaction leader: a leader that started again hears of it although
 /// its source is silent.
 pub const PULLER_SAYS_EVERY_MS: u64 = 1_000;
-/// How often a server is asked what it keeps for its stream: a scrape's usual interval is longer.
-pub const RETENTION_EVERY_MS: u64 = 5_000;
 /// Milliseconds that a replica tablet with nothing to do is left alone before its owner announces itself again: an owner
 /// that slept through a takeover hears of it, and a tablet that forgot what it had only heard hears it again.
 pub const ANNOUNCE_AGAIN_MS: u64 = 5_000;

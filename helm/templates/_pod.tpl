@@ -31,9 +31,21 @@ name: {{ .name }}
 image: {{ include "untorn.image" .root | quote }}
 imagePullPolicy: {{ .root.Values.image.pullPolicy }}
 args: [{{ .command }}, --config, /etc/untorn/untorn.toml]
-{{- with .env }}
+{{- $admin := dict "secretName" "" }}
+{{- if eq .command "run" }}{{- $admin = .root.Values.tls.admin }}{{- end }}
+{{- if or .env $admin.secretName }}
 env:
+  {{- with .env }}
   {{- toYaml . | nindent 2 }}
+  {{- end }}
+  {{- if $admin.secretName }}
+  # For commands inside the container.
+  - { name: UNTORN_ADMIN, value: "https://127.0.0.1:7100" }
+  - { name: UNTORN_TLS_CA, value: /etc/untorn/admin-tls/ca.crt }
+  - { name: UNTORN_TLS_CERT, value: /etc/untorn/admin-tls/tls.crt }
+  - { name: UNTORN_TLS_KEY, value: /etc/untorn/admin-tls/tls.key }
+  - { name: UNTORN_TLS_SERVER_NAME, value: {{ $admin.serverName | quote }} }
+  {{- end }}
 {{- end }}
 ports:
   - name: metrics
@@ -41,6 +53,10 @@ ports:
   {{- if eq .command "tablet" }}
   - name: grpc
     containerPort: 7300
+  {{- end }}
+  {{- if $admin.secretName }}
+  - name: admin
+    containerPort: 7100
   {{- end }}
 {{- if .startup }}
 startupProbe:
@@ -75,9 +91,19 @@ volumeMounts:
     readOnly: true
   - name: {{ .prefix }}data
     mountPath: /var/lib/untorn
+  {{- if include "untorn.tls.secret" . }}
+  - name: {{ .prefix }}tls
+    mountPath: /etc/untorn/tls
+    readOnly: true
+  {{- end }}
+  {{- if $admin.secretName }}
+  - name: {{ .prefix }}admin-tls
+    mountPath: /etc/untorn/admin-tls
+    readOnly: true
+  {{- end }}
   {{- if eq .command "run" }}
   {{- range .root.Values.config.source.tablets }}
-  {{- if or .passwordSecret .caSecret }}
+  {{- if or .passwordSecret .caSecret .tlsSecret }}
   - name: {{ $.prefix }}secret-{{ .name | lower | replace "." "-" | replace "_" "-" }}
     mountPath: /etc/untorn/secrets/{{ .name }}
     readOnly: true
@@ -91,9 +117,21 @@ volumeMounts:
 - name: {{ .prefix }}config
   configMap:
     name: {{ include "untorn.fullname" .root }}
+{{- with include "untorn.tls.secret" . }}
+- name: {{ $.prefix }}tls
+  secret:
+    secretName: {{ . }}
+    defaultMode: 0440
+{{- end }}
 {{- if eq .command "run" }}
+{{- with .root.Values.tls.admin.secretName }}
+- name: {{ $.prefix }}admin-tls
+  secret:
+    secretName: {{ . }}
+    defaultMode: 0440
+{{- end }}
 {{- range .root.Values.config.source.tablets }}
-{{- if or .passwordSecret .caSecret }}
+{{- if or .passwordSecret .caSecret .tlsSecret }}
 - name: {{ $.prefix }}secret-{{ .name | lower | replace "." "-" | replace "_" "-" }}
   projected:
     defaultMode: 0440
@@ -109,6 +147,14 @@ volumeMounts:
           name: {{ .name }}
           items:
             - { key: {{ .key }}, path: ca.crt }
+      {{- end }}
+      {{- with .tlsSecret }}
+      - secret:
+          name: {{ .name }}
+          items:
+            - { key: tls.crt, path: tls.crt }
+            - { key: tls.key, path: tls.key }
+            - { key: ca.crt, path: ca.crt }
       {{- end }}
 {{- end }}
 {{- end }}

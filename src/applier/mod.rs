@@ -108,9 +108,6 @@ pub struct Applier {
     inspector: Inspector,
     draining: watch::Sender<bool>,
     pollers: JoinSet<Result<(), Ended>>,
-    /// Those who look at what the sources keep: nobody waits for them.
-    #[expect(dead_code, reason = "held, so that dropping the applier ends them")]
-    watches: JoinSet<()>,
 }
 
 /// The part of an applier that owns the transaction records.
@@ -149,7 +146,7 @@ impl Applier {
         };
         let (draining, drain) = watch::channel(false);
         let budget = Arc::new(SharedBudget::new(memory_budget, streams.len()));
-        let (mut pollers, mut watches) = (JoinSet::new(), JoinSet::new());
+        let mut pollers = JoinSet::new();
         let pulled = |side: &StreamSide| pull.as_ref().is_none_or(|pull| pull.contains(&side.name));
         for (index, side) in streams.iter().enumerate().filter(|(_, side)| pulled(side)) {
             let poller = Poller {
@@ -165,10 +162,9 @@ impl Applier {
                 clock: host.clock.clone(),
             };
             pollers.spawn(poller.run(host.seed(index)));
-            watches.spawn(retention::watch(Arc::clone(side)));
         }
         let inspector = Inspector { led: led.as_ref().map(|led| led.view.clone()), streams, budget, clock: host.clock };
-        Ok(Self { leader, led, inspector, draining, pollers, watches })
+        Ok(Self { leader, led, inspector, draining, pollers })
     }
 
     /// The transaction leader that this applier's pollers report to, to be served to others.

@@ -5,6 +5,7 @@ use super::ended::{Ended, Trouble};
 use super::host::Clock;
 use super::leader::{LeaderError, StreamOpened, StreamState, TransactionLeader};
 use super::pull::Pull;
+use super::retention;
 use super::shown::Pullers;
 use super::streams::{SharedBudget, StreamSide};
 use super::tablets::{ApplyQueue, Tablet, Tablets};
@@ -75,7 +76,7 @@ impl Poller {
     /// Runs until it is told to drain, or the applier must end. Beside it the leader hears again and again what this puller
     /// does: one that falls silent is dead, and a leader that was restarted must be told.
     pub(super) async fn run(self, seed: u64) -> Result<(), Ended> {
-        let (side, leader) = (Arc::clone(&self.side), Arc::clone(&self.leader));
+        let (side, leader, watched) = (Arc::clone(&self.side), Arc::clone(&self.leader), Arc::clone(&self.side));
         let repeat = async move {
             loop {
                 tokio::time::sleep(Duration::from_millis(PULLER_SAYS_EVERY_MS)).await;
@@ -89,6 +90,7 @@ impl Poller {
             biased;
             ended = self.run_sessions(seed) => ended,
             () = repeat => Ok(()),
+            () = retention::watch(&watched) => Ok(()),
         }
     }
 

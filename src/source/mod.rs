@@ -7,6 +7,7 @@
 pub mod cdc;
 pub mod postgres;
 
+use crate::flow::Retention;
 use crate::wal::{
     Column, HybridTime, OpId, SourceBatch, SourceTabletId, SourceTransactionId, StagedChunk, TableSchema,
 };
@@ -136,17 +137,6 @@ pub struct Prepared {
     pub since: HybridTime,
 }
 
-/// What a source keeps until its stream has been read on, and what stands there undecided.
-#[derive(Clone, Copy, PartialEq, Debug, Default)]
-pub struct Retention {
-    /// Bytes of WAL that it keeps for this stream; `None` while there is nothing to keep it for.
-    pub retained_bytes: Option<u64>,
-    /// Bytes that it may still write before it gives the stream up, 0 when it has; `None` where it sets no bound.
-    pub safe_bytes: Option<i64>,
-    /// Age of the oldest prepared transaction in the stream's database, by the server's clock; 0 where there is none.
-    pub prepared_seconds: f64,
-}
-
 /// Where streams come from: one for each `[[source.tablets]]`.
 #[async_trait]
 pub trait Source: Send + Sync {
@@ -167,17 +157,17 @@ pub trait Source: Send + Sync {
     /// What is prepared on the server right now, in this stream's database.
     async fn prepared(&self) -> Result<Vec<Prepared>, SourceError>;
 
-    /// What the server keeps for this stream right now. `None` for sources that cannot say.
-    async fn retention(&self) -> Result<Option<Retention>, SourceError> {
-        Ok(None)
-    }
-
     /// Which of these transactions the source no longer knows as running, and a position of this stream that was
     /// reached when it said so: once the stream has passed it, their Commit record can no longer come (C8).
     async fn not_running(
         &self,
         transactions: Vec<SourceTransactionId>,
     ) -> Result<(Vec<SourceTransactionId>, OpId), SourceError>;
+
+    /// What the server keeps back for this stream; `None` where there is nothing to say.
+    async fn retention(&self) -> Result<Option<Retention>, SourceError> {
+        Ok(None)
+    }
 
     /// Makes a stream move that stays short of `wanted` although the server has flushed it (an empty transactional
     /// message, for PostgreSQL).

@@ -27,6 +27,20 @@ OPERATOR = {"ServiceMonitor": operator.ServiceMonitor, "PodMonitor": operator.Po
             "PrometheusRule": operator.PrometheusRule}
 
 
+
+
+def pair():
+    """A certificate of its own authority and its key, for configurations that name such files."""
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+               "-subj", "/CN=untorn", "-addext", "subjectAltName=DNS:admin.untorn", "-days", "2", "-keyout", "/dev/stdout"]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    key, certificate = re.search(r"(-+BEGIN PRIVATE KEY.*?END PRIVATE KEY-+\n).*?(-+BEGIN CERTIFICATE.*)", text, re.S).groups()
+    return {"tls.crt": certificate, "tls.key": key, "ca.crt": certificate}
+
+
+PAIR = pair()
+
+
 def manifests(rendered):
     """Every manifest of a rendered chart, with the file that it comes from."""
     for path, text in sorted(rendered.items()):
@@ -99,11 +113,14 @@ def configuration(container, manifest, config_maps, untorn, serves):
                 config = tomllib.loads(text)
                 text = text.replace("/etc/untorn/", f"{here}/").replace("/var/lib/untorn/", f"{here}/")
                 (here / "untorn.toml").write_text(text)
-            for source in volume.get("projected", {}).get("sources", []):
-                for item in source["secret"]["items"]:
-                    secret = here / Path(mount["mountPath"]).relative_to("/etc/untorn") / item["path"]
-                    secret.parent.mkdir(parents=True, exist_ok=True)
-                    secret.write_text("a secret")
+            files = [item["path"] for source in volume.get("projected", {}).get("sources", [])
+                     for item in source["secret"]["items"]]
+            if "secret" in volume:
+                files += ["tls.crt", "tls.key", "ca.crt"]
+            for name in files:
+                secret = here / Path(mount["mountPath"]).relative_to("/etc/untorn") / name
+                secret.parent.mkdir(parents=True, exist_ok=True)
+                secret.write_text(PAIR.get(name, "a secret"))
         assert config, f"{container['name']} has no configuration"
         environment = {"PATH": os.environ["PATH"]}
         for variable in container.get("env", []):

@@ -12,6 +12,7 @@ mod decode;
 mod error;
 mod gid;
 mod relation;
+mod retention;
 mod slot;
 mod sql;
 mod stream;
@@ -23,7 +24,8 @@ mod wire;
 pub use check::{Checked, Clock, Finding};
 pub use gid::GidPattern;
 
-use super::{Catalog, Keeper, NewSlot, Prepared, Resume, Retention, Source, SourceError};
+use super::{Catalog, Keeper, NewSlot, Prepared, Resume, Source, SourceError};
+use crate::flow::Retention;
 use crate::limits;
 use crate::wal::{HybridTime, OpId, SourceTransactionId};
 use assemble::Assembler;
@@ -176,27 +178,16 @@ impl Source for PostgresSource {
         Ok(rows.iter().map(one).collect())
     }
 
-    async fn retention(&self) -> Result<Option<Retention>, SourceError> {
-        let question = "SELECT pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), slot.restart_lsn)::int8,
-                CASE WHEN slot.wal_status = 'lost' THEN 0 ELSE slot.safe_wal_size END,
-                COALESCE((SELECT EXTRACT(EPOCH FROM pg_catalog.now() - min(prepared))
-                    FROM pg_catalog.pg_prepared_xacts WHERE database = pg_catalog.current_database()), 0)::float8
-             FROM (SELECT) one LEFT JOIN pg_catalog.pg_replication_slots slot ON slot.slot_name = $1";
-        let slot = &self.options.slot;
-        let rows = self.ask(async |sql| sql.query(question, &[slot]).await).await?;
-        Ok(rows.first().map(|row| Retention {
-            retained_bytes: row.get::<_, Option<i64>>(0).map(|bytes| u64::try_from(bytes).unwrap_or_default()),
-            safe_bytes: row.get(1),
-            prepared_seconds: row.get(2),
-        }))
-    }
-
     /// A PostgreSQL stream carries the end of every branch that it carries, so nothing is ever left to be asked for.
     async fn not_running(
         &self,
         _transactions: Vec<SourceTransactionId>,
     ) -> Result<(Vec<SourceTransactionId>, OpId), SourceError> {
         Ok((Vec::new(), OpId::ZERO))
+    }
+
+    async fn retention(&self) -> Result<Option<Retention>, SourceError> {
+        self.held_back().await
     }
 
     async fn nudge(&self) -> Result<(), SourceError> {
