@@ -106,7 +106,10 @@ impl Poller {
                 biased;
                 session = self.session(&mut opened, &mut backoff) => session,
                 // What is still being opened or copied is not waited for; what is being pulled drains by itself.
-                () = drained_before_pulling(&mut draining, &side) => return Ok(()),
+                () = drained_before_pulling(&mut draining, &side) => {
+                    self.side.source.abandon_slot().await;
+                    return Ok(());
+                }
             };
             let (state, wait) = match session {
                 Ok(SessionEnd::Drained) => return Ok(()),
@@ -170,10 +173,18 @@ impl Poller {
             LeaderCatalog { leader: Arc::clone(&self.leader), stream: opened.stream, learned: Arc::clone(&learned) };
         let catalog = Arc::new(catalog);
         if !opened.slot_stands {
-            copier::create_slot(self, &opened, &tablets, catalog).await?;
+            let created = copier::create_slot(self, &opened, &tablets, catalog).await;
+            if created.is_err() {
+                self.side.source.abandon_slot().await;
+            }
+            created?;
             return Ok(SessionEnd::Again);
         }
         let (stream, keeper) = self.side.source.open(opened.resume.clone(), catalog).await?;
+        if let Some(identity) = stream.identity().filter(|identity| *identity != opened.resume.identity) {
+            info!(stream = %self.side.name, identity, before = opened.resume.identity, "another server took this one's place");
+            self.leader.slot(opened.stream, opened.puller, opened.resume.after, identity).await?;
+        }
         let mut keepers = JoinSet::new();
         keepers.spawn(keeper);
         self.tell(opened.stream, opened.puller, StreamState::Running).await?;

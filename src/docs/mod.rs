@@ -20,3 +20,6 @@ pub mod runbook {}
 
 #[doc = include_str!("troubleshooting.md")]
 pub mod troubleshooting {}
+
+#[doc = include_str!("postgresql.md")]
+pub mod postgresql {}

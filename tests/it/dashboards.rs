@@ -145,7 +145,7 @@ async fn every_panel_moves_under_the_fault_that_it_is_there_for() {
         source_of(&servers)
     );
     let mut daemon = Daemon::new(&replica);
-    let prometheus = Prometheus::start(&[daemon.metrics()], &hurried_alerts()).await;
+    let prometheus = Prometheus::start(&[daemon.metrics_port()], &hurried_alerts()).await;
     let begun = SystemTime::now();
     let mut panels = Panels::new(&prometheus);
 

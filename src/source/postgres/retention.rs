@@ -1,10 +1,83 @@
-//! The end of a slot's life: what it holds back.
+//! The end of a slot's life: what it holds back, and how it is dropped.
 
-use super::PostgresSource;
+use super::error::Failure;
+use super::slot::{self, Slot};
+use super::{PostgresSource, Sql};
 use crate::flow::Retention;
 use crate::source::SourceError;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// Attempts to drop a slot whose reader was told to go: it may take a moment, or be back at once.
+const ATTEMPTS: u32 = 50;
+/// Between two of them.
+const ATTEMPT_EVERY: Duration = Duration::from_millis(100);
+
+/// What became of a slot that was to be dropped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Dropped {
+    /// It is gone.
+    Gone,
+    /// It was not there.
+    NotThere,
+}
 
 impl PostgresSource {
+    /// The slot's name.
+    #[must_use]
+    pub fn slot(&self) -> &str {
+        &self.options.slot
+    }
+
+    /// Drops the slot. One that is being read is dropped only with `force`, which ends its reader.
+    ///
+    /// # Errors
+    /// Why it still stands.
+    pub async fn drop_slot(&self, force: bool) -> Result<Dropped, SourceError> {
+        let (label, name) = (self.target.label(), &self.options.slot);
+        let stop = |text: String| Err(SourceError::Stop(format!("{label}: {text}")));
+        let at = |failure: Failure| failure.at(&label);
+        let mut sql = self.target.sql().await?;
+        for _ in 0..ATTEMPTS {
+            let found = slot::inspect(&mut sql, &self.options.publication, name).await.map_err(at)?.slot;
+            let Some(Slot { plugin, database, active_pid, two_phase, .. }) = found else {
+                return Ok(Dropped::NotThere);
+            };
+            if plugin != "pgoutput" || !two_phase || database != self.target.database() {
+                return stop(format!(
+                    "slot {name:?} was not created by untorn for this database (plugin {plugin:?}, database \
+                     {database:?}); if nobody needs it: SELECT pg_drop_replication_slot({});",
+                    super::relation::literal(name)
+                ));
+            }
+            match active_pid {
+                Some(pid) if !force => {
+                    return stop(format!("process {pid} reads slot {name:?}: stop untorn first, or say --force"));
+                }
+                Some(pid) => {
+                    sql.query("SELECT pg_catalog.pg_terminate_backend($1)", &[&pid]).await.map_err(at)?;
+                }
+                None => match drop_now(&mut sql, name).await {
+                    // Its reader came back.
+                    Err(failure) if force && failure.code == "55006" => {}
+                    dropped => return dropped.map(|()| Dropped::Gone).map_err(at),
+                },
+            }
+            tokio::time::sleep(ATTEMPT_EVERY).await;
+        }
+        stop(format!("slot {name:?} is read again at once by whoever read it; stop that first"))
+    }
+
+    /// Drops a slot that this process created and whose copy came to nothing: nobody would ever read it, and it would
+    /// hold back WAL. One that cannot be dropped now is dropped by the next start, or by `untorn source drop`.
+    pub(super) async fn drop_unfinished(&self) {
+        if self.unfinished.swap(false, Ordering::AcqRel)
+            && let Err(error) = self.drop_slot(true).await
+        {
+            tracing::warn!(%error, "the slot of a copy that was cut off stays behind: untorn source drop removes it");
+        }
+    }
+
     /// What the slot holds back; `None` before it stands, and once it is lost, which stops the stream.
     pub(super) async fn held_back(&self) -> Result<Option<Retention>, SourceError> {
         let question =
@@ -27,4 +100,8 @@ impl PostgresSource {
         };
         Ok(rows.first().map(one))
     }
+}
+
+async fn drop_now(sql: &mut Sql, name: &str) -> Result<(), Failure> {
+    sql.query("SELECT pg_catalog.pg_drop_replication_slot($1)", &[&name]).await.map(|_| ())
 }

@@ -3,6 +3,7 @@
 use super::postgres::Postgres;
 use serde_json::Value;
 use std::fs::File;
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -42,7 +43,7 @@ impl Daemon {
         let (admin, metrics) = (free_port(), free_port());
         let listeners =
             format!("[admin]\nlisten = \"127.0.0.1:{admin}\"\n[metrics]\nlisten = \"127.0.0.1:{metrics}\"\n");
-        Self::of("run", (admin, metrics), &format!("{sections}{listeners}"))
+        Self::of("run", admin, metrics, &format!("{sections}{listeners}"))
     }
 
     /// `untorn tablet` that serves these tablets, started, and where it listens.
@@ -50,7 +51,8 @@ impl Daemon {
         let (port, metrics) = (free_port(), free_port());
         let mut server = Self::of(
             "tablet",
-            (0, metrics),
+            0,
+            metrics,
             &format!(
                 "[tablet]\nlisten = \"127.0.0.1:{port}\"\nnames = {names:?}\n\
                  [metrics]\nlisten = \"127.0.0.1:{metrics}\"\n"
@@ -60,7 +62,7 @@ impl Daemon {
         (server, port)
     }
 
-    fn of(command: &'static str, (admin, metrics): (u16, u16), sections: &str) -> Self {
+    fn of(command: &'static str, admin: u16, metrics: u16, sections: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let daemon = Self { folder, admin, metrics, command, process: None };
         daemon.configure(sections);
@@ -69,17 +71,30 @@ impl Daemon {
 
     /// Writes the configuration anew.
     fn configure(&self, sections: &str) {
-        let text = format!("data_dir = {:?}\n{sections}", self.folder.path().join("data"));
+        let text = format!("data_dir = {:?}\n{sections}", self.data());
         std::fs::write(self.config(), text).expect("the configuration can be written");
+    }
+
+    /// Its data folder, which it makes when it starts.
+    pub fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// Waits for its end by itself.
+    pub async fn ended(&mut self) -> ExitStatus {
+        let mut process = self.process.take().expect("it runs");
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = process.try_wait().expect("it can be waited for") {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "it does not end\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     fn config(&self) -> PathBuf {
         self.folder.path().join("untorn.toml")
-    }
-
-    /// Where it serves its metrics, on 127.0.0.1.
-    pub fn metrics(&self) -> u16 {
-        self.metrics
     }
 
     /// Starts the process; what it says is added to its log.
@@ -122,6 +137,30 @@ impl Daemon {
         let mut command = binary();
         command.args(arguments).arg("--admin").arg(format!("http://127.0.0.1:{}", self.admin));
         tokio::task::block_in_place(|| command.output().expect("the binary runs"))
+    }
+
+    /// Runs a command with its configuration.
+    pub fn configured(&self, arguments: &[&str]) -> Output {
+        let mut command = binary();
+        command.args(arguments).arg("--config").arg(self.config());
+        tokio::task::block_in_place(|| command.output().expect("the binary runs"))
+    }
+
+    /// Where it serves its metrics, on 127.0.0.1.
+    pub fn metrics_port(&self) -> u16 {
+        self.metrics
+    }
+
+    /// What it exports for Prometheus; empty while it does not listen.
+    pub fn metrics(&self) -> String {
+        let ask = || -> std::io::Result<String> {
+            let mut connection = std::net::TcpStream::connect(("127.0.0.1", self.metrics))?;
+            connection.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
+            let mut text = String::new();
+            connection.read_to_string(&mut text)?;
+            Ok(text)
+        };
+        tokio::task::block_in_place(|| ask().unwrap_or_default())
     }
 
     /// `status`, while it answers.
@@ -218,7 +257,8 @@ pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
 }
 
-fn json_lines(output: &Output) -> Vec<Value> {
+/// Standard output, a JSON value a line.
+pub fn json_lines(output: &Output) -> Vec<Value> {
     let lines = output.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     lines.map(|line| serde_json::from_slice(line).expect("standard output carries JSON and nothing else")).collect()
 }
