@@ -7,7 +7,9 @@ use super::reads::Reader;
 use super::shown::{Finished, Pullers};
 use super::streams::{Progress, SharedBudget, StreamSide};
 use crate::coordinator::Coordinator;
-use crate::metrics::{BUDGET, BUDGET_USED, PROVISIONAL_BYTES, PROVISIONAL_OLDEST, PROVISIONAL_RECORDS, TABLET};
+use crate::metrics::{
+    BUDGET, BUDGET_USED, PROVISIONAL_BYTES, PROVISIONAL_OLDEST, PROVISIONAL_RECORDS, STREAM, STREAM_IN_WORK, TABLET,
+};
 use crate::source::Source;
 use crate::wal::{Epoch, HybridTime, SourceTabletId};
 use ::metrics::gauge;
@@ -70,6 +72,9 @@ impl Inspector {
         let (used, total) = self.budget();
         gauge!(BUDGET).set(total as f64);
         gauge!(BUDGET_USED).set(used as f64);
+        for (index, side) in self.streams.iter().enumerate() {
+            gauge!(STREAM_IN_WORK, STREAM => side.name.clone()).set(self.budget.held_by(index) as f64);
+        }
         let Some(reader) = self.reader() else { return };
         for tablet in reader.tablets.named() {
             // A tablet that does not answer keeps its last numbers; its absence shows in what waits for it.

@@ -55,6 +55,7 @@ pub struct Progress {
 
 impl StreamSide {
     pub(super) fn new(source: Arc<dyn Source>) -> Self {
+        crate::metrics::begin_stream(source.name());
         Self {
             name: source.name().to_owned(),
             source,
@@ -184,6 +185,11 @@ impl SharedBudget {
     /// Bytes in use, and how many there are.
     pub(super) fn in_use(&self) -> (usize, usize) {
         (self.budget.lock().unwrap_or_else(PoisonError::into_inner).in_use(), self.total)
+    }
+
+    /// Bytes that one stream has in use.
+    pub(super) fn held_by(&self, stream: usize) -> usize {
+        self.budget.lock().unwrap_or_else(PoisonError::into_inner).held_by(stream)
     }
 
     pub(super) fn may_pull(&self, stream: usize) -> bool {
