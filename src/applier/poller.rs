@@ -218,8 +218,8 @@ async fn keep_in_touch(side: Arc<StreamSide>, leader: Arc<dyn TransactionLeader>
                     let answer = leader.stream_state(stream, puller, state).await;
                     side.hear(puller, answer);
                 }
-                let to_check = side.take_to_check();
-                if !busy && !to_check.is_empty() {
+                let to_check = if busy { Vec::new() } else { side.take_to_check() };
+                if !to_check.is_empty() {
                     checking = Some(probes::check_running(&side, to_check)).into();
                     busy = true;
                 }

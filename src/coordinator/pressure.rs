@@ -23,7 +23,8 @@ impl Coordinator {
     pub(super) fn feel_pressure(&mut self) {
         let most = self.settings.transactions_held;
         let waiting = self.state.transactions.len().max(self.state.work.len());
-        if waiting <= most / 2 {
+        // Where nobody is behind, pausing would wait for nothing: what is held then is what the source holds open.
+        if waiting <= most / 2 || self.full.is_some_and(|full| self.behind(full).is_none()) {
             self.full = None;
         } else if waiting > most && self.full.is_none() {
             let newest = self.state.undecided.last().map_or(HybridTime::MIN, |(time, _)| *time);
@@ -40,8 +41,14 @@ impl Coordinator {
         if self.is_needed(record, full) {
             return None;
         }
-        let behind = || self.held_by().filter(|holder| *holder != stream).map(|holder| self.state.stream_name(holder));
-        Some(self.held_back().map(|tablet| self.tablet_name(tablet)).or_else(behind).unwrap_or("the replica"))
+        self.behind(full)
+    }
+
+    /// Who is waited for: a replica tablet that takes no decisions, or the first stream that is needed.
+    fn behind(&self, full: Full) -> Option<&str> {
+        let needed = || self.state.streams.iter().find(|record| !record.left && self.is_needed(record, full));
+        let tablet = self.held_back().map(|tablet| self.tablet_name(tablet));
+        tablet.or_else(|| needed().map(|record| record.name.as_str()))
     }
 
     /// Whether somebody who was known when it got too much waits for this stream.

@@ -96,7 +96,7 @@ impl TabletLeader for Moody {
 async fn leader(world: &World, tablets: Tablets, settings: Settings) -> (Applier, String) {
     let mut components = world.components(Box::new(world.log.clone()), tablets);
     components.leadership = Leadership::Here { log: Box::new(world.log.clone()), settings };
-    components.sources.clear();
+    components.pull = Some(Vec::new());
     let applier = Applier::start(components).await.unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -182,10 +182,9 @@ async fn a_tablet_that_takes_no_decisions_pauses_pullers_elsewhere_and_memory_st
     timeout(PATIENCE, going).await.expect("both streams pause for the tablet");
     // However much more happens at the source.
     world.finish();
-    let then = held().await;
     sleep(Duration::from_secs(2)).await;
-    assert_eq!(held().await, then, "a stream that is paused brings nothing");
-    assert!(then < 1_500, "{then} transactions are held");
+    let held = held().await;
+    assert!(held < 1_000, "{held} transactions are held, although the streams pause");
     mood.send_replace(Takes::Them);
     assert_complete(&leader, &world.script).await;
 }
