@@ -5,7 +5,7 @@ use super::leader::{LeaderError, Reported, StreamOpened, StreamState};
 use super::poller::{Learned, Poller, SessionEnd, asked_to_drain};
 use super::tablets::Tablet;
 use crate::flow::{Assembled, Assembler, RoutedChunk, Window};
-use crate::limits::{BATCH_BYTES, REPORT_IDLE_MS, REPORTS_IN_FLIGHT, STALL_SHOWS_AFTER_MS, TICK_MS};
+use crate::limits::{BATCH_BYTES, REPORT_IDLE_MS, REPORTS_IN_FLIGHT, STALL_SHOWS_AFTER_MS};
 use crate::metrics::{STREAM, STREAM_BATCHES, STREAM_BYTES, STREAM_RECORDS};
 use crate::source::{Stream, StreamEvent};
 use crate::tablet::Stored;
@@ -15,7 +15,7 @@ use futures::future::{BoxFuture, OptionFuture, try_join_all};
 use futures::stream::{FuturesOrdered, StreamExt};
 use std::sync::PoisonError;
 use std::time::Duration;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
 /// An open stream that is being pulled.
 pub(super) struct Pull<'a> {
@@ -59,8 +59,8 @@ impl Pull<'_> {
     /// One loop, no task of its own for any part of it: while one run is being stored, the next gathers, and the reports
     /// of those before are on their way to the log.
     pub(super) async fn run(mut self) -> Result<SessionEnd, Trouble> {
-        let Poller { side, budget, leader, queues, pullers, draining, index, .. } = self.poller;
-        let (mut draining, mut pullers) = (draining.clone(), pullers.clone());
+        let Poller { side, budget, leader, draining, index, .. } = self.poller;
+        let mut draining = draining.clone();
         let mut window = Window::new(self.opened.resume.after, REPORTS_IN_FLIGHT);
         let mut held = Held { poller: self.poller, bytes: 0 };
         let mut storing: OptionFuture<BoxFuture<'_, Result<Assembled, Trouble>>> = None.into();
@@ -74,7 +74,18 @@ impl Pull<'_> {
         let mut acknowledged = OpId::ZERO;
         let mut idle_at = after_ms(REPORT_IDLE_MS);
         side.pulled(true);
+        let mut paused_for = None;
         loop {
+            if let Some(error) = side.take_end() {
+                return Err(error.into());
+            }
+            let pause_for = side.pause_for();
+            let paused = pause_for.is_some();
+            if pause_for != paused_for {
+                paused_for.clone_from(&pause_for);
+                let state = pause_for.map_or(StreamState::Running, |tablet| StreamState::BackPressure { tablet });
+                self.poller.tell(self.opened.stream, self.opened.puller, state).await?;
+            }
             for transactions in side.take_not_running(self.assembler.passed()) {
                 self.assembler.push_not_running(transactions);
             }
@@ -98,9 +109,8 @@ impl Pull<'_> {
                 return Ok(SessionEnd::Drained);
             }
             let freed = budget.freed();
-            let full = queues.iter().any(|queue| queue.is_full());
             let may_pull =
-                !drain && !is_staging && !full && self.assembler.bytes() < BATCH_BYTES && budget.may_pull(*index);
+                !drain && !is_staging && !paused && self.assembler.bytes() < BATCH_BYTES && budget.may_pull(*index);
             tokio::select! {
                 biased;
                 Some(stored) = &mut storing => {
@@ -131,7 +141,7 @@ impl Pull<'_> {
                     staged?;
                 }
                 // A source that answers that nothing came must not put this off.
-                () = sleep_until(idle_at), if window.is_empty() && may_pull => {
+                () = sleep_until(idle_at), if window.is_empty() && (may_pull || paused) => {
                     idle_at = after_ms(REPORT_IDLE_MS);
                     if self.stream.acknowledged() > acknowledged {
                         self.assembler.push_nothing();
@@ -163,10 +173,8 @@ impl Pull<'_> {
                     }
                 }
                 () = freed, if !may_pull => {}
-                () = sleep(Duration::from_millis(TICK_MS)), if full => {}
                 () = side.woken() => {}
                 () = asked_to_drain(&mut draining), if !drain => {}
-                cause = stopped(&mut pullers, self.opened) => return Err(Trouble::Stop(cause)),
                 () = sleep_until(stalled_at.unwrap_or_else(Instant::now)), if stalled_at.is_some() && !stall_shown => {
                     stall_shown = true;
                     let state = StreamState::BackPressure { tablet: self.slowest() };
@@ -178,6 +186,7 @@ impl Pull<'_> {
 
     fn count(&self, records: usize, bytes: usize) {
         let name = || self.poller.side.name.clone();
+        self.poller.side.note(|progress| progress.records += records as u64);
         counter!(STREAM_BATCHES, STREAM => name()).increment(1);
         counter!(STREAM_RECORDS, STREAM => name()).increment(records as u64);
         counter!(STREAM_BYTES, STREAM => name()).increment(bytes as u64);
@@ -198,20 +207,6 @@ impl Pull<'_> {
 
 fn after_ms(millis: u64) -> Instant {
     Instant::now() + Duration::from_millis(millis)
-}
-
-/// Ends when the leader's machine has stopped this stream.
-async fn stopped(
-    pullers: &mut Option<tokio::sync::watch::Receiver<super::shown::Pullers>>,
-    opened: &StreamOpened,
-) -> String {
-    if let Some(pullers) = pullers
-        && let Ok(pullers) = pullers.wait_for(|pullers| pullers.stopped.contains_key(&opened.stream)).await
-        && let Some(cause) = pullers.stopped.get(&opened.stream)
-    {
-        return cause.clone();
-    }
-    std::future::pending().await
 }
 
 /// Stores a run's parts at their tablets, all at once. A part that was not answered, or not in order, ends the session:

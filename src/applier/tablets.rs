@@ -2,11 +2,9 @@
 
 use super::ended::Trouble;
 use crate::coordinator::{Decided, TabletMap};
-use crate::limits::DECISIONS_WAITING;
 use crate::tablet::{TabletError, TabletLeader};
 use crate::wal::{HybridTime, LogPosition, ReplicaTabletId, SourceTabletId};
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Notify;
 
@@ -96,12 +94,10 @@ impl Tablet {
     }
 }
 
-/// Decisions on their way from the leader to one replica tablet.
+/// Decisions on their way from the leader to one replica tablet: at most the machine's window of them.
 #[derive(Debug, Default)]
 pub(super) struct ApplyQueue {
     state: Mutex<Gathered>,
-    /// What waits here or at the executor.
-    waiting: AtomicUsize,
     moved: Notify,
 }
 
@@ -114,23 +110,13 @@ pub(super) struct Gathered {
     pub(super) through: LogPosition,
     /// The newest safe time at or below `through`.
     pub(super) safe_time: HybridTime,
-    /// The newest decision for any tablet: a transaction is forgotten once *every* tablet has durably applied the log up
-    /// to its decision, also one that had nothing to do for it.
-    pub(super) decided: LogPosition,
     /// No more will come.
     pub(super) closing: bool,
 }
 
 impl ApplyQueue {
     /// Hands decisions over, all of them up to `through`.
-    pub(super) fn hand_over(
-        &self,
-        work: &mut Vec<Decided>,
-        through: LogPosition,
-        safe_time: HybridTime,
-        decided: LogPosition,
-    ) {
-        self.waiting.fetch_add(work.len(), Ordering::Relaxed);
+    pub(super) fn hand_over(&self, work: &mut Vec<Decided>, through: LogPosition, safe_time: HybridTime) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if work.is_empty() && state.through == through {
             return;
@@ -138,7 +124,6 @@ impl ApplyQueue {
         state.work.extend(work.drain(..));
         state.through = through;
         state.safe_time = safe_time;
-        state.decided = decided;
         drop(state);
         self.moved.notify_one();
     }
@@ -159,15 +144,5 @@ impl ApplyQueue {
     /// Waits until something was handed over.
     pub(super) async fn moved(&self) {
         self.moved.notified().await;
-    }
-
-    /// The tablet has made this many durable.
-    pub(super) fn done(&self, decisions: usize) {
-        self.waiting.fetch_sub(decisions, Ordering::Relaxed);
-    }
-
-    /// Whether so many wait that pulling should pause.
-    pub(super) fn is_full(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) > DECISIONS_WAITING
     }
 }

@@ -53,14 +53,15 @@ impl Build<'_> {
         let foreign = ["publication", "slot", "password_file", "include", "exclude", "rename"];
         self.foreign(tablet, &foreign, "source.kind = \"postgres\"");
         let name = tablet.text("name").unwrap_or_default().to_owned();
-        CdcTabletConfig { url: self.http_url(tablet), tablet: tablet.text("tablet").unwrap_or(&name).to_owned(), name }
+        let (url, tls) = self.http_url(tablet);
+        CdcTabletConfig { url, tls, tablet: tablet.text("tablet").unwrap_or(&name).to_owned(), name }
     }
 
     fn postgres_tablets(&mut self, source: &Section<'_>, tablets: &[Section<'_>]) -> Vec<PostgresTabletConfig> {
         let mut slots = BTreeMap::new();
         let shared = self.rules(source, &TableRules::default());
         let mut read = |tablet: &Section<'_>| {
-            self.foreign(tablet, &["tablet"], "source.kind = \"cdc\"");
+            self.foreign(tablet, &["tablet", "tls"], "source.kind = \"cdc\"");
             let slot = self.required(tablet, "slot", "name the replication slot; it is created when missing");
             if !slot.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_')) || slot.len() > 63 {
                 let what = format!("{slot:?} is no name of a slot");
@@ -97,9 +98,10 @@ impl Build<'_> {
         };
         if !parts.loopback && !tablet.flag("insecure") {
             let insecure = tablet.key("insecure");
-            if !parts.tls {
-                let mend = format!("add ?sslmode=verify-full to the URL, or set {insecure} = true");
-                self.faults.push(&key, "is reached beyond loopback without TLS", mend);
+            if !parts.verified {
+                let what = "is reached beyond loopback without TLS that verifies the server";
+                let mend = format!("write ?sslmode=verify-full in the URL, or set {insecure} = true");
+                self.faults.push(&key, what, mend);
             }
             if !parts.credentials && !password && !self.libpq_credentials() {
                 let mend = format!("set password_file (or PGPASSFILE), or set {insecure} = true");
