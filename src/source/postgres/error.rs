@@ -18,12 +18,6 @@ impl Failure {
         Self { code: String::new(), message: what.to_string() }
     }
 
-    /// Whether the session ended, for whatever reason, so that another one may do better.
-    #[must_use]
-    pub fn is_of_the_session(&self) -> bool {
-        self.code.is_empty() || self.code.starts_with("08") || self.code.starts_with("57P")
-    }
-
     /// The failure of one server, as the stream reports it.
     #[must_use]
     pub fn at(&self, server: &str) -> SourceError {

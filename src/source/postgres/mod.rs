@@ -102,24 +102,20 @@ impl PostgresSource {
         failure.at(&self.target.label())
     }
 
-    /// Asks the server on the session that is kept for it. One that died since it was used last is no answer.
-    async fn ask<T>(&self, question: impl AsyncFn(&mut Sql) -> Result<T, Failure>) -> Result<T, SourceError> {
+    /// Asks the server on the session that is kept for it, unless that has ended meanwhile.
+    async fn ask<T>(&self, question: impl AsyncFnOnce(&mut Sql) -> Result<T, Failure>) -> Result<T, SourceError> {
         let mut kept = self.sql.lock().await;
-        loop {
-            let (mut sql, fresh) = match kept.take() {
-                Some(sql) => (sql, false),
-                None => (self.target.sql().await?, true),
-            };
-            let answer = tokio::time::timeout(limits::CONNECT_TIMEOUT, question(&mut sql)).await;
-            match answer.unwrap_or_else(|_| Err(Failure::lost("the server does not answer"))) {
-                Ok(answer) => {
-                    *kept = Some(sql);
-                    return Ok(answer);
-                }
-                Err(failure) if !fresh && failure.is_of_the_session() => {}
-                Err(failure) => return Err(self.at(&failure)),
-            }
+        let alive = kept.take().and_then(Sql::alive);
+        let mut sql = match alive {
+            Some(sql) => sql,
+            None => self.target.sql().await?,
+        };
+        let answer = tokio::time::timeout(limits::CONNECT_TIMEOUT, question(&mut sql)).await;
+        let answer = answer.unwrap_or_else(|_| Err(Failure::lost("the server does not answer")));
+        if answer.is_ok() {
+            *kept = Some(sql);
         }
+        answer.map_err(|failure| self.at(&failure))
     }
 
     fn renaming(&self, catalog: Arc<dyn Catalog>) -> Arc<dyn Catalog> {
