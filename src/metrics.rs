@@ -20,6 +20,9 @@ pub const CAUSE: &str = "cause";
 /// The label of the process's role: `leader`, `standby`.
 pub const ROLE: &str = "role";
 
+/// The label of a certificate: the dotted key of its file in the configuration.
+pub const CERTIFICATE: &str = "certificate";
+
 /// The statuses in which a transaction is finished.
 const FINISHED: [&str; 2] = ["committed", "aborted"];
 
@@ -106,6 +109,8 @@ metrics! {
     PROVISIONAL_OLDEST = "untorn_provisional_records_oldest_seconds", Gauge, [], "Age of the oldest provisional record.";
     BUDGET = "untorn_memory_budget_bytes", Gauge, [], "The memory budget.";
     BUDGET_USED = "untorn_memory_budget_used_bytes", Gauge, [], "How much of the memory budget is in use.";
+    CERTIFICATE_EXPIRY = "untorn_certificate_expiry_timestamp_seconds", Gauge, [CERTIFICATE],
+        "When the first certificate of a file expires, as seconds since the Unix epoch.";
     READY = "untorn_ready_info", Gauge, [], "1 when reads at safe time are served, else 0.";
     ROLE_INFO = "untorn_role_info", Gauge, [ROLE], "1 for the role that this process has, else 0.";
     EPOCH = "untorn_owner_epoch", Gauge, [], "The epoch of this process's ownership of the transaction log.";

@@ -3,6 +3,9 @@
 #[doc = include_str!("operations.md")]
 pub mod operations {}
 
+#[doc = include_str!("access.md")]
+pub mod access {}
+
 #[doc = include_str!("install.md")]
 pub mod install {}
 

@@ -1,5 +1,6 @@
 //! What several modules of this test need.
 
+pub mod authority;
 pub mod constellation;
 pub mod daemon;
 pub mod postgres;
