@@ -7,7 +7,7 @@ use super::role::{Role, needs};
 use crate::proto::transport;
 use axum::Router;
 use axum::extract::Request;
-use axum::http::{StatusCode, header};
+use axum::http::{StatusCode, Version};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use std::future::Future;
@@ -33,16 +33,18 @@ async fn admit(request: Request, next: Next) -> Response {
     let peer = request.extensions().get::<Peer>();
     let role = peer.and_then(|peer| peer.role);
     let path = request.uri().path();
+    // Every service's package begins so; pages do not.
+    let grpc = path.starts_with("/untorn.");
+    // A browser on this machine may be made to post to an open port, but it never speaks HTTP/2 without TLS.
+    if grpc && request.version() != Version::HTTP_2 {
+        return StatusCode::HTTP_VERSION_NOT_SUPPORTED.into_response();
+    }
     let needed = needs(path);
     if role >= Some(needed) {
         return next.run(request).await;
     }
     let refused = refusal(peer, needed);
     audit(peer, "call", path, &Err::<(), _>(&refused));
-    let grpc = request
-        .headers()
-        .get(header::CONTENT_TYPE)
-        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
     if grpc {
         Status::permission_denied(refused).into_http()
     } else {
