@@ -107,6 +107,21 @@ pub const PING_INTERVAL: Duration = Duration::from_millis(50);
 pub const SLOT_LOCK_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a transaction stays prepared before `check` mentions it: transaction managers end theirs within seconds.
 pub const PREPARED_OLD: Duration = Duration::from_secs(60);
+/// How often a server is asked what it keeps back for a stream: often enough for a forecast, too seldom to be felt.
+pub const RETENTION_EVERY: Duration = Duration::from_secs(10);
+/// Ranges of one table that `verify` keeps checksums of: 20 MiB. Ten million rows make ranges of ten.
+pub const VERIFY_RANGES_MAX: usize = 1 << 20;
+/// Rows of ranges that differ, both sides together, that `verify` looks into in one pass over a table: about 30 MiB.
+pub const VERIFY_SLICE_ROWS: u64 = 200_000;
+/// Keys that `verify` settles at once, each with a hash of every column on both sides.
+pub const VERIFY_KEYS: usize = 2_000;
+/// Differences of one table that `verify` tells; a table that differs more needs a new copy, not a list.
+pub const VERIFY_DIFFERENCES_MAX: usize = 1_000;
+/// How long `verify` waits for the replica to show what the source showed, within what tablets keep of older versions.
+pub const VERIFY_WAIT: Duration = Duration::from_secs(300);
+/// How long `verify` waits for open transactions to end before it reads a row that differs: longer than ordinary ones
+/// take; after that it says which rows it could not settle.
+pub const VERIFY_QUIET: Duration = Duration::from_secs(2);
 /// Groups of frames between a server's socket and the assembler. A group is what one read brought, up to 64 KiB unless
 /// a row is larger, so this bounds what waits in memory while the applier stalls.
 pub const FRAME_GROUPS: usize = 32;
@@ -131,9 +146,11 @@ pub const APPLIED_BRANCHES_REMEMBERED: usize = 1 << 14;
 pub const REPORTS_IN_FLIGHT: usize = 4;
 /// Inputs that wait for the transaction leader. Each stream has few on their way, so this bounds a burst, not work.
 pub const LEADER_INPUTS: usize = 256;
-/// Decisions that wait for one replica tablet, or that it has applied and not made durable, before pulling pauses. A
-/// decision takes about 200 bytes here.
-pub const DECISIONS_WAITING: usize = 1 << 18;
+/// Decisions on their way to one replica tablet: handed out, and not durably applied. A decision takes about 200 bytes
+/// there; what waits behind it is held once, in the log's fold. More than a tablet applies between two barriers.
+pub const APPLY_WINDOW: usize = 1 << 16;
+/// Transactions held in memory beyond which streams that run ahead pause: a record takes about 400 bytes.
+pub const TRANSACTIONS_HELD: usize = 1 << 20;
 /// Decisions in one batch for a replica tablet: bounds how long one call keeps a tablet from others.
 pub const APPLY_BATCH_DECISIONS: usize = 4096;
 /// Milliseconds without new decisions after which a tablet is asked to make durable what it applied, so that
@@ -199,6 +216,12 @@ pub const READ_WAIT_MS: u64 = 5_000;
 pub const READ_PATIENCE_MS: u64 = 120_000;
 /// Keys of one undecided branch that are remembered to find conflicts; a branch with more conflicts with every other.
 pub const CONFLICT_KEYS_MAX: usize = 1 << 16;
+/// Keys that two streams wrote, remembered by a tablet. One is enough to stop a stream; the others are there so that it
+/// does not go on when the first is mended.
+pub const TWICE_WRITTEN_KEYS: usize = 1_024;
+/// Keys of one staged transaction that are remembered while it asks for rows to fill others from (about 40 bytes each);
+/// one with more has its chunks read through at each question.
+pub const STAGED_KEYS_MAX: usize = 1 << 18;
 /// Bytes of newest writes that the tablets of one folder gather in memory, together, before they go to table files.
 pub const STORE_MEMTABLES_BYTES: u64 = 24 << 20;
 /// Bytes of newest writes that the tablets of one folder hold in memory at most, written to table files or on their way

@@ -23,6 +23,9 @@ pub const ROLE: &str = "role";
 /// The label of a certificate: the dotted key of its file in the configuration.
 pub const CERTIFICATE: &str = "certificate";
 
+/// The statuses in which a transaction is finished.
+const FINISHED: [&str; 2] = ["committed", "aborted"];
+
 /// The stream label of a safe time that no stream holds back.
 pub const HELD_BY_NOBODY: &str = "";
 
@@ -72,11 +75,19 @@ metrics! {
         "Position up to which records are durable at the replica and in the log.";
     STREAM_CHECKPOINTED = "untorn_stream_checkpointed_position", Gauge, [STREAM],
         "Position acknowledged to the source.";
+    STREAM_IN_WORK = "untorn_stream_in_work_bytes", Gauge, [STREAM],
+        "Bytes received from a stream that are not yet durable at the replica and in the log.";
     STREAM_LAG = "untorn_stream_lag_seconds", Gauge, [STREAM],
         "Age, by wall clock, of the oldest invisible commit of a stream or of its last answer, whichever is greater.";
     STREAM_STATE = "untorn_stream_state_info", Gauge, [STREAM, STATE], "1 for the state that a stream is in, else 0.";
     STREAM_RECONNECTS = "untorn_stream_reconnects_total", Counter, [STREAM], "Times that a stream was opened again.";
     STREAM_COPIED_ROWS = "untorn_stream_copied_rows_total", Counter, [STREAM], "Rows of the initial copy.";
+    SOURCE_WAL_RETAINED = "untorn_source_wal_retained_bytes", Gauge, [STREAM],
+        "Bytes of WAL that the server keeps for the stream's slot.";
+    SOURCE_WAL_SAFE = "untorn_source_wal_safe_bytes", Gauge, [STREAM],
+        "Bytes of WAL that the server may write before the slot is lost; +Inf where only its disk limits it.";
+    SOURCE_PREPARED_OLDEST = "untorn_source_prepared_oldest_seconds", Gauge, [STREAM],
+        "Age of the oldest transaction prepared on the server; 0 where none is.";
     TRANSACTIONS = "untorn_held_transactions", Gauge, [STATUS], "Transactions held, by status.";
     TRANSACTIONS_FINISHED = "untorn_finished_transactions_total", Counter, [STATUS],
         "Transactions applied or aborted.";
@@ -141,7 +152,31 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
     let handle = recorder.handle();
     ::metrics::set_global_recorder(recorder)?;
     describe_all();
+    begin(&[]);
+    for status in FINISHED {
+        begin_counter(TRANSACTIONS_FINISHED, &[(STATUS, status)]);
+    }
     Ok(handle)
+}
+
+/// Shows a stream's counters from the start.
+pub fn begin_stream(name: &str) {
+    begin(&[(STREAM, name)]);
+}
+
+/// Shows every counter with just these labels from the start. One that appeared with its first event would hide that
+/// event from `rate` and `increase`, which see only what is added to a number that was there before.
+fn begin(labels: &[(&'static str, &str)]) {
+    let names: Vec<_> = labels.iter().map(|(label, _)| *label).collect();
+    for metric in METRICS.iter().filter(|metric| metric.kind == MetricKind::Counter && metric.labels == names) {
+        begin_counter(metric.name, labels);
+    }
+}
+
+fn begin_counter(name: &'static str, labels: &[(&'static str, &str)]) {
+    let labels: Vec<_> =
+        labels.iter().map(|(label, value)| ::metrics::Label::new(*label, (*value).to_owned())).collect();
+    ::metrics::counter!(name, labels).increment(0);
 }
 
 /// The metrics as a Markdown table, for the documentation.
@@ -187,6 +222,24 @@ mod tests {
                 assert!(rendered.contains(&format!("{}_bucket{{le=\"600\"}} 1", metric.name)), "{rendered}");
             }
         }
+    }
+
+    #[test]
+    fn a_streams_counters_are_there_before_anything_happens() {
+        let recorder = builder().unwrap().build_recorder();
+        ::metrics::with_local_recorder(&recorder, || {
+            begin(&[]);
+            begin_stream("a");
+        });
+        let rendered = recorder.handle().render();
+        for counter in [
+            "untorn_log_conflicts_total 0",
+            "untorn_stream_reconnects_total{stream=\"a\"} 0",
+            "untorn_stream_records_total{stream=\"a\"} 0",
+        ] {
+            assert!(rendered.contains(counter), "{counter} is not in {rendered}");
+        }
+        assert!(!rendered.contains(WAITED), "its causes are known when somebody waits");
     }
 
     #[test]

@@ -38,11 +38,11 @@ pub struct Grant {
 /// Services by what their calls need. A method or path that stands nowhere here needs [`Role::Admin`].
 const NEEDS: &[(Role, &str, &[&str])] = &[
     (Role::Viewer, "untorn.admin.v1.AdminService", &["Status", "Explain", "Waiting"]),
-    (Role::Operator, "untorn.admin.v1.AdminService", &["Scan", "LogFilter"]),
+    (Role::Operator, "untorn.admin.v1.AdminService", &["Scan", "LogFilter", "VerifyTables", "Verify"]),
     (Role::Viewer, "untorn.cdc.v1.CdcService", &["ListTablets"]),
     (Role::Operator, "untorn.cdc.v1.CdcService", &["GetCdcRecords", "CheckTransactions"]),
     (Role::Viewer, "untorn.tablet.v1.TabletService", &["Stats"]),
-    (Role::Operator, "untorn.tablet.v1.TabletService", &["Read"]),
+    (Role::Operator, "untorn.tablet.v1.TabletService", &["Read", "Fill"]),
     (
         Role::Admin,
         "untorn.tablet.v1.TabletService",

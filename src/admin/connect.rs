@@ -92,6 +92,7 @@ async fn postgres(source: &PostgresSourceConfig, tablet: &PostgresTabletConfig) 
         password_file: tablet.password_file.clone(),
         publication: tablet.publication.clone(),
         slot: tablet.slot.clone(),
+        tables: std::sync::Arc::clone(&tablet.tables),
         gids,
         slot_lock_timeout: limits::SLOT_LOCK_TIMEOUT,
     };

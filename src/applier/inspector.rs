@@ -7,8 +7,10 @@ use super::reads::Reader;
 use super::shown::{Finished, Pullers};
 use super::streams::{Progress, SharedBudget, StreamSide};
 use crate::coordinator::Coordinator;
-use crate::limits::PULLER_SILENT_MS;
-use crate::metrics::{BUDGET, BUDGET_USED, PROVISIONAL_BYTES, PROVISIONAL_OLDEST, PROVISIONAL_RECORDS, TABLET};
+use crate::metrics::{
+    BUDGET, BUDGET_USED, PROVISIONAL_BYTES, PROVISIONAL_OLDEST, PROVISIONAL_RECORDS, STREAM, STREAM_IN_WORK, TABLET,
+};
+use crate::source::Source;
 use crate::wal::{Epoch, HybridTime, SourceTabletId};
 use ::metrics::gauge;
 use std::sync::Arc;
@@ -70,6 +72,9 @@ impl Inspector {
         let (used, total) = self.budget();
         gauge!(BUDGET).set(total as f64);
         gauge!(BUDGET_USED).set(used as f64);
+        for (index, side) in self.streams.iter().enumerate() {
+            gauge!(STREAM_IN_WORK, STREAM => side.name.clone()).set(self.budget.held_by(index) as f64);
+        }
         let Some(reader) = self.reader() else { return };
         for tablet in reader.tablets.named() {
             // A tablet that does not answer keeps its last numbers; its absence shows in what waits for it.
@@ -86,6 +91,12 @@ impl Inspector {
         if let Ok(seconds) = self.look(oldest).await {
             gauge!(PROVISIONAL_OLDEST).set(seconds);
         }
+    }
+
+    /// The sources of this process' configuration, in its order.
+    #[must_use]
+    pub fn sources(&self) -> Vec<Arc<dyn Source>> {
+        self.streams.iter().map(|side| Arc::clone(&side.source)).collect()
     }
 
     /// The streams of this process' configuration, in its order, and how far it has pulled each.
@@ -106,10 +117,8 @@ impl Inspector {
         match &self.led {
             Some(led) => {
                 let pullers = led.pullers.borrow();
-                let silent =
-                    |heard: &HybridTime| heard.seconds_behind(self.clock.now()) * 1000.0 > PULLER_SILENT_MS as f64;
-                let state = pullers.states.get(&stream).cloned();
-                state.filter(|_| !pullers.heard.get(&stream).is_some_and(silent))
+                let alive = pullers.is_alive(stream, self.clock.now());
+                pullers.states.get(&stream).filter(|_| alive).cloned()
             }
             None => self.progress(name).map(|progress| progress.state),
         }

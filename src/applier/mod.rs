@@ -21,6 +21,7 @@ mod probes;
 mod pull;
 mod reads;
 mod recovery;
+mod retention;
 mod shown;
 mod streams;
 mod tablets;
@@ -35,11 +36,11 @@ pub use shown::Shown;
 pub use streams::Progress;
 pub use tablets::{NamedTablet, Tablets};
 
-use crate::coordinator::Settings;
+use crate::coordinator::{Release, Settings};
 use crate::limits::{APPLIER_DRAIN_MS, LEADER_INPUTS};
 use crate::source::Source;
 use crate::txn_log::TransactionLog;
-use crate::wal::{LogPosition, SourceTabletId};
+use crate::wal::SourceTabletId;
 use driver::Driver;
 use executor::Executor;
 use inputs::Input;
@@ -154,8 +155,6 @@ impl Applier {
                 leader: Arc::clone(&leader),
                 tablets: tablets.clone(),
                 budget: Arc::clone(&budget),
-                queues: led.as_ref().map_or_else(Vec::new, |led| led.queues.clone()),
-                pullers: led.as_ref().map(|led| led.view.pullers.clone()),
                 draining: drain.clone(),
                 puller: owner.clone(),
                 clock: host.clock.clone(),
@@ -291,6 +290,8 @@ async fn lead(
             inputs: inputs.clone(),
             log_id: log_id.clone(),
             owner: epoch,
+            refused: None,
+            one_writer: release != Release::CommonClock,
         };
         executors.spawn(executor.run(host.seed(index)));
     }
@@ -323,7 +324,7 @@ async fn lead(
         waited: 0.0,
         settling: Vec::new(),
         tables_changed: true,
-        decided: LogPosition(0),
+        to_check: BTreeMap::new(),
         finished: Arc::clone(&finished),
     };
     let mut drivers = JoinSet::new();

@@ -2,6 +2,7 @@
 
 use super::leader::StreamState;
 use crate::coordinator::{ReadPoint, TabletMap};
+use crate::limits::PULLER_SILENT_MS;
 use crate::wal::{HybridTime, SourceTabletId, TableSchema};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -34,6 +35,15 @@ pub struct Pullers {
     pub states: BTreeMap<SourceTabletId, StreamState>,
     /// When each stream's puller said so last.
     pub heard: BTreeMap<SourceTabletId, HybridTime>,
-    /// Streams that the machine stopped, and why: their pullers must open them again.
-    pub stopped: BTreeMap<SourceTabletId, String>,
+    /// Who each stream's puller is, for people.
+    pub names: BTreeMap<SourceTabletId, String>,
+}
+
+impl Pullers {
+    /// Whether a stream's puller was heard a moment ago.
+    #[must_use]
+    pub fn is_alive(&self, stream: SourceTabletId, now: HybridTime) -> bool {
+        let heard = self.heard.get(&stream);
+        heard.is_some_and(|heard| heard.seconds_behind(now) * 1000.0 <= PULLER_SILENT_MS as f64)
+    }
 }

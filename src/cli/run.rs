@@ -164,7 +164,7 @@ fn settings(config: &DaemonConfig) -> Settings {
         SourceConfig::Postgres(source) => u64::try_from(source.clock_skew.as_micros()).unwrap_or(u64::MAX),
         _ => 0,
     };
-    Settings { release: config.release(), clock_skew_micros, gate: true }
+    Settings { release: config.release(), clock_skew_micros, gate: true, ..Settings::default() }
 }
 
 fn log_engine(log: &LogConfig) -> Result<Box<dyn TransactionLog>, Failure> {
@@ -218,12 +218,16 @@ fn tablets(
 fn sources(config: &DaemonConfig, keys: &mut Keyring) -> Result<Vec<Arc<dyn Source>>, Failure> {
     match &config.source {
         SourceConfig::None => Ok(Vec::new()),
-        SourceConfig::Postgres(source) => postgres(source),
+        SourceConfig::Postgres(source) => {
+            let shared = |source| -> Arc<dyn Source> { Arc::new(source) };
+            Ok(postgres(source)?.into_iter().map(shared).collect())
+        }
         SourceConfig::Cdc(tablets) => cdc(tablets, keys),
     }
 }
 
-fn postgres(source: &PostgresSourceConfig) -> Result<Vec<Arc<dyn Source>>, Failure> {
+/// The source tablets of a PostgreSQL source.
+pub(super) fn postgres(source: &PostgresSourceConfig) -> Result<Vec<PostgresSource>, Failure> {
     let gids = source.gid_pattern.as_deref().map_or_else(|| Ok(GidPattern::default()), GidPattern::parse);
     let gids = gids.map_err(|error| Failure::Failed(format!("source.gid_pattern: {error}")))?;
     let one = |tablet: &crate::config::PostgresTabletConfig| {
@@ -233,12 +237,11 @@ fn postgres(source: &PostgresSourceConfig) -> Result<Vec<Arc<dyn Source>>, Failu
             password_file: tablet.password_file.clone(),
             publication: tablet.publication.clone(),
             slot: tablet.slot.clone(),
+            tables: Arc::clone(&tablet.tables),
             gids: gids.clone(),
             slot_lock_timeout: SLOT_LOCK_TIMEOUT,
         };
-        let source = PostgresSource::new(options).map_err(Failure::Failed)?;
-        let source: Arc<dyn Source> = Arc::new(source);
-        Ok(source)
+        PostgresSource::new(options).map_err(Failure::Failed)
     };
     source.tablets.iter().map(one).collect()
 }

@@ -16,9 +16,11 @@ pub use value::Secret;
 
 use crate::access::{ClientFiles, Grant, ServerFiles};
 use crate::coordinator::Release;
+use crate::source::postgres::TableRules;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What a file configures.
@@ -146,6 +148,8 @@ pub struct PostgresTabletConfig {
     pub publication: String,
     /// The replication slot.
     pub slot: String,
+    /// Which published tables are replicated, and under which names.
+    pub tables: Arc<TableRules>,
 }
 
 /// One tablet of a CDC service.

@@ -389,3 +389,27 @@ fn a_tablet_servers_file() {
     assert_eq!((server.names.len(), server.wal_retention, server.metrics), (2, 64 << 20, None));
     assert!(Configuration::parse("data_dir='d'", &Vars::new()).unwrap().tablet_server().is_err());
 }
+
+#[test]
+fn a_servers_rules_stand_instead_of_the_shared_ones() {
+    let file = |rules: [&str; 3]| {
+        let [shared, a, b] = rules;
+        let tablet = |name, rules| {
+            format!(
+                "[[source.tablets]]\nname = '{name}'\nurl = 'postgres://u@127.0.0.1/d'\npublication = 'p'\nslot = '{name}'\n\
+                 {rules}\n"
+            )
+        };
+        format!("data_dir = 'd'\n[source]\nkind = 'postgres'\n{shared}\n{}{}", tablet("a", a), tablet("b", b))
+    };
+    let text = file(["exclude = ['public.x']\nrename = ['shop.* -> public.*']", "", "exclude = []"]);
+    let SourceConfig::Postgres(source) = daemon(&text, &[]).source else { panic!("postgres") };
+    let name = |tablet: usize, schema, table| source.tablets[tablet].tables.name_of(schema, table);
+    assert_eq!([name(0, "public", "x"), name(1, "public", "x")], [None, Some("public.x".into())]);
+    assert_eq!([name(0, "shop", "y"), name(1, "shop", "y")], [Some("public.y".into()), Some("public.y".into())]);
+    let text = file(["include = ['accounts']", "rename = ['public.a -> public.*']", ""]);
+    let found = faults(&text);
+    assert!(found[0].contains("source.include[0]") && found[0].contains("schema.table"), "{found:?}");
+    assert!(found[1].contains("source.tablets[0].rename[0]"), "{found:?}");
+    assert_eq!(found.len(), 2);
+}

@@ -1,6 +1,8 @@
 //! The status page in a real browser.
 
 use async_trait::async_trait;
+use futures::StreamExt;
+use futures::stream::BoxStream;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
@@ -11,6 +13,7 @@ use untorn::admin::explain::{Cause, Explanation, Involved, TransactionStatus, Wa
 use untorn::admin::health::Health;
 use untorn::admin::scan::{Scan, ScanAt, ScanError};
 use untorn::admin::status::{CopyPhase, CopyStatus, Position, Role, State, Status, StreamStatus, TransactionCounts};
+use untorn::admin::verify::{Event, VerifyError};
 use untorn::admin::{Inspect, server};
 use untorn::wal::{Epoch, HybridTime};
 
@@ -69,6 +72,14 @@ impl Inspect for Shown {
                 aborted_total: 0,
             },
         }
+    }
+
+    async fn verify_tables(&self) -> Result<Vec<String>, VerifyError> {
+        Ok(Vec::new())
+    }
+
+    fn verify(&self, _: &str) -> BoxStream<'static, Result<Event, VerifyError>> {
+        futures::stream::empty().boxed()
     }
 
     async fn explain(&self, _: &str) -> Vec<Explanation> {

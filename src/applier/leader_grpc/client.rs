@@ -1,6 +1,6 @@
 //! The client: a [`TransactionLeader`] that lives in another process.
 
-use super::super::leader::{LeaderError, Reported, StreamOpened, StreamState, TransactionLeader};
+use super::super::leader::{LeaderError, Reported, StreamOpened, StreamState, TransactionLeader, Wanted};
 use super::convert::report_bytes;
 use super::error::from_status;
 use crate::access::{Address, BadAddress};
@@ -60,8 +60,9 @@ fn request<T>(message: T) -> Request<T> {
 // Cloning a generated client is cheap, and its calls want it mutable: each call has its own.
 #[async_trait]
 impl TransactionLeader for GrpcLeader {
-    async fn open_stream(&self, name: &str, puller: &str) -> Result<StreamOpened, LeaderError> {
-        let message = pb::OpenStreamRequest { name: name.to_owned(), puller: puller.to_owned() };
+    async fn open_stream(&self, name: &str, puller: &str, held: Option<Epoch>) -> Result<StreamOpened, LeaderError> {
+        let (name, puller) = (name.to_owned(), puller.to_owned());
+        let message = pb::OpenStreamRequest { name, puller, held: held.map(|epoch| epoch.0) };
         let opened = self.answer(self.client.clone().open_stream(request(message)).await)?;
         opened.try_into().map_err(|fault| self.unavailable(fault))
     }
@@ -110,10 +111,14 @@ impl TransactionLeader for GrpcLeader {
         Ok(())
     }
 
-    async fn stream_state(&self, stream: SourceTabletId, puller: Epoch, state: StreamState) -> Result<(), LeaderError> {
+    async fn stream_state(
+        &self,
+        stream: SourceTabletId,
+        puller: Epoch,
+        state: StreamState,
+    ) -> Result<Wanted, LeaderError> {
         let message = pb::StreamStateRequest { stream: stream.0, puller: puller.0, state: Some(state.into()) };
-        let pb::StreamStateResponse {} = self.answer(self.client.clone().set_stream_state(request(message)).await)?;
-        Ok(())
+        Ok(self.answer(self.client.clone().set_stream_state(request(message)).await)?.into())
     }
 
     async fn transaction_record(

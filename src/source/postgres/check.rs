@@ -10,6 +10,7 @@ pub use clock::Clock;
 
 use super::PostgresSource;
 use super::error::Failure;
+use super::failover::Identity;
 use super::relation;
 use super::slot::{self, VERSION_MIN};
 use super::sql::Sql;
@@ -70,7 +71,7 @@ impl PostgresSource {
             Err(_) if !self.may_replicate().await => return,
             Err(error) => return findings.unlabelled(format!("{error} (a replication connection)")),
         };
-        match slot::identity(&mut session).await {
+        match Identity::ask(&mut session).await {
             Ok(identity) => identity.system.clone_into(&mut checked.system),
             Err(failure) => findings.unlabelled(failure.at(&self.target.label()).to_string()),
         }
@@ -100,7 +101,9 @@ impl PostgresSource {
         slots::check(sql, slot, target, &server, findings).await?;
         let published = if server.publication {
             tables::publication(sql, publication, findings).await?;
-            relation::published(sql, publication).await?
+            let mut published = relation::published(sql, publication).await?;
+            tables::rules(&mut published, &self.options.tables, findings);
+            published
         } else {
             let create = format!("CREATE PUBLICATION {} FOR ALL TABLES;", relation::quote(publication));
             findings.fault(format!("publication {publication:?} does not exist"), create);

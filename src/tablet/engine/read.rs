@@ -16,7 +16,10 @@ const STEPS_BEFORE_SEARCH: usize = 16;
 
 /// Reads a page; the tablet has heard the log up to the read point.
 pub(super) fn page<S: Store>(shared: &Shared<S>, request: &ReadRequest) -> Result<ReadPage, TabletError> {
-    // The view comes first: what was dropped before it was taken lies below the horizon that is asked after it.
+    // The truncations come first: one that is forgotten later has removed nothing that the view still shows. Those of
+    // the read point are known, because it was heard. What was dropped before the view was taken lies below the horizon
+    // that is asked after it.
+    let truncations = shared.truncations();
     let view = shared.store.view();
     let kept = shared.kept();
     let at = request.at;
@@ -26,7 +29,6 @@ pub(super) fn page<S: Store>(shared: &Shared<S>, request: &ReadRequest) -> Resul
             kept: format!("{} at {}", kept.position, kept.time),
         });
     }
-    let truncations = shared.truncations();
     let mut reader = Reader { view: &view, request, truncations: &truncations, page: ReadPage::default(), bytes: 0 };
     let (mut from, mut below) = keys::table_versions(request.table);
     if let Some(after) = &request.after {
@@ -145,6 +147,7 @@ impl<V: Read> Reader<'_, V> {
     fn histories(&mut self, from: Vec<u8>, below: &[u8]) -> Result<(), TabletError> {
         let mut row: Vec<u8> = Vec::new();
         let mut versions: Vec<(Stamp, V::Slice)> = Vec::new();
+        let mut held = 0;
         let view = self.view;
         for entry in view.scan(Space::Versions, &from, below) {
             let (key, value) = entry?;
@@ -157,10 +160,23 @@ impl<V: Read> Reader<'_, V> {
                 row.extend_from_slice(of);
             }
             let version: StoredVersion<'_> = decode("a version", value.as_ref())?;
+            // A row that is written all the time has more versions than anyone wants to hold at once.
+            if self.request.key.is_some() {
+                if version.position > self.request.at.position {
+                    continue;
+                }
+                if held >= self.request.max_bytes.min(PAGE_BYTES) {
+                    self.page.more_after = Some(Key(Bytes::copy_from_slice(&row)));
+                    break;
+                }
+                held += key.as_ref().len() + value.as_ref().len();
+            }
             let stamp = Stamp { time, position: version.position, stream, deleted: version.row.is_none() };
             versions.push((stamp, value));
         }
+        let cut = self.page.more_after.take();
         self.settle_history(&row, &mut versions)?;
+        self.page.more_after = cut.or(self.page.more_after.take());
         Ok(())
     }
 

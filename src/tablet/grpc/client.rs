@@ -1,8 +1,8 @@
 //! The client: a [`TabletLeader`] whose tablet lives in another process.
 
 use super::super::{
-    Announced, Applied, ApplyBatch, ChunkBatch, CopyBatch, ProvisionalBatch, ReadPage, ReadRequest, Stored, StreamMark,
-    TabletError, TabletLeader, TabletStats,
+    Announced, Applied, ApplyBatch, ChunkBatch, CopyBatch, FillRequest, ProvisionalBatch, ReadPage, ReadRequest,
+    Stored, StreamMark, TabletError, TabletLeader, TabletStats,
 };
 use super::error::from_status;
 use crate::access::{Address, BadAddress};
@@ -10,7 +10,7 @@ use crate::limits::{CALL_MS, GRPC_MESSAGE_BYTES_MAX};
 use crate::proto::tablet as pb;
 use crate::proto::tablet::tablet_service_client::TabletServiceClient;
 use crate::proto::wire::Malformed;
-use crate::wal::{Epoch, ReplicaTabletId, SourceTabletId};
+use crate::wal::{Epoch, ReplicaTabletId, Row, SourceTabletId};
 use async_trait::async_trait;
 use prost::Message;
 use std::time::Duration;
@@ -123,6 +123,11 @@ impl TabletLeader for GrpcTablet {
     async fn stage_chunk(&self, chunk: ChunkBatch) -> Result<(), TabletError> {
         let request = pb::StageChunkRequest { tablet: self.tablet.clone(), ..chunk.into() };
         self.answer(self.client.clone().stage_chunk(self.request(request)?).await)
+    }
+
+    async fn fill(&self, request: FillRequest) -> Result<Row, TabletError> {
+        let request = pb::FillRequest { tablet: self.tablet.clone(), ..request.into() };
+        self.answer(self.client.clone().fill(self.request(request)?).await)
     }
 
     async fn copy_rows(&self, batch: CopyBatch) -> Result<(), TabletError> {

@@ -5,6 +5,7 @@ pub mod constellation;
 pub mod daemon;
 pub mod postgres;
 pub mod process;
+pub mod prometheus;
 pub mod replay;
 pub mod tables;
 pub mod upstream;

@@ -280,6 +280,7 @@ async fn session(history: &History, tablet: usize, leader: &GrpcTablet) -> Resul
                 upto,
                 schemas: vec![schema()],
                 branches,
+                rolled_back: Vec::new(),
                 report_conflicts: false,
             };
             match leader.write_provisional(batch).await {
@@ -305,6 +306,7 @@ async fn session(history: &History, tablet: usize, leader: &GrpcTablet) -> Resul
             follows: heard,
             through: LogPosition(last.number),
             safe_time: last.time,
+            one_writer: false,
             work: work.collect(),
         };
         match leader.apply(batch).await {
