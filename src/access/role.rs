@@ -42,11 +42,11 @@ const NEEDS: &[(Role, &str, &[&str])] = &[
     (Role::Viewer, "untorn.cdc.v1.CdcService", &["ListTablets"]),
     (Role::Operator, "untorn.cdc.v1.CdcService", &["GetCdcRecords", "CheckTransactions"]),
     (Role::Viewer, "untorn.tablet.v1.TabletService", &["Stats"]),
-    (Role::Operator, "untorn.tablet.v1.TabletService", &["Read", "Fill"]),
+    (Role::Operator, "untorn.tablet.v1.TabletService", &["Read"]),
     (
         Role::Admin,
         "untorn.tablet.v1.TabletService",
-        &["Announce", "AnnouncePuller", "WriteProvisional", "StageChunk", "CopyRows", "Apply", "Sync"],
+        &["Announce", "AnnouncePuller", "WriteProvisional", "StageChunk", "Fill", "CopyRows", "Apply", "Sync"],
     ),
     (Role::Viewer, "untorn.transaction.v1.TransactionService", &["GetTransactionRecord"]),
     (
