@@ -9,6 +9,7 @@ use crate::limits::{
     ANNOUNCE_AGAIN_MS, APPLY_BATCH_DECISIONS, RETRY_FIRST_MS, RETRY_LAST_MS, STOPPED_RETRY_MS, SYNC_AFTER_MS,
     SYNC_AT_LEAST_EVERY_MS,
 };
+use crate::planted::{Bug, planted};
 use crate::tablet::{Applied, ApplyBatch, TabletError};
 use crate::wal::{Epoch, HybridTime, LogPosition};
 use std::collections::VecDeque;
@@ -80,11 +81,12 @@ impl Executor {
                     Ok(applied) => {
                         backoff.reset();
                         heard = applied.heard;
-                        self.applied(applied.applied, kept).await?;
+                        let done = if planted(Bug::DroppedWhenHeard) { applied.heard } else { applied.applied };
+                        self.applied(done, kept).await?;
                     }
                     // It holds less than before when it started again, and more when an answer was lost.
                     Err(TabletError::HeardOther { heard: other, .. }) => {
-                        heard = other;
+                        heard = if planted(Bug::HeardIsAssumed) { gathered.through } else { other };
                         self.check(other)?;
                     }
                     Err(error) => return Err(self.trouble(&error)),

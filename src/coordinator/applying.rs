@@ -7,6 +7,7 @@ use super::machine::Coordinator;
 use super::output::Output;
 use super::state::Piece;
 use super::transaction::Branch;
+use crate::planted::{Bug, planted};
 use crate::wal::{BranchId, HybridTime, LogPosition, ReplicaTabletId};
 
 impl Coordinator {
@@ -29,7 +30,7 @@ impl Coordinator {
     /// The next decision for a tablet, of those that are durable.
     pub(super) fn next_decided(&mut self) -> Option<Output> {
         while let Some((position, piece)) = self.state.work.get(self.work_yielded) {
-            if *position > self.durable {
+            if *position > self.durable && !planted(Bug::AppliedBeforeDurable) {
                 break;
             }
             let (position, piece) = (*position, piece.clone());

@@ -7,6 +7,7 @@ use super::output::{Output, Promise};
 use super::questions::Questions;
 use super::state::{Agenda, State};
 use crate::limits::ENTRY_BYTES;
+use crate::planted::{Bug, planted};
 use crate::wal::codec::{self, CodecError};
 use crate::wal::{Epoch, HybridTime, LogPosition, OpId, ReplicaTabletId, SourceTabletId, TableSchema, TransactionId};
 use std::collections::{BTreeMap, VecDeque};
@@ -77,7 +78,11 @@ impl Coordinator {
         let state = match snapshot {
             None => State::default(),
             Some((position, bytes)) => {
-                let state: State = codec::decode(FORMAT_VERSION, bytes)?;
+                let mut state: State = codec::decode(FORMAT_VERSION, bytes)?;
+                if planted(Bug::SnapshotWithoutUndecided) {
+                    state.streams.iter_mut().for_each(|stream| stream.places.clear());
+                    state.undecided.clear();
+                }
                 if state.position != position {
                     let found = state.position;
                     return Err(CodecError::Damaged(format!("the snapshot at {position} holds the state at {found}")));
@@ -171,6 +176,9 @@ impl Coordinator {
         }
         if let Some((position, time)) = self.state.safe {
             self.safe_pending.push_back(ReadPoint { position, time });
+        }
+        if planted(Bug::RestartAppliesNothing) {
+            self.work_yielded = self.state.work.len();
         }
         self.settle(now);
         Ok(())
