@@ -109,6 +109,7 @@ impl Pull<'_> {
                         self.stream.acknowledge(run.report.upto);
                     }
                     acknowledged = self.stream.acknowledged();
+                    window.acknowledged(acknowledged);
                     run.report.acknowledged = acknowledged;
                     reports.push_back(leader.report(run.report));
                     idle_at = after_ms(REPORT_IDLE_MS);

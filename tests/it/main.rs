@@ -2,11 +2,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests: a call that fails is a failed test")]
 
+mod check_connect;
 mod cli;
 mod coordinator_golden;
 mod coordinator_props;
 mod demo;
 mod docs;
+mod full_disk;
 mod log_owners;
 mod loop_disk;
 mod postgres_e2e;
