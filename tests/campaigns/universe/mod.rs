@@ -192,6 +192,7 @@ impl Universe {
         let tablets = (0..plan.replica_tablets as u32)
             .map(|number| TabletProcess::new(&world, number, plan.tablet_options))
             .collect();
+        let watch = Arc::<Mutex<LogWatch>>::default();
         let running = Arc::<Mutex<BTreeSet<_>>>::default();
         let common_clock = plan.release == Release::CommonClock;
         let shape = Shape {
@@ -221,6 +222,7 @@ impl Universe {
             // What an aborted transaction wrote may arrive after it was forgotten. Only the leader's own pullers ask the
             // source about what is left then.
             aborts: plan.pullers == 0,
+            watch: Arc::clone(&watch),
         };
         if !common_clock {
             let opening = workload.opening();
@@ -235,7 +237,6 @@ impl Universe {
             });
             workload.database = Database::Servers(servers.collect());
         }
-        let watch = Arc::<Mutex<LogWatch>>::default();
         let life = Life::new(&world, 0, &watch);
         Arc::new(Self {
             network,

@@ -4,6 +4,7 @@ use super::cdc::{self, CdcTablet, Logged};
 use super::draft::{self, Draft, OPENING, Shape};
 use super::faults::Kind;
 use super::history::{ACCOUNTS, History, Number, Span, Value};
+use super::properties::monotone::LogWatch;
 use super::server::{Part, Server};
 use super::world::World;
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,6 +43,8 @@ pub struct Workload {
     pub running: Arc<Mutex<BTreeSet<SourceTransactionId>>>,
     /// The largest commit time of each key's writer, and of any.
     pub clock: Arc<Mutex<HybridTime>>,
+    /// What the log says.
+    pub watch: Arc<Mutex<LogWatch>>,
     /// Whether transactions of a common clock abort.
     pub aborts: bool,
 }
@@ -82,6 +85,8 @@ impl Workload {
         while self.history().committed < self.wanted {
             let pause = self.world.chance(|chance| chance.between(1, self.pause_ms));
             tokio::time::sleep(Duration::from_millis(pause)).await;
+            let all_stand = self.watch.lock().unwrap().slots() == self.shape.tablets;
+            self.history().may_move = all_stand;
             let draft = self.world.chance(|chance| draft::draw(&self.shape, &mut self.history(), chance));
             let Some(draft) = draft else { continue };
             match &self.database {

@@ -12,8 +12,8 @@ use untorn::wal::HybridTime;
 
 /// The wall clock at the start of every run, in microseconds.
 const EPOCH_MICROS: u64 = 1_700_000_000_000_000;
-/// Lines of the trace that are kept for a failure's report.
-const TRACE_LINES: usize = 4_000;
+/// Lines of the trace that are kept, where somebody wants to read it.
+const TRACE_LINES: usize = 1 << 20;
 
 /// One run's world. Clones are the same world.
 #[derive(Clone)]

@@ -13,12 +13,18 @@ pub struct LogWatch {
     safe_time: HybridTime,
     streams: BTreeMap<SourceTabletId, (String, OpId, Epoch)>,
     decided: BTreeSet<TransactionId>,
+    slots: BTreeSet<SourceTabletId>,
 }
 
 impl LogWatch {
     /// How far the log holds a stream.
     pub fn checkpoint(&self, name: &str) -> OpId {
         self.streams.values().find(|(of, _, _)| of == name).map_or(OpId::ZERO, |(_, checkpoint, _)| *checkpoint)
+    }
+
+    /// How many streams' slots stand for good.
+    pub fn slots(&self) -> usize {
+        self.slots.len()
     }
 
     /// An entry landed.
@@ -47,6 +53,7 @@ impl LogWatch {
                     }
                 }
                 Item::Slot { stream, start, .. } => {
+                    self.slots.insert(*stream);
                     if let Some((_, checkpoint, _)) = self.streams.get_mut(stream) {
                         *checkpoint = (*start).max(*checkpoint);
                     }
