@@ -63,8 +63,11 @@ impl Truncations {
         if self.by_origin.is_empty() {
             return Fate::Counts;
         }
-        let any = self.by_origin.iter().find(|((of, _), _)| planted(Bug::TruncatesAllStreams) && *of == table);
-        let of_origin = any.map(|(_, truncations)| truncations).or(self.by_origin.get(&(table, stamp.stream)));
+        let of_origin = if planted(Bug::TruncatesAllStreams) {
+            self.by_origin.iter().find(|((of, _), _)| *of == table).map(|(_, truncations)| truncations)
+        } else {
+            self.by_origin.get(&(table, stamp.stream))
+        };
         let of_origin = of_origin.map_or(&[][..], Vec::as_slice);
         let above = of_origin.partition_point(|truncation| truncation.time <= stamp.time);
         let mut fate = Fate::Counts;

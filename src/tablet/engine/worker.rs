@@ -203,10 +203,9 @@ async fn serve<S: Store>(mut tablets: Vec<State<S>>, mut queue: mpsc::Receiver<(
 
 /// One barrier for all tablets: they share the storage.
 fn barrier<S: Store>(tablets: &mut [State<S>]) -> Result<(), TabletError> {
-    if let Some(tablet) = tablets.first() {
-        if !planted(Bug::FailedBarrierForgotten) || tablet.store.sync().is_ok() {
-            tablet.store.sync()?;
-        }
+    let synced = tablets.first().map_or(Ok(()), |tablet| tablet.store.sync());
+    if !planted(Bug::FailedBarrierForgotten) {
+        synced?;
     }
     tablets.iter_mut().for_each(State::now_durable);
     Ok(())
