@@ -8,3 +8,6 @@ pub mod behaviours {}
 
 #[doc = include_str!("track-record.md")]
 pub mod track_record {}
+
+#[doc = include_str!("postgresql.md")]
+pub mod postgresql {}
