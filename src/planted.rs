@@ -17,8 +17,6 @@ pub enum Bug {
     SafeTimeIsLargest,
     /// Safe time forgets streams that have not said anything yet.
     SafeTimeWithoutSilent,
-    /// Safe time passes commits that are not decided.
-    SafeTimePassesUndecided,
     /// Safe time is shown before it is durable.
     SafeTimeBeforeDurable,
     /// `latest` is a position that the log does not hold durably yet.
@@ -131,7 +129,6 @@ impl Bug {
         Self::DecidedAgain,
         Self::SafeTimeIsLargest,
         Self::SafeTimeWithoutSilent,
-        Self::SafeTimePassesUndecided,
         Self::SafeTimeBeforeDurable,
         Self::LatestBeforeDurable,
         Self::AppliedBeforeDurable,

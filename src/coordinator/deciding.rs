@@ -82,9 +82,6 @@ impl Coordinator {
         } else {
             heard.min()??
         };
-        if planted(Bug::SafeTimePassesUndecided) {
-            return Some(heard);
-        }
         let undecided = self.state.undecided.first().map(|(time, _)| time.previous());
         Some(undecided.map_or(heard, |time| time.min(heard)))
     }

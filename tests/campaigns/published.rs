@@ -43,7 +43,7 @@ const ALL: &[Published] = &[
         "safe time passed writes that were not committed: part of a transaction was read",
         &[ReorderStreams, Delay],
         CommonClock,
-        Bug::SafeTimePassesUndecided,
+        Bug::SafeTimeIsLargest,
     ),
     published(
         "yugabyte-31899",

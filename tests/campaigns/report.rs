@@ -159,7 +159,7 @@ impl Tally {
             if options.trace {
                 outcome.lines.iter().for_each(|line| options.say(line));
             }
-        } else if sums.n % 100 == 0 {
+        } else if sums.n.is_multiple_of(100) {
             options.say(&format!(
                 "{} seeds, {} transactions, {:.1} simulated hours",
                 sums.n, sums.transactions, sums.hours

@@ -162,6 +162,17 @@ impl Auditor {
         }
     }
 
+    /// Whoever leads now shows at least what the one before it had shown when it died.
+    pub fn covers(&self, reader: &Reader, older: &Reader) {
+        for (now, before) in [(reader.latest(), older.latest()), (reader.safe(), older.safe())] {
+            if let (Ok(now), Ok(before)) = (now, before)
+                && now.position < before.position
+            {
+                self.world.broken(format!("the owner before had shown {before:?}, and this one shows {now:?}"));
+            }
+        }
+    }
+
     /// Safe and latest only rise, for as long as one process shows them.
     pub fn rises(&mut self, reader: &Reader) {
         for (place, point) in [reader.latest().ok(), reader.safe().ok()].into_iter().enumerate() {

@@ -444,6 +444,9 @@ impl Universe {
             let mut auditor = auditor.lock().await;
             if newest {
                 auditor.rises(&reader);
+                let older: Vec<Reader> =
+                    self.readers.lock().unwrap().iter().rev().skip(1).map(|r| r.0.clone()).collect();
+                older.iter().for_each(|older| auditor.covers(&reader, older));
             }
             let kind = *self.world.chance(|chance| {
                 *chance.pick(&[
@@ -485,6 +488,12 @@ impl Universe {
         for puller in 0..self.plan.pullers {
             let own = names.iter().skip(puller).step_by(self.plan.pullers).cloned().collect();
             tasks.spawn(Arc::clone(&self).pull(own, None));
+        }
+        if self.world.is_active(Kind::SilentServer) {
+            // One source says nothing for the first minute or so.
+            let millis = self.world.chance(|chance| chance.between(5_000, 90_000));
+            self.on_a_source(|server| server.falls_silent(millis), |tablet| tablet.falls_silent(millis));
+            self.world.struck(Kind::SilentServer);
         }
         if !self.world.is_active(Kind::LateBranch) {
             tokio::time::sleep(Duration::from_secs(5)).await;

@@ -54,7 +54,7 @@ impl Universe {
         }
     }
 
-    fn on_a_source(&self, server: impl FnOnce(&super::Server), tablet: impl FnOnce(&super::CdcTablet)) {
+    pub(super) fn on_a_source(&self, server: impl FnOnce(&super::Server), tablet: impl FnOnce(&super::CdcTablet)) {
         let number = self.world.chance(|chance| chance.below(self.plan.source_tablets));
         match &self.database {
             Database::Servers(servers) => server(&servers[number]),

@@ -68,10 +68,8 @@ impl LogWatch {
                     rises("safe time", *time >= self.safe_time);
                     self.safe_time = *time;
                 }
-                Item::Decision { transaction, .. } => {
-                    if !self.decided.insert(*transaction) {
-                        world.broken(format!("monotone: {transaction} is decided again at {at}"));
-                    }
+                Item::Decision { transaction, .. } if !self.decided.insert(*transaction) => {
+                    world.broken(format!("monotone: {transaction} is decided again at {at}"));
                 }
                 _ => {}
             }
