@@ -8,6 +8,7 @@
 //! 6. [`txn_log`]: the transaction log and its engines. 7. [`tablet`]: replica tablets and their engines.
 //! 8. [`source`]: where streams come from. 9. [`applier`]: the runtime. Then the surfaces, [`demo`] among them.
 
+pub mod access;
 pub mod admin;
 pub mod applier;
 pub mod cli;

@@ -2,7 +2,8 @@
 
 use super::super::connect::Target;
 use super::super::error::Failure;
-use super::super::relation::{Published, quote};
+use super::super::relation::{self, Published, quote};
+use super::super::rules::TableRules;
 use super::super::sql::Sql;
 use super::Findings;
 
@@ -25,6 +26,18 @@ pub(super) async fn publication(sql: &mut Sql, publication: &str, findings: &mut
         findings.mention(format!("publication {publication:?} publishes no table"), add);
     }
     Ok(())
+}
+
+/// Leaves the tables that are replicated; a rule that fits none is most likely misspelt.
+pub(super) fn rules(published: &mut Vec<Published>, rules: &TableRules, findings: &mut Findings) {
+    let names: Vec<(&str, &str)> =
+        published.iter().map(|table| (table.relation.namespace.as_str(), table.relation.name.as_str())).collect();
+    for (key, rule) in rules.unused(&names) {
+        findings.mention(format!("`{key}` has {rule:?}, which fits no published table"), "");
+    }
+    if let Err(clash) = relation::keep(published, rules) {
+        findings.fault(clash, "");
+    }
 }
 
 /// The tables, in words.
