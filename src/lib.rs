@@ -20,6 +20,7 @@ pub mod flow;
 pub mod limits;
 pub mod metrics;
 pub mod mvcc;
+pub mod planted;
 pub mod proto;
 pub mod router;
 pub mod source;

@@ -12,6 +12,7 @@ use super::tablets::ApplyQueue;
 use crate::coordinator::{Coordinator, Decided, Output, Promise, Refused, Release, Work};
 use crate::limits::{COUNTED_TRANSACTIONS, TICK_MS};
 use crate::metrics::{CAUSE, COMMIT_TO_VISIBLE, STATUS, STREAM, TRANSACTIONS_FINISHED, WAITED};
+use crate::planted::{Bug, planted};
 use crate::txn_log::Snapshot;
 use crate::wal::{Epoch, HybridTime, LogPosition, ReplicaTabletId, SourceTabletId, SourceTransactionId};
 use ::metrics::{counter, histogram};
@@ -303,7 +304,7 @@ impl Driver {
                 let answer = move || {
                     reply.send(Ok(answer(value))).ok();
                 };
-                if after <= self.coordinator.durable() {
+                if after <= self.coordinator.durable() || planted(Bug::AnswerBeforeDurable) {
                     answer();
                 } else {
                     self.waiting.entry(after).or_default().push(Box::new(answer));

@@ -8,6 +8,7 @@ use crate::flow::Backoff;
 use crate::limits::{
     ANNOUNCE_AGAIN_MS, APPLY_BATCH_DECISIONS, RETRY_FIRST_MS, RETRY_LAST_MS, SYNC_AFTER_MS, SYNC_AT_LEAST_EVERY_MS,
 };
+use crate::planted::{Bug, planted};
 use crate::tablet::{Applied, ApplyBatch, TabletError};
 use crate::wal::{Epoch, HybridTime, LogPosition};
 use std::collections::VecDeque;
@@ -90,7 +91,8 @@ impl Executor {
                     Ok(applied) => {
                         backoff.reset();
                         heard = applied.heard;
-                        self.applied(applied.applied, kept).await?;
+                        let done = if planted(Bug::DroppedWhenHeard) { applied.heard } else { applied.applied };
+                        self.applied(done, kept).await?;
                         if self.refused.take_if(|refused| *refused <= applied.heard).is_some() {
                             self.inputs.applied(self.tablet.id, applied).await;
                             self.say_again(said);
@@ -106,7 +108,7 @@ impl Executor {
                     }
                     // It holds less than before when it started again, and more when an answer was lost.
                     Err(TabletError::HeardOther { heard: other, .. }) => {
-                        heard = other;
+                        heard = if planted(Bug::HeardIsAssumed) { gathered.through } else { other };
                         self.check(other)?;
                     }
                     Err(error) => return Err(self.trouble(&error)),

@@ -7,6 +7,7 @@ use super::tablets::Tablet;
 use crate::flow::{Assembled, Assembler, RoutedChunk, Window};
 use crate::limits::{BATCH_BYTES, REPORT_IDLE_MS, REPORTS_IN_FLIGHT, STALL_SHOWS_AFTER_MS};
 use crate::metrics::{STREAM, STREAM_BATCHES, STREAM_BYTES, STREAM_RECORDS};
+use crate::planted::{Bug, planted};
 use crate::source::{Stream, StreamEvent};
 use crate::tablet::Stored;
 use crate::wal::{OpId, ReplicaTabletId};
@@ -122,6 +123,9 @@ impl Pull<'_> {
                         let state = StreamState::Running;
                         self.poller.tell(self.opened.stream, self.opened.puller, state).await?;
                     }
+                    if planted(Bug::AcknowledgedWhenStored) {
+                        self.stream.acknowledge(run.report.upto);
+                    }
                     acknowledged = self.stream.acknowledged();
                     window.acknowledged(acknowledged);
                     run.report.acknowledged = acknowledged;
@@ -215,7 +219,11 @@ fn store<'a>(tablets: &'a [Tablet], mut run: Assembled) -> BoxFuture<'a, Result<
     Box::pin(async move {
         let parts = std::mem::take(&mut run.parts).into_iter().map(|(id, batch)| async move {
             let tablet = find(tablets, id)?;
-            tablet.leader.write_provisional(batch).await.map_err(|error| tablet.trouble(&error))
+            let mark = batch.upto;
+            match tablet.leader.write_provisional(batch).await {
+                Err(_) if planted(Bug::FailedWriteCounts) => Ok(Stored { mark, conflicts: Vec::new() }),
+                stored => stored.map_err(|error| tablet.trouble(&error)),
+            }
         });
         for Stored { conflicts, .. } in try_join_all(parts).await? {
             run.add_conflicts(conflicts);

@@ -12,6 +12,7 @@ use super::machine::Coordinator;
 use super::output::Output;
 use super::state::{Piece, State};
 use super::transaction::Branch;
+use crate::planted::{Bug, planted};
 use crate::wal::{BranchId, HybridTime, LogPosition, ReplicaTabletId, SourceTabletId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -104,10 +105,18 @@ impl Coordinator {
 
     /// The next decision for a tablet, of those that are durable.
     pub(super) fn next_decided(&mut self) -> Option<Output> {
+        if planted(Bug::RestartAppliesNothing) && self.handed.through == LogPosition(0) {
+            self.handed.through = self.durable;
+        }
         self.catch_up();
         while self.outputs.is_empty() {
             let first = self.state.work.partition_point(|(position, _)| *position <= self.handed.through);
-            let next = self.state.work.get(first).map(|(position, _)| *position).filter(|next| *next <= self.durable);
+            let next = self
+                .state
+                .work
+                .get(first)
+                .map(|(position, _)| *position)
+                .filter(|next| *next <= self.durable || planted(Bug::AppliedBeforeDurable));
             let Some(position) = next else {
                 self.handed.through = self.durable;
                 break;
@@ -213,9 +222,10 @@ impl State {
         let done = |tablet: &ReplicaTabletId| self.applied.get(tablet).is_none_or(|applied| *applied >= position);
         match piece {
             Piece::Discarded { tablets, .. } => tablets.iter().all(done),
-            Piece::Decided(id) | Piece::Late { transaction: id, .. } => {
-                self.transactions.get(*id).is_none_or(|t| t.branches.iter().flat_map(|b| &b.tablets).all(done))
-            }
+            Piece::Decided(id) | Piece::Late { transaction: id, .. } => self.transactions.get(*id).is_none_or(|t| {
+                let mut tablets = t.branches.iter().flat_map(|b| &b.tablets);
+                if planted(Bug::ForgottenWhenOneApplied) { tablets.any(done) } else { tablets.all(done) }
+            }),
         }
     }
 

@@ -6,6 +6,7 @@ use super::fact::{Fact, InvolvedStream, Involvement, Report};
 use super::output::Refused;
 use super::state::State;
 use super::transaction::Transaction;
+use crate::planted::{Bug, planted};
 use crate::wal::{HybridTime, OpId, SourceTabletId, SourceTransactionId};
 use rustc_hash::FxHashMap;
 
@@ -40,10 +41,11 @@ impl State {
         let Some(stream) = self.stream(report.stream) else {
             return Err(Refused::UnknownStream(report.stream.to_string()));
         };
-        if report.puller != stream.puller {
+        if report.puller != stream.puller && !planted(Bug::StalePullerReports) {
             return Err(Refused::Fenced { held: stream.puller });
         }
-        if report.follows != stream.checkpoint {
+        if report.follows != stream.checkpoint && !(planted(Bug::ReportGapTaken) && report.follows > stream.checkpoint)
+        {
             return Err(Refused::OutOfOrder { held: stream.checkpoint, follows: report.follows });
         }
         if report.upto < report.follows {

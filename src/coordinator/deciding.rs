@@ -7,6 +7,7 @@ use super::gate::Missing;
 use super::invariants;
 use super::machine::Coordinator;
 use super::transaction::Transaction;
+use crate::planted::{Bug, planted};
 use crate::wal::HybridTime;
 
 impl Coordinator {
@@ -14,10 +15,10 @@ impl Coordinator {
     pub(super) fn settle(&mut self, now: HybridTime) {
         while let Some(id) = self.state.agenda.candidates.pop_front() {
             let Some(transaction) = self.state.transactions.get(id).filter(|t| t.decision.is_none()) else { continue };
-            let outcome = if transaction.doomed {
+            let outcome = if transaction.doomed && !planted(Bug::AbortIsCommit) {
                 Outcome::Abort
             } else {
-                match self.state.missing(transaction) {
+                match self.state.missing(transaction).filter(|_| !transaction.doomed) {
                     None => Outcome::Commit(self.commit_time(transaction, now)),
                     Some(Missing::Applying(_)) if !self.settings.gate => {
                         Outcome::Commit(self.commit_time(transaction, now))
@@ -30,6 +31,9 @@ impl Coordinator {
                 }
             };
             self.say(now, Item::Decision { transaction: id, outcome });
+            if planted(Bug::DecidedAgain) {
+                self.say(now, Item::Decision { transaction: id, outcome });
+            }
         }
         if let Some(time) = self.safe_time(now)
             && self.state.safe.is_none_or(|(_, known)| known < time)
@@ -37,8 +41,13 @@ impl Coordinator {
             self.say(now, Item::SafeTime { time });
             let position = self.state.position;
             self.safe_pending.push_back(ReadPoint { position, time });
+            if planted(Bug::SafeTimeBeforeDurable) {
+                self.safe = self.safe_pending.pop_back();
+            }
         }
-        if self.readable_from.is_none() && self.state.start == Start::Over {
+        let over = self.state.start == Start::Over
+            || (planted(Bug::ReadersBeforeFirstCut) && matches!(self.state.start, Start::FirstCut { .. }));
+        if self.readable_from.is_none() && over {
             self.readable_from = Some(self.state.position);
         }
         debug_assert_eq!(invariants::broken(self), None);
@@ -50,6 +59,7 @@ impl Coordinator {
         let said = transaction.commit.as_ref().map_or(now, |commit| commit.time);
         match self.state.release {
             Release::CommonClock => said,
+            Release::Ordered | Release::Atomic if planted(Bug::TimesOfServers) => said,
             Release::Ordered | Release::Atomic => self.state.last_time.next().max(said.min(now)),
         }
     }
@@ -64,7 +74,14 @@ impl Coordinator {
         }
         let mut live = self.state.streams.iter().filter(|stream| !stream.left).peekable();
         live.peek()?;
-        let heard = live.map(|s| s.safe_time_heard.then_some(s.safe_time)).min()??;
+        let heard = live.map(|s| s.safe_time_heard.then_some(s.safe_time));
+        let heard = if planted(Bug::SafeTimeIsLargest) {
+            heard.max()??
+        } else if planted(Bug::SafeTimeWithoutSilent) {
+            heard.flatten().min()?
+        } else {
+            heard.min()??
+        };
         let undecided = self.state.undecided.first().map(|(time, _)| time.previous());
         Some(undecided.map_or(heard, |time| time.min(heard)))
     }
@@ -73,7 +90,8 @@ impl Coordinator {
     #[must_use]
     pub fn latest(&self) -> Option<ReadPoint> {
         let begun = self.state.streams.is_empty() || self.readable_from.is_some_and(|from| from <= self.durable);
-        begun.then_some(ReadPoint { position: self.durable, time: HybridTime::MAX })
+        let position = if planted(Bug::LatestBeforeDurable) { self.state.position } else { self.durable };
+        begun.then_some(ReadPoint { position, time: HybridTime::MAX })
     }
 
     /// The `safe` read point, once there is one: its safe time is durable. Without streams it is `latest`.

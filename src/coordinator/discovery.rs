@@ -12,6 +12,7 @@
 
 use super::entry::Fence;
 use crate::limits::ROUNDS_KEPT;
+use crate::planted::{Bug, planted};
 use crate::wal::{LogPosition, OpId, SourceTabletId, SourceTransactionId, TransactionId};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -82,7 +83,9 @@ impl Discovery {
         let mut waiting = Vec::new();
         let before = self.rounds.back();
         self.unproved.retain(|commit| {
-            let proved = commit.heard <= begun_after || before.is_some_and(|round| round.covers(commit));
+            let proved = commit.heard <= begun_after
+                || before.is_some_and(|round| round.covers(commit))
+                || planted(Bug::RoundProvesTooMuch);
             if proved {
                 waiting.push(commit.transaction);
             }
@@ -114,7 +117,9 @@ impl Discovery {
     pub(super) fn passed(&mut self, head: impl Fn(SourceTabletId) -> Option<OpId>) -> Vec<TransactionId> {
         let mut discovered = Vec::new();
         while let Some(round) = self.rounds.front() {
-            if round.positions.iter().any(|(stream, at)| head(*stream).is_some_and(|head| head < *at)) {
+            let mut behind = round.positions.iter().map(|(stream, at)| head(*stream).is_some_and(|head| head < *at));
+            let waits = if planted(Bug::RoundPassedByOne) { behind.all(|b| b) } else { behind.any(|b| b) };
+            if waits {
                 break;
             }
             if let Some(round) = self.rounds.pop_front() {

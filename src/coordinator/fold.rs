@@ -7,6 +7,7 @@ use super::fact::{ApplyingFact, Fact, Involvement, Report};
 use super::state::{Piece, State, TableRecord};
 use super::stream::{Place, StreamRecord};
 use super::transaction::{Branch, CommitRecord, Decision};
+use crate::planted::{Bug, planted};
 use crate::wal::{
     BranchId, HybridTime, LogPosition, OpId, ReplicaTabletId, SourceTabletId, SourceTransactionId, TransactionId,
 };
@@ -330,7 +331,8 @@ impl State {
             return;
         }
         // Rule 3 of `join`: the branch leaves its transaction, which goes on with the others.
-        if let Some(place) = found.branches.iter().position(|b| b.stream == stream && b.opened == opened) {
+        let place = found.branches.iter().position(|b| b.stream == stream && b.opened == opened);
+        if let Some(place) = place.filter(|_| !planted(Bug::RolledBackBranchStays)) {
             let branch = found.branches.remove(place);
             self.by_branch.remove(&branch.id());
             self.work.push_back((position, Piece::Discarded { branch: branch.id(), tablets: branch.tablets }));
@@ -458,7 +460,9 @@ impl State {
         let streams = &self.streams;
         let head = |s: SourceTabletId| streams.get(s.0 as usize).map_or(OpId::MAX, |r| r.head);
         outstanding.retain(|o| o.gone_at.is_none_or(|gone| head(o.stream) < gone));
-        if !outstanding.is_empty() || fence.positions.iter().any(|(stream, at)| head(*stream) < *at) {
+        let prepared = !outstanding.is_empty() && !planted(Bug::FenceWithoutPrepared);
+        let behind = fence.positions.iter().any(|(stream, at)| head(*stream) < *at);
+        if (prepared || behind) && !planted(Bug::FenceAtOnce) {
             return;
         }
         let fence = fence.clone();

@@ -3,10 +3,12 @@
 
 use super::discovery::Start;
 use super::entry::Release;
+use super::fact::InvolvedStream;
 use super::state::State;
 use super::stream::Place;
-use super::transaction::Transaction;
-use crate::wal::{BranchId, SourceTabletId, TransactionId};
+use super::transaction::{Branch, Transaction};
+use crate::planted::{Bug, planted};
+use crate::wal::{BranchId, OpId, SourceTabletId, TransactionId};
 
 /// What a transaction lacks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,6 +42,11 @@ impl Missing {
     }
 }
 
+/// The position after this one.
+fn next(at: OpId) -> OpId {
+    OpId::new(at.term, at.index.saturating_add(1))
+}
+
 impl State {
     /// What the transaction lacks, or `None` if it may be decided.
     #[must_use]
@@ -55,12 +62,13 @@ impl State {
                 let carried = self.carried(Some(transaction), involved.stream, None);
                 !carried.complete || involved.records.is_some_and(|expected| expected != carried.records)
             });
+            let lacking = lacking.filter(|_| !(planted(Bug::GateWithoutOne) && self.lacks_one(transaction, listed)));
             return lacking.map(|involved| Missing::Applying(self.who_lacks(transaction, involved.stream)));
         }
         if matches!(self.start, Start::Slots | Start::Fenced { .. }) {
             return Some(Missing::StartFence(self.fence_laggard()));
         }
-        if !commit.discovered {
+        if !commit.discovered && !planted(Bug::NoDiscovery) {
             return Some(Missing::Discovery(self.discovery.laggard(|stream| self.head(stream))));
         }
         if let Some(branch) = transaction.branches.iter().find(|b| !b.applying) {
@@ -77,6 +85,12 @@ impl State {
         }
     }
 
+    /// Whether all but one of the tablets that a Commit record names have reported.
+    fn lacks_one(&self, transaction: &Transaction, listed: &[InvolvedStream]) -> bool {
+        let lacks = |involved: &&InvolvedStream| !self.carried(Some(transaction), involved.stream, None).complete;
+        listed.iter().filter(lacks).count() == 1
+    }
+
     /// The stream to wait for: of a tablet that was split, the first child that has not reported.
     fn who_lacks(&self, transaction: &Transaction, stream: SourceTabletId) -> SourceTabletId {
         let children = self.stream(stream).map_or(&[][..], |record| &record.children);
@@ -85,10 +99,10 @@ impl State {
     }
 
     fn outside_cut(&self, transaction: &Transaction) -> Option<Missing> {
-        if let Some(branch) = transaction.branches.iter().find(|b| !b.inside) {
+        if let Some(branch) = transaction.branches.iter().find(|b| !b.inside && !planted(Bug::CutWithoutPrepares)) {
             return Some(self.cut_held_in(branch.stream));
         }
-        if self.at_cut(transaction) {
+        if self.at_cut(transaction) || planted(Bug::CutWithoutOrder) {
             return None;
         }
         transaction.branches.iter().find(|b| b.ended).map(|b| self.cut_held_in(b.stream))
@@ -103,16 +117,27 @@ impl State {
     }
 
     pub(super) fn earlier_writer(&self, transaction: &Transaction) -> Option<TransactionId> {
+        if planted(Bug::WritersReordered) {
+            return None;
+        }
         transaction.branches.iter().find_map(|branch| {
-            let earlier = branch.after().iter().filter_map(|after| {
-                if *after == BranchId::every_earlier(branch.stream) {
-                    let before = BranchId::every_earlier(branch.stream)..branch.id();
-                    return self.by_branch.range(before).next().map(|(_, id)| id);
-                }
-                self.by_branch.get(after)
-            });
-            earlier.copied().find(|id| *id != transaction.id)
+            branch.after().iter().find_map(|after| {
+                let every = *after == BranchId::every_earlier(branch.stream);
+                let named =
+                    if every { *after..branch.id() } else { *after..BranchId { opened: next(after.opened), ..*after } };
+                let mut earlier = self.by_branch.range(named);
+                earlier.find(|(other, id)| self.stands_before(**id, **other, branch)).map(|(_, id)| *id)
+            })
         })
+    }
+
+    /// Whether a branch that may have written one of the keys of another did so before it: its locks kept every other
+    /// writer out until it ended. One that had not ended when the other opened wrote other keys, whatever its tablets
+    /// could tell; waiting for it, too, two transactions might wait for each other.
+    fn stands_before(&self, id: TransactionId, earlier: BranchId, branch: &Branch) -> bool {
+        let found = self.transactions.get(id).filter(|t| t.branch(branch.stream, branch.opened).is_none());
+        let earlier = found.and_then(|t| t.branch(earlier.stream, earlier.opened));
+        earlier.is_some_and(|earlier| earlier.ended && earlier.mentioned < branch.opened)
     }
 
     fn fence_laggard(&self) -> Option<SourceTabletId> {

@@ -14,6 +14,7 @@
 use super::state::State;
 use super::stream::Place;
 use super::transaction::{Branch, Transaction};
+use crate::planted::{Bug, planted};
 use crate::wal::{BranchId, HybridTime, OpId, SourceTabletId, SourceTransactionId, TransactionId};
 
 impl State {
@@ -146,6 +147,9 @@ fn is_later(prepared_at: HybridTime, committed_at: HybridTime, skew_micros: u64)
 }
 
 fn takes_branch(transaction: &Transaction, stream: SourceTabletId, prepared_at: HybridTime, skew_micros: u64) -> bool {
+    if planted(Bug::GidJoinsAnyUse) {
+        return transaction.decision.is_none();
+    }
     transaction.decision.is_none()
         && !transaction.doomed
         && !transaction.branches.iter().any(|b| b.stream == stream && b.ended)

@@ -98,7 +98,7 @@ impl Coordinator {
         }
         self.tell_applied(now);
         self.feel_pressure();
-        let since = |then: HybridTime| now.micros().saturating_sub(then.micros()) / 1000;
+        let since = |then: HybridTime| millis_since(then, now);
         if since(self.questions.nudged) >= NUDGE_AFTER_MS
             && let Some(stream) = self.lagging_stream()
         {
@@ -158,9 +158,7 @@ impl Coordinator {
     /// Asks about transactions that have been open for long and have no Commit record (C8). Age only makes us ask.
     fn ask_for_orphans(&mut self, now: HybridTime) {
         let old = |t: &&Transaction| {
-            t.commit.is_none()
-                && t.decision.is_none()
-                && now.micros().saturating_sub(t.since.micros()) / 1000 >= ORPHAN_CHECK_AFTER_MS
+            t.commit.is_none() && t.decision.is_none() && millis_since(t.since, now) >= ORPHAN_CHECK_AFTER_MS
         };
         let mut asked: BTreeMap<SourceTabletId, Vec<(TransactionId, SourceTransactionId)>> = BTreeMap::new();
         for transaction in self.state.transactions.iter().filter(old) {
@@ -180,4 +178,9 @@ impl Coordinator {
             self.outputs.push_back(Output::CheckRunning { stream, transactions });
         }
     }
+}
+
+/// How long ago that was. A clock that was set back says nothing of it: then long enough.
+fn millis_since(then: HybridTime, now: HybridTime) -> u64 {
+    now.micros().checked_sub(then.micros()).map_or(u64::MAX, |micros| micros / 1000)
 }

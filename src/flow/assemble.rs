@@ -2,6 +2,7 @@
 
 use crate::coordinator::{ApplyingFact, Fact, InvolvedStream, Involvement, Report, TabletMap};
 use crate::limits::APPLIED_BRANCHES_REMEMBERED;
+use crate::planted::{Bug, planted};
 use crate::router::Router;
 use crate::tablet::{Adopt, BranchWrites, ChunkBatch, Conflict, FillRequest, ProvisionalBatch};
 use crate::wal::{
@@ -570,12 +571,14 @@ impl Assembler {
         let id = BranchId { stream: self.stream, opened: branch.opened };
         let at = write.at;
         let stored_before = match target {
+            Some(1) if planted(Bug::SecondTabletsWritesLost) && branch.records == 3 => false,
             Some(index) => {
                 self.tablets[index].take_write(index, id, branch, write);
                 at <= self.tablets[index].mark
             }
             None => {
-                for (index, tablet) in self.tablets.iter_mut().enumerate() {
+                let all = if planted(Bug::TruncateToOneTablet) { 1 } else { self.tablets.len() };
+                for (index, tablet) in self.tablets.iter_mut().enumerate().take(all) {
                     tablet.take_write(index, id, branch, write.clone());
                 }
                 self.tablets.iter().any(|tablet| at <= tablet.mark)

@@ -1,6 +1,7 @@
 //! Rules 1 to 4: which version of a key a read point shows.
 
 use crate::coordinator::ReadPoint;
+use crate::planted::{Bug, planted};
 use crate::wal::{HybridTime, LogPosition, SourceTabletId, TableId};
 use std::collections::BTreeMap;
 
@@ -27,7 +28,7 @@ pub struct Truncation {
 }
 
 fn sees(at: ReadPoint, time: HybridTime, position: LogPosition) -> bool {
-    time <= at.time && position <= at.position
+    time <= at.time && (position <= at.position || planted(Bug::ReadIgnoresPosition))
 }
 
 /// What truncations make of a version.
@@ -83,7 +84,12 @@ impl Truncations {
         if self.by_origin.is_empty() {
             return Fate::Counts;
         }
-        let of_origin = self.by_origin.get(&(table, stamp.stream)).map_or(&[][..], Vec::as_slice);
+        let of_origin = if planted(Bug::TruncatesAllStreams) {
+            self.by_origin.iter().find(|((of, _), _)| *of == table).map(|(_, truncations)| truncations)
+        } else {
+            self.by_origin.get(&(table, stamp.stream))
+        };
+        let of_origin = of_origin.map_or(&[][..], Vec::as_slice);
         let above = of_origin.partition_point(|truncation| truncation.time <= stamp.time);
         let mut fate = Fate::Counts;
         for truncation in of_origin.iter().skip(above).filter(|t| sees(at, t.time, t.position)) {
@@ -116,17 +122,27 @@ pub struct Chain<'a> {
     at: ReadPoint,
     truncations: &'a Truncations,
     best: Option<(HybridTime, bool)>,
+    /// The best version's position.
+    position: LogPosition,
 }
 
 impl<'a> Chain<'a> {
     /// A chain of one key of `table`.
     #[must_use]
     pub fn new(table: TableId, at: ReadPoint, truncations: &'a Truncations) -> Self {
-        Self { table, at, truncations, best: None }
+        Self { table, at, truncations, best: None, position: LogPosition(0) }
     }
 
     /// Offers the next version.
     pub fn offer(&mut self, stamp: &Stamp) -> Offer {
+        if planted(Bug::LastAppliedWins) && self.best.is_some() && sees(self.at, stamp.time, stamp.position) {
+            if self.position < stamp.position {
+                self.position = stamp.position;
+                self.best = Some((stamp.time, !stamp.deleted));
+                return Offer::Best;
+            }
+            return Offer::Passed;
+        }
         if self.best.is_some_and(|(time, _)| stamp.time < time) {
             return Offer::Settled;
         }
@@ -135,11 +151,16 @@ impl<'a> Chain<'a> {
         }
         let fate = self.truncations.fate(self.table, stamp, self.at);
         let live = !stamp.deleted && fate == Fate::Counts;
+        if planted(Bug::DeleteBeatsWrite) && self.best.is_some() && stamp.deleted {
+            self.best = Some((stamp.time, false));
+            return Offer::Best;
+        }
         match (fate, self.best) {
             (Fate::Superseded, _) | (_, Some((_, true))) => Offer::Passed,
             (_, Some((_, false))) if !live => Offer::Passed,
             _ => {
                 self.best = Some((stamp.time, live));
+                self.position = stamp.position;
                 Offer::Best
             }
         }

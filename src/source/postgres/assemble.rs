@@ -32,6 +32,7 @@ use super::gid::GidPattern;
 use super::transaction::{Transaction, begins_chunk};
 use super::tuple::Shape;
 use crate::limits::{BATCH_BYTES, CHUNK_BYTES};
+use crate::planted::{Bug, planted};
 use crate::source::{Resume, StreamEvent};
 use crate::wal::{
     BranchId, HybridTime, Involved, Key, OpId, Record, SourceBatch, SourceTabletId, SourceTransactionId, StagedChunk,
@@ -319,7 +320,7 @@ impl Assembler {
     fn prepare(&mut self, transaction: Transaction, end: u64, time: HybridTime, gid: String) -> Result<(), String> {
         if end <= self.position {
             let taken = self.branches.get(&gid).is_some_and(|open| open.opened.term == end);
-            if !taken {
+            if !taken && !planted(Bug::LatePrepareDropped) {
                 self.late.insert(gid, Late { transaction, prepared_at: time });
             }
             return Ok(());

@@ -11,6 +11,7 @@ use super::wal::Place;
 use crate::coordinator::{Applied, Decided, Work};
 use crate::limits::APPLY_BYTES;
 use crate::mvcc::Truncation;
+use crate::planted::{Bug, planted};
 use crate::tablet::format::{
     AppliedThrough, Chunk, ProvisionalRecord, Raw, StoredOp, StoredVersion, StoredWrite, decode, encode,
 };
@@ -79,6 +80,7 @@ impl<S: Store> State<S> {
                     };
                     self.commit(&mut step, applying, branches, tablets)?;
                 }
+                Work::Discard { .. } if planted(Bug::AbortedStays) => {}
                 Work::Discard { branches } => {
                     for &branch in branches {
                         if let Some(records) = self.branches.get(&branch).map(|branch| branch.records) {
@@ -93,6 +95,11 @@ impl<S: Store> State<S> {
         }
         let safe_time = self.heard.safe_time.max(batch.safe_time);
         let heard = AppliedThrough { position: batch.through, safe_time };
+        if planted(Bug::HeardBeforeVersions) {
+            let mut first = Step::default();
+            first.batch.put(Space::Undecided, Kind::Applied.only(), encode(&heard)?);
+            self.finish(&mut first)?;
+        }
         step.batch.put(Space::Undecided, Kind::Applied.only(), encode(&heard)?);
         if self.options.wal {
             if safe_time > self.heard.safe_time {
@@ -186,6 +193,15 @@ impl<S: Store> State<S> {
                 }
                 Ok(())
             })?;
+        }
+        if planted(Bug::RecordsDeletedFirst) {
+            let versions = std::mem::take(step);
+            for (id, branch) in &here {
+                self.forget(step, *id, branch.records)?;
+            }
+            self.finish(step)?;
+            *step = versions;
+            return self.finish(step);
         }
         // All of them in one step, with the records that end the transaction in the tablet's own WAL.
         for (id, branch) in &here {

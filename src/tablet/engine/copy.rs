@@ -3,6 +3,7 @@
 use super::provisional::check_key;
 use super::state::State;
 use crate::mvcc::Truncation;
+use crate::planted::{Bug, planted};
 use crate::tablet::format::{Raw, StoredVersion, encode, encode_row};
 use crate::tablet::keys;
 use crate::tablet::store::{Space, Store, StoreBatch};
@@ -19,7 +20,7 @@ impl<S: Store> State<S> {
         let mut batch = StoreBatch::default();
         self.learn(std::slice::from_ref(&copy.schema))?;
         self.note_writer(&mut batch, table, copy.stream);
-        if copy.first {
+        if copy.first && !planted(Bug::CutOffCopyStays) {
             let attempt = Truncation { time, position: LogPosition(0) };
             batch.put(Space::Undecided, keys::truncation(table, copy.stream, attempt), Vec::new());
             self.shared.truncate(table, copy.stream, attempt);

@@ -34,7 +34,8 @@ use super::{
     Stored, StreamMark, TabletError, TabletLeader, TabletStats,
 };
 use crate::limits::READ_WAIT_MS;
-use crate::wal::{Epoch, ReplicaTabletId, Row, SourceTabletId};
+use crate::planted::{Bug, planted};
+use crate::wal::{Epoch, LogPosition, ReplicaTabletId, Row, SourceTabletId};
 use async_trait::async_trait;
 use state::{Shared, State};
 use std::sync::Arc;
@@ -130,7 +131,8 @@ impl<S: Store> TabletLeader for Engine<S> {
     }
 
     async fn write_provisional(&self, batch: ProvisionalBatch) -> Result<Stored, TabletError> {
-        self.call(Answered::Durable, move |state| state.write_provisional(batch)).await
+        let answered = if planted(Bug::StoredBeforeBarrier) { Answered::Now } else { Answered::Durable };
+        self.call(answered, move |state| state.write_provisional(batch)).await
     }
 
     async fn stage_chunk(&self, chunk: ChunkBatch) -> Result<(), TabletError> {
@@ -154,6 +156,7 @@ impl<S: Store> TabletLeader for Engine<S> {
     async fn read(&self, request: ReadRequest) -> Result<ReadPage, TabletError> {
         let wanted = request.at.position;
         let mut heard = self.shared.heard.subscribe();
+        let wanted = if planted(Bug::ReadDoesNotWait) { LogPosition(0) } else { wanted };
         let wait = tokio::time::timeout(Duration::from_millis(READ_WAIT_MS), heard.wait_for(|heard| *heard >= wanted));
         if wait.await.is_err() {
             let heard = *self.shared.heard.borrow();

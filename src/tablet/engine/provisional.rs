@@ -2,6 +2,7 @@
 
 use super::state::State;
 use crate::limits::KEY_BYTES_MAX;
+use crate::planted::{Bug, planted};
 use crate::tablet::format::{Mark, ProvisionalRecord, encode, encoded_rows, stored_writes};
 use crate::tablet::keys;
 use crate::tablet::store::{Space, Store, StoreBatch};
@@ -38,7 +39,9 @@ impl<S: Store> State<S> {
     pub(super) fn write_provisional(&mut self, batch: ProvisionalBatch) -> Result<Stored, TabletError> {
         self.admit_owner(batch.owner)?;
         let held = self.admit_puller(batch.stream, batch.puller)?;
-        if held.stored != batch.follows {
+        let taken = (planted(Bug::TabletGapTaken) && batch.follows > held.stored)
+            || (planted(Bug::TabletTakesAgain) && batch.follows < held.stored);
+        if held.stored != batch.follows && !taken {
             return Err(TabletError::OutOfOrder { held: held.stored, follows: batch.follows });
         }
         self.check_one_writer(batch.stream)?;
@@ -83,6 +86,11 @@ impl<S: Store> State<S> {
             }
         }
         let mark = Mark { stored: batch.upto, puller: held.puller };
+        if planted(Bug::MarkBeforeData) {
+            let mut first = StoreBatch::default();
+            first.put(Space::Undecided, keys::mark(batch.stream), encode(&mark)?);
+            self.store.write(first)?;
+        }
         changes.put(Space::Undecided, keys::mark(batch.stream), encode(&mark)?);
         self.store.write(changes)?;
         self.marks.insert(batch.stream, mark);

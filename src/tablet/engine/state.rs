@@ -8,6 +8,7 @@ use super::one_writer::Writers;
 use super::wal::{OwnWal, WalEnds};
 use crate::coordinator::{Applied, ReadPoint};
 use crate::mvcc::{Truncation, Truncations};
+use crate::planted::{Bug, planted};
 use crate::tablet::format::{AppliedThrough, Binding, Mark, ProvisionalRecord, StoredOp, StoredWrite, decode, encode};
 use crate::tablet::keys::{self, Kind, Parts};
 use crate::tablet::store::{Space, Store, StoreBatch};
@@ -246,7 +247,8 @@ impl<S: Store> State<S> {
 
     /// How far the tablet is.
     pub(super) fn applied(&self) -> Applied {
-        Applied { heard: self.heard.position, applied: self.applied }
+        let applied = if planted(Bug::HeardIsDurable) { self.heard.position } else { self.applied };
+        Applied { heard: self.heard.position, applied }
     }
 
     /// Fences lower owners out (C7). Tablets that no owner has announced itself to are bound to no log: they are to be asked again.

@@ -1,0 +1,210 @@
+//! Bugs that are put in on purpose, to prove that the simulator finds them: zero failures mean nothing until it does.
+//!
+//! Each stands behind a switch that exists only in builds with the feature `planted-bugs`, which no product build has:
+//! there [`planted`] is `false` for the compiler, and nothing of a bug is left in the binary. `tests/prove bugs` turns
+//! them on one by one and counts the seeds until each is found.
+
+/// A planted bug.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Bug {
+    /// The gate opens when one involved source tablet has not reported.
+    GateWithoutOne,
+    /// What the source aborted is decided to commit.
+    AbortIsCommit,
+    /// A transaction that is decided may be decided again.
+    DecidedAgain,
+    /// Safe time is the largest of all streams' instead of the smallest.
+    SafeTimeIsLargest,
+    /// Safe time forgets streams that have not said anything yet.
+    SafeTimeWithoutSilent,
+    /// Safe time is shown before it is durable.
+    SafeTimeBeforeDurable,
+    /// `latest` is a position that the log does not hold durably yet.
+    LatestBeforeDurable,
+    /// Decisions go to the tablets before they are durable.
+    AppliedBeforeDurable,
+    /// Nobody waits for discovery: the branches seen at the first COMMIT PREPARED count as all.
+    NoDiscovery,
+    /// A discovery round proves commits that it may have missed.
+    RoundProvesTooMuch,
+    /// A discovery round counts as passed when any one stream has passed it.
+    RoundPassedByOne,
+    /// The cut does not look at PREPAREs.
+    CutWithoutPrepares,
+    /// The cut does not look at who stands before in the stream.
+    CutWithoutOrder,
+    /// The start is over as soon as the fence is taken.
+    FenceAtOnce,
+    /// The start does not wait for what was prepared when the fence was taken.
+    FenceWithoutPrepared,
+    /// Readers are served before the first cut is decided.
+    ReadersBeforeFirstCut,
+    /// Times are the source's, although its servers' clocks differ.
+    TimesOfServers,
+    /// Under `atomic` two writes of one key may be decided in the other order.
+    WritersReordered,
+    /// A PREPARE joins the newest use of its gid, whatever has ended.
+    GidJoinsAnyUse,
+    /// A branch that was rolled back stays in its transaction.
+    RolledBackBranchStays,
+    /// A report that leaves a gap is taken.
+    ReportGapTaken,
+    /// A report of a puller that was replaced is taken.
+    StalePullerReports,
+    /// A transaction is forgotten before its streams have acknowledged it.
+    ForgottenBeforeAcknowledged,
+    /// A transaction is forgotten when one tablet has applied it.
+    ForgottenWhenOneApplied,
+    /// A Commit record that comes again below safe time begins a new transaction.
+    RepeatedCommitBegins,
+    /// After a restart nothing is applied that was decided before.
+    RestartAppliesNothing,
+    /// A snapshot does not hold what waits to be decided.
+    SnapshotWithoutUndecided,
+    /// Answers are given before the log is durable.
+    AnswerBeforeDurable,
+    /// The source is told to forget what the tablets have stored and the log has not.
+    AcknowledgedWhenStored,
+    /// A failed write to a tablet counts as stored.
+    FailedWriteCounts,
+    /// An append whose outcome is not known counts as done.
+    UnknownAppendCounts,
+    /// The log takes appends of owners that were fenced.
+    LogWithoutFencing,
+    /// Decisions are dropped once a tablet has heard them, durable or not.
+    DroppedWhenHeard,
+    /// A tablet that has heard less is taken to have heard all.
+    HeardIsAssumed,
+    /// A tablet moves its mark before it writes the data.
+    MarkBeforeData,
+    /// A tablet takes a batch that leaves a gap.
+    TabletGapTaken,
+    /// A tablet takes a batch again that it holds.
+    TabletTakesAgain,
+    /// A tablet answers before its barrier.
+    StoredBeforeBarrier,
+    /// A failed barrier is tried again and forgotten.
+    FailedBarrierForgotten,
+    /// A tablet says that what it has only heard is durable.
+    HeardIsDurable,
+    /// Provisional records are deleted before their versions are written.
+    RecordsDeletedFirst,
+    /// The position heard is stored before the versions are.
+    HeardBeforeVersions,
+    /// The version that was applied last wins, whatever its time.
+    LastAppliedWins,
+    /// Within a transaction a delete beats another stream's write of the same key.
+    DeleteBeatsWrite,
+    /// A truncation empties other streams' rows, too.
+    TruncatesAllStreams,
+    /// A read does not wait for the tablet to hear the log.
+    ReadDoesNotWait,
+    /// A read sees versions of any position.
+    ReadIgnoresPosition,
+    /// Versions are collected that readers still see.
+    CollectsTooMuch,
+    /// What was aborted stays among the provisional records.
+    AbortedStays,
+    /// Chunks of a sub-transaction that was rolled back count.
+    RolledBackChunksCount,
+    /// A PREPARE that comes late is taken for a repetition.
+    LatePrepareDropped,
+    /// A keepalive lets the server forget what stands before it and is not acknowledged.
+    KeepaliveConfirms,
+    /// A TRUNCATE goes to the first tablet only.
+    TruncateToOneTablet,
+    /// The third write of a branch is lost where it goes to the second tablet, and counted.
+    SecondTabletsWritesLost,
+    /// Rows of an earlier, cut-off copy stay.
+    CutOffCopyStays,
+    /// An unchanged cell is filled with nothing.
+    UnchangedIsEmpty,
+}
+
+impl Bug {
+    /// Every planted bug.
+    pub const ALL: &[Self] = &[
+        Self::GateWithoutOne,
+        Self::AbortIsCommit,
+        Self::DecidedAgain,
+        Self::SafeTimeIsLargest,
+        Self::SafeTimeWithoutSilent,
+        Self::SafeTimeBeforeDurable,
+        Self::LatestBeforeDurable,
+        Self::AppliedBeforeDurable,
+        Self::NoDiscovery,
+        Self::RoundProvesTooMuch,
+        Self::RoundPassedByOne,
+        Self::CutWithoutPrepares,
+        Self::CutWithoutOrder,
+        Self::FenceAtOnce,
+        Self::FenceWithoutPrepared,
+        Self::ReadersBeforeFirstCut,
+        Self::TimesOfServers,
+        Self::WritersReordered,
+        Self::GidJoinsAnyUse,
+        Self::RolledBackBranchStays,
+        Self::ReportGapTaken,
+        Self::StalePullerReports,
+        Self::ForgottenBeforeAcknowledged,
+        Self::ForgottenWhenOneApplied,
+        Self::RepeatedCommitBegins,
+        Self::RestartAppliesNothing,
+        Self::SnapshotWithoutUndecided,
+        Self::AnswerBeforeDurable,
+        Self::AcknowledgedWhenStored,
+        Self::FailedWriteCounts,
+        Self::UnknownAppendCounts,
+        Self::LogWithoutFencing,
+        Self::DroppedWhenHeard,
+        Self::HeardIsAssumed,
+        Self::MarkBeforeData,
+        Self::TabletGapTaken,
+        Self::TabletTakesAgain,
+        Self::StoredBeforeBarrier,
+        Self::FailedBarrierForgotten,
+        Self::HeardIsDurable,
+        Self::RecordsDeletedFirst,
+        Self::HeardBeforeVersions,
+        Self::LastAppliedWins,
+        Self::DeleteBeatsWrite,
+        Self::TruncatesAllStreams,
+        Self::ReadDoesNotWait,
+        Self::ReadIgnoresPosition,
+        Self::CollectsTooMuch,
+        Self::AbortedStays,
+        Self::RolledBackChunksCount,
+        Self::LatePrepareDropped,
+        Self::KeepaliveConfirms,
+        Self::TruncateToOneTablet,
+        Self::SecondTabletsWritesLost,
+        Self::CutOffCopyStays,
+        Self::UnchangedIsEmpty,
+    ];
+}
+
+#[cfg(feature = "planted-bugs")]
+thread_local! {
+    static ON: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
+}
+
+/// Whether the bug is turned on, on this thread.
+#[cfg(feature = "planted-bugs")]
+#[must_use]
+pub fn planted(bug: Bug) -> bool {
+    ON.get() == Some(bug)
+}
+
+/// Whether the bug is turned on: never, in this build.
+#[cfg(not(feature = "planted-bugs"))]
+#[inline(always)]
+#[must_use]
+pub const fn planted(_bug: Bug) -> bool {
+    false
+}
+
+/// Turns one bug on for this thread, or all off.
+#[cfg(feature = "planted-bugs")]
+pub fn plant(bug: Option<Bug>) {
+    ON.set(bug);
+}

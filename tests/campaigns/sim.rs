@@ -1,0 +1,14 @@
+//! `sim`: random universes, random faults, an exact oracle.
+
+use super::report::{Options, Report, Tally, ask, on_all_cores};
+use super::universe;
+
+/// Seeds in CI.
+const SEEDS: u64 = 500;
+
+/// Runs it.
+pub fn run(options: &Options) -> Report {
+    let tally = Tally::default();
+    on_all_cores(options.n.unwrap_or(SEEDS), |number| tally.add(options, &universe::run(ask(options, number))));
+    tally.into_report()
+}

@@ -1,0 +1,109 @@
+//! The transaction leader as pullers in other processes reach it: over the network, reports of a stream in their order.
+
+use super::network::{Network, Place};
+use super::process::Life;
+use async_trait::async_trait;
+use futures::future::BoxFuture;
+use std::sync::{Arc, Mutex};
+use untorn::applier::leader::{LeaderError, Reported, StreamOpened, StreamState, TransactionLeader};
+use untorn::coordinator::{CopyState, Report};
+use untorn::proto::transaction::TransactionRecord;
+use untorn::wal::{Column, Epoch, OpId, SourceTabletId, TableSchema, TransactionId};
+
+/// Whoever leads now.
+pub type Current = Arc<Mutex<Option<Arc<dyn TransactionLeader>>>>;
+
+/// The way to the leader.
+pub struct LeaderClient {
+    /// Where it is.
+    pub current: Current,
+    /// The link.
+    pub network: Network,
+    /// The process that calls.
+    pub life: Arc<Life>,
+    /// Calls are handed in one after another, as one connection would.
+    pub order: Arc<tokio::sync::Mutex<()>>,
+}
+
+type Answer<T> = Result<T, LeaderError>;
+
+impl LeaderClient {
+    async fn call<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        run: impl Fn(Arc<dyn TransactionLeader>) -> BoxFuture<'static, Answer<T>> + Send + Sync + 'static,
+    ) -> Answer<T> {
+        self.life.output().await;
+        let current = Arc::clone(&self.current);
+        let deliver = move || -> BoxFuture<'static, Answer<T>> {
+            let leader = current.lock().unwrap().clone();
+            match leader {
+                Some(leader) => run(leader),
+                None => Box::pin(async { Err(LeaderError::Unavailable("nobody leads".into())) }),
+            }
+        };
+        let answer = self.network.call(self.life.place(), Place::Leader, what, deliver).await;
+        self.life.output().await;
+        answer.unwrap_or_else(|| Err(LeaderError::Unavailable("no answer came".into())))
+    }
+}
+
+#[async_trait]
+impl TransactionLeader for LeaderClient {
+    async fn open_stream(&self, name: &str, puller: &str) -> Answer<StreamOpened> {
+        let (name, puller) = (name.to_owned(), puller.to_owned());
+        self.call("open a stream", move |leader| {
+            let (name, puller) = (name.clone(), puller.clone());
+            Box::pin(async move { leader.open_stream(&name, &puller).await })
+        })
+        .await
+    }
+
+    async fn report(&self, report: Report) -> Answer<Reported> {
+        let _turn = self.order.lock().await;
+        self.call("a report", move |leader| {
+            let report = report.clone();
+            Box::pin(async move { leader.report(report).await })
+        })
+        .await
+    }
+
+    async fn table(&self, stream: SourceTabletId, name: &str, columns: Vec<Column>) -> Answer<TableSchema> {
+        let name = name.to_owned();
+        self.call("a table", move |leader| {
+            let (name, columns) = (name.clone(), columns.clone());
+            Box::pin(async move { leader.table(stream, &name, columns).await })
+        })
+        .await
+    }
+
+    async fn slot(&self, stream: SourceTabletId, puller: Epoch, start: OpId, identity: &str) -> Answer<()> {
+        let identity = identity.to_owned();
+        self.call("a slot", move |leader| {
+            let identity = identity.clone();
+            Box::pin(async move { leader.slot(stream, puller, start, &identity).await })
+        })
+        .await
+    }
+
+    async fn copy(&self, stream: SourceTabletId, puller: Epoch, table: &str, state: CopyState) -> Answer<()> {
+        let table = table.to_owned();
+        self.call("a copy", move |leader| {
+            let table = table.clone();
+            Box::pin(async move { leader.copy(stream, puller, &table, state).await })
+        })
+        .await
+    }
+
+    async fn stream_state(&self, stream: SourceTabletId, puller: Epoch, state: StreamState) -> Answer<()> {
+        self.call("a state", move |leader| {
+            let state = state.clone();
+            Box::pin(async move { leader.stream_state(stream, puller, state).await })
+        })
+        .await
+    }
+
+    async fn transaction_record(&self, transaction: TransactionId) -> Answer<Option<TransactionRecord>> {
+        self.call("a record", move |leader| Box::pin(async move { leader.transaction_record(transaction).await })).await
+    }
+}

@@ -1,0 +1,66 @@
+//! The oracle: a read of the replica equals the source's history after exactly the transactions that it shows, row for
+//! row; and those are a prefix of that history, in the sense that the kind of read promises.
+
+use super::Snapshot;
+use crate::universe::history::{History, Number};
+use std::collections::BTreeSet;
+use untorn::wal::HybridTime;
+
+/// What a read promises.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Promised {
+    /// Exactly what the source had committed at this time.
+    AtTime(HybridTime),
+    /// A consistent cut: whoever is seen, everyone before it in any source tablet's order is.
+    Cut,
+    /// Whole transactions, and of each key no later write without the earlier ones.
+    KeysInOrder,
+    /// Whole transactions.
+    Whole,
+}
+
+/// What does not hold, if anything.
+pub fn broken(seen: &Snapshot, history: &History, promised: Promised) -> Option<String> {
+    let visible = seen.visible();
+    if let Some(number) = visible.iter().find(|n| !history.txns.get(**n as usize).is_some_and(|txn| txn.committed)) {
+        return Some(format!("model: transaction {number} is seen, and was never committed"));
+    }
+    let count = |number: &&Number| seen.markers[*number] != history.txns[**number as usize].markers;
+    if let Some(number) = visible.iter().find(count) {
+        let markers = history.txns[*number as usize].markers;
+        return Some(format!("model: of transaction {number} {} of {markers} rows are seen", seen.markers[number]));
+    }
+    let order = match promised {
+        Promised::AtTime(time) => at_time(history, &visible, time),
+        Promised::Cut => history.hole(&visible).map(|(missing, inside, server)| {
+            format!("model: transaction {inside} is seen without {missing}, which stands before it on server {server}")
+        }),
+        Promised::KeysInOrder => history.overtaken(&visible).map(|(missing, inside)| {
+            format!("model: transaction {inside} is seen without {missing}, which wrote one of its keys before it")
+        }),
+        Promised::Whole => None,
+    };
+    order.or_else(|| rows(seen, history, &visible))
+}
+
+fn at_time(history: &History, visible: &BTreeSet<Number>, time: HybridTime) -> Option<String> {
+    let differs = history
+        .txns
+        .iter()
+        .enumerate()
+        .find(|(number, txn)| (txn.committed && txn.time <= time) != visible.contains(&(*number as Number)))?;
+    let (number, txn) = differs;
+    let seen = if visible.contains(&(number as Number)) { "seen" } else { "not seen" };
+    Some(format!("model: transaction {number}, of {}, is {seen} at {time}", txn.time))
+}
+
+fn rows(seen: &Snapshot, history: &History, visible: &BTreeSet<Number>) -> Option<String> {
+    let expected = history.rows_after(visible);
+    if expected == seen.rows {
+        return None;
+    }
+    let wrong = expected.iter().find(|(key, value)| seen.rows.get(*key) != Some(value));
+    let wrong = wrong.map(|(key, value)| format!("{key:?} reads {:?} instead of {value:?}", seen.rows.get(key)));
+    let more = || seen.rows.keys().find(|key| !expected.contains_key(*key)).map(|key| format!("{key:?} is gone there"));
+    wrong.or_else(more).map(|what| format!("model: {what}"))
+}

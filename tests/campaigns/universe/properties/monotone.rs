@@ -1,0 +1,78 @@
+//! What only rises: checkpoints, safe time, epochs, the positions of the log; and a decision is made once.
+
+use crate::universe::world::World;
+use std::collections::{BTreeMap, BTreeSet};
+use untorn::coordinator::{Entry, Item};
+use untorn::wal::{Epoch, HybridTime, LogPosition, OpId, SourceTabletId, TransactionId};
+
+/// Sees every entry of the log.
+#[derive(Default)]
+pub struct LogWatch {
+    last: LogPosition,
+    epoch: Epoch,
+    safe_time: HybridTime,
+    streams: BTreeMap<SourceTabletId, (String, OpId, Epoch)>,
+    decided: BTreeSet<TransactionId>,
+    slots: BTreeSet<SourceTabletId>,
+}
+
+impl LogWatch {
+    /// How far the log holds a stream.
+    pub fn checkpoint(&self, name: &str) -> OpId {
+        self.streams.values().find(|(of, _, _)| of == name).map_or(OpId::ZERO, |(_, checkpoint, _)| *checkpoint)
+    }
+
+    /// How many streams' slots stand for good.
+    pub fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// An entry landed.
+    pub fn landed(&mut self, world: &World, at: LogPosition, epoch: Epoch, bytes: &[u8]) {
+        let rises = |what: &str, rises: bool| {
+            if !rises {
+                world.broken(format!("monotone: {what} goes back in the entry at {at}"));
+            }
+        };
+        rises("the log", at == self.last.next());
+        rises("the epoch", epoch >= self.epoch);
+        (self.last, self.epoch) = (at, epoch);
+        let entry = match Entry::decode(bytes) {
+            Ok(entry) => entry,
+            Err(error) => return world.broken(format!("the entry at {at} cannot be read: {error}")),
+        };
+        for item in &entry.items {
+            match item {
+                Item::StreamJoined { stream, name, .. } => {
+                    self.streams.insert(*stream, (name.clone(), OpId::ZERO, Epoch(0)));
+                }
+                Item::PullerOpened { stream, epoch } => {
+                    if let Some((_, _, held)) = self.streams.get_mut(stream) {
+                        rises("a puller's epoch", *epoch > *held);
+                        *held = *epoch;
+                    }
+                }
+                Item::Slot { stream, start, .. } => {
+                    self.slots.insert(*stream);
+                    if let Some((_, checkpoint, _)) = self.streams.get_mut(stream) {
+                        *checkpoint = (*start).max(*checkpoint);
+                    }
+                }
+                Item::Report(report) => {
+                    if let Some((_, checkpoint, _)) = self.streams.get_mut(&report.stream) {
+                        rises("a checkpoint", report.follows == *checkpoint && report.upto >= *checkpoint);
+                        *checkpoint = report.upto;
+                    }
+                }
+                Item::SafeTime { time } => {
+                    rises("safe time", *time >= self.safe_time);
+                    self.safe_time = *time;
+                }
+                Item::Decision { transaction, .. } if !self.decided.insert(*transaction) => {
+                    world.broken(format!("monotone: {transaction} is decided again at {at}"));
+                }
+                _ => {}
+            }
+        }
+    }
+}
