@@ -111,10 +111,11 @@ fn of_stream(samples: &[Sample], stream: &str) -> Option<f64> {
     found.map(|sample| sample.value)
 }
 
-/// A transaction over all servers, by two-phase commit.
+/// A transaction over all servers, by two-phase commit. Each key is one server's own.
 async fn load(servers: &[Postgres], id: u32) {
-    for server in servers {
-        let write = format!("INSERT INTO t VALUES ({id}, 'x'); PREPARE TRANSACTION 'load-{id}'");
+    for (shard, server) in servers.iter().enumerate() {
+        let key = id * 10 + u32::try_from(shard).unwrap();
+        let write = format!("INSERT INTO t VALUES ({key}, 'x'); PREPARE TRANSACTION 'load-{id}'");
         server.execute(&format!("BEGIN; {write}")).await;
     }
     for server in servers {
@@ -132,9 +133,10 @@ async fn fill_wal(server: &Postgres, mebibytes: u32) {
 async fn every_panel_moves_under_the_fault_that_it_is_there_for() {
     let servers = [Postgres::start().await, Postgres::start_with(&["max_slot_wal_keep_size=512MB"]).await];
     let [a, b] = &servers;
-    for server in &servers {
+    for (server, first) in servers.iter().zip([10_000_000, 20_000_000]) {
         server.execute("CREATE TABLE t (id int PRIMARY KEY, v text); CREATE PUBLICATION untorn FOR ALL TABLES").await;
-        server.execute("INSERT INTO t SELECT i, 'early' FROM generate_series(1000000, 1002000) i").await;
+        let early = format!("INSERT INTO t SELECT i, 'early' FROM generate_series({first}, {}) i", first + 2000);
+        server.execute(&early).await;
     }
     // A transaction manager died: its branch keeps the slot of one server from being created.
     b.execute("BEGIN; INSERT INTO t VALUES (7, 'orphan'); PREPARE TRANSACTION 'orphan'").await;
