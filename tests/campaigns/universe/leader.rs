@@ -5,7 +5,7 @@ use super::process::Life;
 use async_trait::async_trait;
 use futures::future::BoxFuture;
 use std::sync::{Arc, Mutex};
-use untorn::applier::leader::{LeaderError, Reported, StreamOpened, StreamState, TransactionLeader};
+use untorn::applier::leader::{LeaderError, Reported, StreamOpened, StreamState, TransactionLeader, Wanted};
 use untorn::coordinator::{CopyState, Report};
 use untorn::proto::transaction::TransactionRecord;
 use untorn::wal::{Column, Epoch, OpId, SourceTabletId, TableSchema, TransactionId};
@@ -50,11 +50,11 @@ impl LeaderClient {
 
 #[async_trait]
 impl TransactionLeader for LeaderClient {
-    async fn open_stream(&self, name: &str, puller: &str) -> Answer<StreamOpened> {
+    async fn open_stream(&self, name: &str, puller: &str, held: Option<Epoch>) -> Answer<StreamOpened> {
         let (name, puller) = (name.to_owned(), puller.to_owned());
         self.call("open a stream", move |leader| {
             let (name, puller) = (name.clone(), puller.clone());
-            Box::pin(async move { leader.open_stream(&name, &puller).await })
+            Box::pin(async move { leader.open_stream(&name, &puller, held).await })
         })
         .await
     }
@@ -95,7 +95,7 @@ impl TransactionLeader for LeaderClient {
         .await
     }
 
-    async fn stream_state(&self, stream: SourceTabletId, puller: Epoch, state: StreamState) -> Answer<()> {
+    async fn stream_state(&self, stream: SourceTabletId, puller: Epoch, state: StreamState) -> Answer<Wanted> {
         self.call("a state", move |leader| {
             let state = state.clone();
             Box::pin(async move { leader.stream_state(stream, puller, state).await })

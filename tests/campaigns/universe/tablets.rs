@@ -12,10 +12,10 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use untorn::tablet::engine::{Engine, TabletOptions, start};
 use untorn::tablet::{
-    Announced, Applied, ApplyBatch, ChunkBatch, CopyBatch, ProvisionalBatch, ReadPage, ReadRequest, Stored, StreamMark,
-    TabletError, TabletLeader, TabletStats,
+    Announced, Applied, ApplyBatch, ChunkBatch, CopyBatch, FillRequest, ProvisionalBatch, ReadPage, ReadRequest,
+    Stored, StreamMark, TabletError, TabletLeader, TabletStats,
 };
-use untorn::wal::{Epoch, ReplicaTabletId, SourceTabletId};
+use untorn::wal::{Epoch, ReplicaTabletId, Row, SourceTabletId};
 
 struct Running {
     engine: Engine<SimStore>,
@@ -182,6 +182,14 @@ impl TabletLeader for TabletClient {
         self.call("a chunk", move |engine| {
             let chunk = chunk.clone();
             Box::pin(async move { engine.stage_chunk(chunk).await })
+        })
+        .await
+    }
+
+    async fn fill(&self, request: FillRequest) -> Result<Row, TabletError> {
+        self.call("a row to be filled", move |engine| {
+            let request = request.clone();
+            Box::pin(async move { engine.fill(request).await })
         })
         .await
     }
