@@ -1,11 +1,9 @@
 //! What `untorn check --connect` asks a server: every fault at once, each with the SQL that mends it.
 
 use super::PostgresSource;
-use super::connect::Target;
-use super::error::Failure;
-use super::relation::{self, Published, quote};
+use super::relation::{self, Published};
 use super::slot::{self, VERSION_MIN};
-use super::sql::Sql;
+use crate::postgres::{Failure, Sql, Target, quote};
 use crate::source::SourceError;
 
 /// What `check` found on a server.
@@ -26,7 +24,7 @@ impl PostgresSource {
     /// The server cannot be asked at all.
     pub async fn check(&self) -> Result<Vec<Finding>, SourceError> {
         let label = self.target.label();
-        let mut sql = self.target.sql().await?;
+        let mut sql = self.target.session().await?;
         let mut findings = Findings { server: label.clone(), all: Vec::new() };
         let (publication, slot) = (&self.options.publication, &self.options.slot);
         let asked = inspect(&mut sql, &self.target, publication, slot, &mut findings).await;

@@ -5,16 +5,14 @@
 
 mod assemble;
 mod check;
-mod connect;
 mod copy;
 mod decode;
 mod error;
 mod gid;
 mod relation;
+mod session;
 mod slot;
-mod sql;
 mod stream;
-mod tls;
 mod transaction;
 mod tuple;
 mod wire;
@@ -24,13 +22,11 @@ pub use gid::GidPattern;
 
 use super::{Catalog, Keeper, NewSlot, Prepared, Resume, Source, SourceError};
 use crate::limits;
+use crate::postgres::{Failure, Sql, Target};
 use crate::wal::{HybridTime, OpId, SourceTransactionId};
 use assemble::Assembler;
 use async_trait::async_trait;
-use connect::Target;
-use error::Failure;
 use rand::{RngCore, SeedableRng};
-use sql::Sql;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -86,7 +82,7 @@ impl PostgresSource {
         let mut kept = self.sql.lock().await;
         let mut sql = match kept.take() {
             Some(sql) => sql,
-            None => self.target.sql().await?,
+            None => self.target.session().await?,
         };
         let answer = tokio::time::timeout(limits::CONNECT_TIMEOUT, question(&mut sql)).await;
         let answer = answer.unwrap_or_else(|_| Err(Failure::lost("the server does not answer")));
@@ -122,7 +118,7 @@ impl Source for PostgresSource {
     ) -> Result<(Box<dyn super::Stream>, Keeper), SourceError> {
         let Options { publication, slot, gids, slot_lock_timeout, .. } = &self.options;
         let label = self.target.label();
-        let mut sql = self.target.sql().await?;
+        let mut sql = self.target.session().await?;
         let server = slot::inspect(&mut sql, publication, slot).await.map_err(|failure| self.at(&failure))?;
         server.suits(&label, publication)?;
         server.can_resume(&label, slot, resume.after.term)?;

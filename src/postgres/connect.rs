@@ -3,15 +3,13 @@
 use super::error::Failure;
 use super::sql::Sql;
 use super::tls::{self, Tls};
-use super::wire::Replication;
 use crate::limits;
-use crate::source::SourceError;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio_postgres::config::{Host, SslMode};
 
 /// What both kinds of session set, so that a copied row and a streamed one have the same text.
-const SESSION: [(&str, &str); 8] = [
+pub const SESSION: [(&str, &str); 8] = [
     ("client_encoding", "UTF8"),
     ("datestyle", "ISO"),
     ("intervalstyle", "postgres"),
@@ -33,7 +31,7 @@ pub struct Target {
 }
 
 impl Target {
-    /// From `[[source.tablets]] name, url, password_file`. The URL takes libpq's `sslmode` and `sslrootcert`.
+    /// From an entry's `name, url, password_file`. The URL takes libpq's `sslmode` and `sslrootcert`.
     ///
     /// # Errors
     /// What is wrong with the URL.
@@ -62,7 +60,7 @@ impl Target {
         Ok(Self { name: name.to_owned(), config, tls, password_file })
     }
 
-    /// The source tablet's name.
+    /// The entry's name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
@@ -83,39 +81,29 @@ impl Target {
     ///
     /// # Errors
     /// Why there is none.
-    pub async fn sql(&self) -> Result<Sql, SourceError> {
+    pub async fn sql(&self) -> Result<Sql, Failure> {
         let config = self.with_password().await?;
-        let connected = match &self.tls {
+        match &self.tls {
             Tls::Disable => Sql::connect(&config, tokio_postgres::NoTls).await,
             Tls::Prefer(tls) | Tls::Require(tls) => Sql::connect(&config, tls.clone()).await,
-        };
-        connected.map_err(|failure| failure.at(&self.label()))
+        }
     }
 
-    /// A session for replication commands; a lock that cannot be had within `lock_timeout` fails its command.
-    ///
-    /// # Errors
-    /// Why there is none.
-    pub async fn replication(&self, lock_timeout: Duration) -> Result<Replication, SourceError> {
-        let config = self.with_password().await?;
-        let lock_timeout = lock_timeout.as_millis().to_string();
-        let mut parameters = vec![
-            ("user", self.user()),
-            ("database", self.database()),
-            ("replication", "database"),
-            ("application_name", "untorn"),
-            ("lock_timeout", &lock_timeout),
-        ];
-        parameters.extend(SESSION);
-        let host = self.config.get_hosts().first().cloned().unwrap_or(Host::Tcp(String::new()));
-        let password = config.get_password().unwrap_or_default();
-        let connecting = Replication::connect(&host, self.port(), &self.tls, &parameters, password);
-        let connected = tokio::time::timeout(limits::CONNECT_TIMEOUT, connecting).await;
-        let connected = connected.unwrap_or_else(|_| Err(Failure::lost("the server does not answer")));
-        connected.map_err(|failure| failure.at(&self.label()))
+    /// The server's host.
+    #[must_use]
+    pub fn host(&self) -> Host {
+        self.config.get_hosts().first().cloned().unwrap_or(Host::Tcp(String::new()))
     }
 
-    fn port(&self) -> u16 {
+    /// Whether and how connections are encrypted.
+    #[must_use]
+    pub fn tls(&self) -> &Tls {
+        &self.tls
+    }
+
+    /// The server's port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
         self.config.get_ports().first().copied().unwrap_or(5432)
     }
 
@@ -125,19 +113,24 @@ impl Target {
         self.config.get_user().unwrap_or_default()
     }
 
-    fn database(&self) -> &str {
+    /// The database.
+    #[must_use]
+    pub fn database(&self) -> &str {
         self.config.get_dbname().unwrap_or_else(|| self.user())
     }
 
     /// The configuration with the password of now: it may be changed while the daemon runs.
-    async fn with_password(&self) -> Result<tokio_postgres::Config, SourceError> {
+    ///
+    /// # Errors
+    /// The password's file cannot be read.
+    pub async fn with_password(&self) -> Result<tokio_postgres::Config, Failure> {
         let mut config = self.config.clone();
         if config.get_password().is_some() {
             return Ok(config);
         }
         if let Some(path) = &self.password_file {
             let read = tokio::fs::read_to_string(path).await;
-            let text = read.map_err(|e| SourceError::Retry(format!("{}: {}: {e}", self.label(), path.display())))?;
+            let text = read.map_err(|error| Failure::lost(format!("{}: {error}", path.display())))?;
             config.password(text.trim_end_matches(['\r', '\n']));
         } else if let Some(path) = pgpass_path()
             && let Ok(text) = tokio::fs::read_to_string(&path).await
