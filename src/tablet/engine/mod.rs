@@ -15,6 +15,7 @@ mod conflicts;
 mod crash_tests;
 
 mod copy;
+mod elsewhere;
 mod fill;
 mod provisional;
 mod read;
@@ -23,6 +24,7 @@ mod wal;
 mod worker;
 
 pub use changes::TabletWals;
+pub use elsewhere::{Cursor, StagedWrites};
 pub use worker::Worker;
 
 use super::store::Store;
