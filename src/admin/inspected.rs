@@ -1,17 +1,19 @@
 //! The applier as its admin interface shows it: one look at the leader's machine, and what the pullers say.
 
-use super::explain::{Cause, Explanation, Involved, TransactionStatus, WaitsFor};
-use super::scan::{Scan, ScanAt, ScanError, ScanRow};
+mod explanation;
+mod rows;
+
+use super::explain::Explanation;
+use super::scan::{Scan, ScanAt, ScanError};
 use super::status::{CopyPhase, CopyStatus, Position, Role, State, Status, StreamStatus, TransactionCounts};
 use super::{Inspect, gauges};
 use crate::applier::leader::StreamState;
-use crate::applier::{Inspector, NotReady, Progress, Reader};
-use crate::coordinator::{self, Coordinator, CopyState, Missing, Release, StreamView, Wait};
-use crate::tablet::{TabletError, VersionedRow};
-use crate::wal::{Cell, Epoch, HybridTime, OpId, SourceTabletId, TableSchema};
+use crate::applier::{Inspector, NotReady, Progress};
+use crate::coordinator::{self, Coordinator, CopyState, Release, StreamView};
+use crate::wal::{Epoch, HybridTime, OpId, SourceTabletId};
 use async_trait::async_trait;
-use futures::stream::{StreamExt, try_unfold};
-use std::sync::Arc;
+use explanation::explained;
+use rows::rows;
 
 /// A running applier, to be asked by people.
 pub struct Inspected {
@@ -110,94 +112,6 @@ impl Inspected {
             transactions: TransactionCounts::default(),
         }
     }
-
-    fn explanation(&self, explained: Explained) -> Explanation {
-        let Explained { explanation, now, names, tablet } = explained;
-        let name = |stream: SourceTabletId| {
-            names
-                .iter()
-                .find(|(number, _)| *number == stream)
-                .map_or_else(|| stream.to_string(), |(_, name)| name.clone())
-        };
-        let involved = explanation.involved.iter().map(|involved| Involved {
-            tablet: name(involved.stream),
-            applying: involved.applying,
-            records: involved.records,
-            expected: involved.expected,
-            position: self.position(involved.position),
-            lag_seconds: self.answer_age(involved.stream, &name(involved.stream), now),
-        });
-        let waits_for = explanation.waits_for.map(|wait| {
-            let (cause, stream) = cause(wait);
-            let waits = WaitsFor { cause, tablet: stream.map(name).or(tablet), text: explanation.text.clone() };
-            match stream {
-                Some(stream) => self.because_of_puller(stream, &name(stream), waits),
-                None => waits,
-            }
-        });
-        Explanation {
-            transaction: explanation.id.to_string(),
-            source_id: explanation.source_id,
-            status: status(explanation.status),
-            since_seconds: explanation.since.seconds_behind(now),
-            commit_known: explanation.commit_known,
-            involved: involved.collect(),
-            waits_for,
-            behind_it: explanation.behind_it,
-        }
-    }
-
-    /// A stream that sends nothing may be one that nobody pulls, or whose writes no tablet takes.
-    fn because_of_puller(&self, stream: SourceTabletId, name: &str, waits: WaitsFor) -> WaitsFor {
-        if matches!(waits.cause, Cause::StoppedStream | Cause::Copy) {
-            return waits;
-        }
-        match self.inspector.stream_state(stream, name) {
-            StreamState::NotPolled => {
-                WaitsFor { cause: Cause::NotPolled, text: format!("{}; nobody pulls {name}", waits.text), ..waits }
-            }
-            StreamState::Waiting { cause } => WaitsFor {
-                cause: Cause::NotPolled,
-                text: format!("{}; {name} cannot be pulled: {cause}", waits.text),
-                ..waits
-            },
-            StreamState::BackPressure { tablet } => WaitsFor {
-                cause: Cause::BackPressure,
-                text: format!("{}; {name} is held up because its writes wait for {tablet}", waits.text),
-                tablet: Some(tablet),
-            },
-            StreamState::Stopped { cause } => WaitsFor {
-                cause: Cause::StoppedStream,
-                text: format!("{}; {name} has stopped: {cause}", waits.text),
-                ..waits
-            },
-            StreamState::Copying { .. } | StreamState::Running => waits,
-        }
-    }
-}
-
-/// What one look finds of one transaction.
-struct Explained {
-    explanation: coordinator::Explanation,
-    now: HybridTime,
-    names: Arc<Vec<(SourceTabletId, String)>>,
-    /// The replica tablet that it waits for.
-    tablet: Option<String>,
-}
-
-fn explained(coordinator: &Coordinator, now: HybridTime, transaction: &str) -> Vec<Explained> {
-    let names: Vec<_> = coordinator.state().streams.iter().map(|s| (s.stream, s.name.clone())).collect();
-    let names = Arc::new(names);
-    let one = |explanation: coordinator::Explanation| Explained {
-        tablet: match explanation.waits_for {
-            Some(Wait::Apply(tablet)) => Some(coordinator.tablet_name(tablet).to_owned()),
-            _ => None,
-        },
-        explanation,
-        now,
-        names: Arc::clone(&names),
-    };
-    coordinator.explain(transaction).into_iter().map(one).collect()
 }
 
 #[async_trait]
@@ -258,50 +172,6 @@ impl Inspect for Inspected {
     }
 }
 
-/// A table's rows as a stream of pages, each row in the shape of the newest columns.
-fn rows(reader: Reader, schema: TableSchema, at: coordinator::ReadPoint) -> Scan {
-    let columns = schema.columns.clone();
-    let shapes = Shapes { versions: reader.schemas(), newest: schema };
-    let scan = reader.scan(shapes.newest.table, at, false);
-    let pages = try_unfold((scan, shapes), |(mut scan, shapes)| async move {
-        let page = scan.next().await.map_err(|error| match error {
-            TabletError::TooOld { .. } => ScanError::NotServed(error.to_string()),
-            error => ScanError::Failed(error.to_string()),
-        })?;
-        let Some(page) = page else { return Ok(None) };
-        let rows: Vec<_> = page.into_iter().filter_map(|row| shapes.row(row)).collect();
-        Ok(Some((rows, (scan, shapes))))
-    });
-    Scan { columns, rows: pages.boxed() }
-}
-
-/// A table's shapes: rows follow the one under which they were written.
-struct Shapes {
-    versions: Arc<Vec<TableSchema>>,
-    newest: TableSchema,
-}
-
-impl Shapes {
-    /// A row in the newest shape: a column that it was written without is NULL, one that is gone is left out.
-    fn row(&self, versioned: VersionedRow) -> Option<ScanRow> {
-        let row = versioned.row?;
-        let text = |cell: Option<&Cell>| match cell {
-            Some(Cell::Text(text)) => Some(text.clone()),
-            Some(Cell::Null | Cell::Unchanged) | None => None,
-        };
-        let written = |shape: &&TableSchema| shape.table == self.newest.table && shape.version == row.schema_version;
-        let cells = match self.versions.iter().find(written).filter(|shape| shape.version != self.newest.version) {
-            None => (0..self.newest.columns.len()).map(|place| text(row.cells.get(place))).collect(),
-            Some(shape) => {
-                let place = |name: &str| shape.columns.iter().position(|column| column.name == name);
-                let columns = self.newest.columns.iter();
-                columns.map(|column| text(place(&column.name).and_then(|place| row.cells.get(place)))).collect()
-            }
-        };
-        Some(ScanRow { cells, time: versioned.time })
-    }
-}
-
 fn state(state: StreamState) -> (State, Option<String>) {
     match state {
         StreamState::NotPolled => (State::Waiting, Some("nobody pulls it".into())),
@@ -325,34 +195,4 @@ fn copy(view: &StreamView, progress: &Progress) -> CopyStatus {
     }
     let state = if view.copies.is_empty() { CopyPhase::Pending } else { CopyPhase::Running };
     CopyStatus { state, rows: progress.copied_rows.max(copied), total: progress.copy_total }
-}
-
-fn status(status: coordinator::Status) -> TransactionStatus {
-    match status {
-        coordinator::Status::Created => TransactionStatus::Created,
-        coordinator::Status::Pending => TransactionStatus::Pending,
-        coordinator::Status::WaitingToCommit => TransactionStatus::WaitingToCommit,
-        coordinator::Status::Committed => TransactionStatus::Committed,
-        coordinator::Status::Applied => TransactionStatus::Applied,
-        coordinator::Status::Aborted => TransactionStatus::Aborted,
-    }
-}
-
-/// The cause that people and scripts see, and the stream that it names.
-fn cause(wait: Wait) -> (Cause, Option<SourceTabletId>) {
-    let (_, stream) = wait.label();
-    let cause = match wait {
-        Wait::Gate(Missing::Commit(_)) => Cause::Commit,
-        Wait::Gate(Missing::Applying(_)) => Cause::Applying,
-        Wait::Gate(Missing::StartFence(_)) => Cause::StartFence,
-        Wait::Gate(Missing::Discovery(_)) => Cause::Discovery,
-        Wait::Gate(Missing::GidInUse(_)) => Cause::GidInUse,
-        Wait::Gate(Missing::Cut(..)) => Cause::Cut,
-        Wait::Gate(Missing::EarlierWrite(_)) => Cause::EarlierWrite,
-        Wait::StoppedStream(_) => Cause::StoppedStream,
-        Wait::Copy(_) => Cause::Copy,
-        Wait::Apply(_) => Cause::Apply,
-        Wait::Log => Cause::Log,
-    };
-    (cause, stream)
 }

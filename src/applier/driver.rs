@@ -1,21 +1,18 @@
 //! The task that owns the transaction leader's machine.
 
 use super::ended::{Ended, now};
-use super::leader::{LeaderError, Reported, StreamOpened, StreamState};
+use super::inputs::{Input, Reply};
+use super::leader::{LeaderError, Reported, StreamState};
 use super::log_thread::{LogCommand, LogEvent};
+use super::opened::Given;
 use super::probes::Probes;
+use super::shown::{Pullers, Shown};
 use super::tablets::ApplyQueue;
-use crate::coordinator::{
-    Applied, Coordinator, CopyState, Decided, Fence, Output, Promise, ReadPoint, Refused, Release, Report,
-    StreamOpening, TabletMap, Work,
-};
+use crate::coordinator::{Coordinator, Decided, Output, Promise, Refused, Release, Work};
 use crate::limits::{COUNTED_TRANSACTIONS, SNAPSHOT_AFTER_BYTES, TICK_MS};
 use crate::metrics::{CAUSE, COMMIT_TO_VISIBLE, STATUS, STREAM, TRANSACTIONS_FINISHED, WAITED};
-use crate::source::{OpenBranch, Resume};
 use crate::txn_log::Snapshot;
-use crate::wal::{
-    Column, Epoch, HybridTime, LogPosition, OpId, ReplicaTabletId, SourceTabletId, SourceTransactionId, TableSchema,
-};
+use crate::wal::{Epoch, HybridTime, LogPosition, ReplicaTabletId, SourceTabletId};
 use ::metrics::{counter, histogram};
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -24,99 +21,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 use tracing::{error, info};
-
-/// Where an answer goes.
-pub(super) type Reply<T> = oneshot::Sender<Result<T, LeaderError>>;
-
-/// Looks at the machine.
-pub(super) type Look = Box<dyn FnOnce(&Coordinator, HybridTime) + Send>;
-
-/// The way to the transaction leader of this process. It is a [`super::leader::TransactionLeader`].
-#[derive(Clone)]
-pub struct Inputs(pub(super) mpsc::Sender<Input>);
-
-/// What the leader is told or asked.
-pub(super) enum Input {
-    OpenStream {
-        name: String,
-        puller: String,
-        reply: Reply<StreamOpened>,
-    },
-    Report {
-        report: Report,
-        reply: Reply<Reported>,
-    },
-    Table {
-        name: String,
-        columns: Vec<Column>,
-        reply: Reply<TableSchema>,
-    },
-    Slot {
-        stream: SourceTabletId,
-        puller: Epoch,
-        start: OpId,
-        identity: String,
-        reply: Reply<()>,
-    },
-    Copy {
-        stream: SourceTabletId,
-        puller: Epoch,
-        table: String,
-        state: CopyState,
-        reply: Reply<()>,
-    },
-    State {
-        stream: SourceTabletId,
-        puller: Epoch,
-        state: StreamState,
-        reply: Reply<()>,
-    },
-    Fence(Option<Fence>),
-    FenceResolved {
-        stream: SourceTabletId,
-        transactions: Vec<SourceTransactionId>,
-        position: OpId,
-    },
-    Round {
-        begun_after: LogPosition,
-        positions: Option<Vec<(SourceTabletId, OpId)>>,
-    },
-    Applied {
-        tablet: ReplicaTabletId,
-        applied: Applied,
-    },
-    Look(Look),
-    /// Answered once everything said before is durable and its outputs are handed over.
-    Settle {
-        reply: oneshot::Sender<()>,
-    },
-    /// Append what there is to say, then end.
-    Stop,
-}
-
-/// What readers need to know before they read, as of the newest durable entry.
-#[derive(Clone, Debug, Default)]
-pub struct Shown {
-    /// The `latest` read point, once anything may be shown.
-    pub latest: Option<ReadPoint>,
-    /// The `safe` read point, once there is one.
-    pub safe: Option<ReadPoint>,
-    /// Every version of every table's shape.
-    pub tables: Arc<Vec<TableSchema>>,
-    /// The key → tablet map.
-    pub map: Arc<TabletMap>,
-}
-
-/// What the leader says of its streams, beside what its machine knows.
-#[derive(Clone, Debug, Default)]
-pub struct Pullers {
-    /// What each stream's puller says that it does.
-    pub states: BTreeMap<SourceTabletId, StreamState>,
-    /// When each stream's puller said so last.
-    pub heard: BTreeMap<SourceTabletId, HybridTime>,
-    /// Streams that the machine stopped, and why: their pullers must open them again.
-    pub stopped: BTreeMap<SourceTabletId, String>,
-}
 
 /// The task that owns the machine: drains inputs, appends entries one at a time (facts gather while one is on its way,
 /// which is the group commit), answers what has become durable, and runs outputs.
@@ -440,61 +344,6 @@ impl Driver {
             Input::Settle { reply } => self.settling.push(reply),
             Input::Look(look) => look(&self.coordinator, now),
             Input::Stop => {}
-        }
-    }
-}
-
-/// What every puller is given beside its stream's opening.
-struct Given {
-    owner: Epoch,
-    log_id: String,
-    map: TabletMap,
-    streams: Vec<(String, SourceTabletId)>,
-    release: Release,
-}
-
-impl Given {
-    fn opened(self, opening: StreamOpening) -> StreamOpened {
-        let done = |(table, state): &(String, CopyState)| match state {
-            CopyState::Done { snapshot, .. } => Some((table.clone(), *snapshot)),
-            _ => None,
-        };
-        let open_branches = opening.open_branches.into_iter().map(|branch| OpenBranch {
-            transaction: branch.transaction,
-            label: branch.label,
-            opened: branch.opened,
-            records: branch.records,
-            applying: branch.applying,
-        });
-        StreamOpened {
-            stream: opening.stream,
-            puller: opening.puller,
-            owner: self.owner,
-            log_id: self.log_id,
-            map: self.map,
-            streams: self.streams,
-            release: self.release,
-            slot_stands: opening.slot.is_some(),
-            resume: Resume {
-                stream: opening.stream,
-                identity: opening.identity,
-                after: opening.checkpoint,
-                open_branches: open_branches.collect(),
-                copied: opening.copies.iter().filter_map(done).collect(),
-            },
-            copies: opening.copies.into_iter().filter(|(_, state)| !matches!(state, CopyState::Done { .. })).collect(),
-            stored: opening.stored,
-        }
-    }
-}
-
-impl From<Refused> for LeaderError {
-    fn from(refused: Refused) -> Self {
-        match refused {
-            Refused::OutOfOrder { held, follows } => Self::OutOfOrder { held, follows },
-            Refused::Fenced { .. } => Self::Fenced(refused.to_string()),
-            Refused::Damage(cause) => Self::Stop(cause),
-            Refused::UnknownStream(_) => Self::Unavailable(refused.to_string()),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Carries decisions to one replica tablet.
 
-use super::driver::Inputs;
 use super::ended::{Ended, Trouble};
+use super::inputs::Inputs;
 use super::tablets::{ApplyQueue, Gathered, Tablet};
 use crate::coordinator::Decided;
 use crate::flow::Backoff;

@@ -1,9 +1,10 @@
 //! A running applier as others look at it.
 
-use super::driver::{Inputs, Pullers};
 use super::ended::now;
+use super::inputs::Inputs;
 use super::leader::{LeaderError, StreamState};
 use super::reads::Reader;
+use super::shown::Pullers;
 use super::streams::{Progress, SharedBudget, StreamSide};
 use crate::coordinator::Coordinator;
 use crate::limits::PULLER_SILENT_MS;

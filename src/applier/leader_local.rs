@@ -1,62 +1,12 @@
-//! The transaction leader in this process: its inputs, and the contract over them.
+//! The transaction leader in this process: the contract over its inputs.
 
-use super::driver::{Input, Inputs, Reply};
+use super::inputs::{Input, Inputs};
 use super::leader::{LeaderError, Reported, StreamOpened, StreamState, TransactionLeader};
-use crate::coordinator::{Applied, Coordinator, CopyState, Outcome, Report, Status};
+use crate::coordinator::{Coordinator, CopyState, Outcome, Refused, Report, Status};
 use crate::proto::transaction::{TransactionRecord, TransactionStatus};
-use crate::wal::{Column, Epoch, HybridTime, OpId, ReplicaTabletId, SourceTabletId, TableSchema, TransactionId};
+use crate::wal::{Column, Epoch, HybridTime, OpId, SourceTabletId, TableSchema, TransactionId};
 use async_trait::async_trait;
 use std::collections::BTreeSet;
-use tokio::sync::{mpsc, oneshot};
-
-impl Inputs {
-    pub(super) fn new(sender: mpsc::Sender<Input>) -> Self {
-        Self(sender)
-    }
-
-    /// Hands an input over. One that comes after the leader's end is lost, as everything then is.
-    pub(super) async fn send(&self, input: Input) {
-        self.0.send(input).await.ok();
-    }
-
-    /// Tells how far a replica tablet is.
-    pub(super) async fn applied(&self, tablet: ReplicaTabletId, applied: Applied) {
-        self.send(Input::Applied { tablet, applied }).await;
-    }
-
-    /// Looks at the machine, between two inputs.
-    ///
-    /// # Errors
-    /// The leader has ended.
-    pub async fn look<T: Send + 'static>(
-        &self,
-        look: impl FnOnce(&Coordinator, HybridTime) -> T + Send + 'static,
-    ) -> Result<T, LeaderError> {
-        let (reply, answer) = oneshot::channel();
-        self.send(Input::Look(Box::new(move |coordinator, now| {
-            reply.send(look(coordinator, now)).ok();
-        })))
-        .await;
-        answer.await.map_err(|_| ended())
-    }
-
-    /// Waits until everything that was said before is durable, and its outputs have been handed over.
-    pub(super) async fn settle(&self) {
-        let (reply, answer) = oneshot::channel();
-        self.send(Input::Settle { reply }).await;
-        answer.await.ok();
-    }
-
-    async fn ask<T>(&self, input: impl FnOnce(Reply<T>) -> Input) -> Result<T, LeaderError> {
-        let (reply, answer) = oneshot::channel();
-        self.send(input(reply)).await;
-        answer.await.unwrap_or_else(|_| Err(ended()))
-    }
-}
-
-fn ended() -> LeaderError {
-    LeaderError::Unavailable("it has ended".into())
-}
 
 #[async_trait]
 impl TransactionLeader for Inputs {
@@ -149,6 +99,17 @@ impl From<Status> for TransactionStatus {
             Status::Committed => Self::Committed,
             Status::Applied => Self::Applied,
             Status::Aborted => Self::Aborted,
+        }
+    }
+}
+
+impl From<Refused> for LeaderError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::OutOfOrder { held, follows } => Self::OutOfOrder { held, follows },
+            Refused::Fenced { .. } => Self::Fenced(refused.to_string()),
+            Refused::Damage(cause) => Self::Stop(cause),
+            Refused::UnknownStream(_) => Self::Unavailable(refused.to_string()),
         }
     }
 }

@@ -1,10 +1,10 @@
 //! One stream's task: opens it, copies what came before it, and pulls it, again and again.
 
 use super::copier;
-use super::driver::Pullers;
 use super::ended::{Ended, Trouble};
 use super::leader::{LeaderError, StreamOpened, StreamState, TransactionLeader};
 use super::pull::Pull;
+use super::shown::Pullers;
 use super::streams::{SharedBudget, StreamSide};
 use super::tablets::{ApplyQueue, Tablet, Tablets};
 use crate::coordinator::Release;

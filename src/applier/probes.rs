@@ -1,6 +1,6 @@
 //! Questions that the transaction leader has for the source's servers.
 
-use super::driver::{Input, Inputs};
+use super::inputs::{Input, Inputs};
 use super::streams::StreamSide;
 use crate::coordinator::{Fence, Output};
 use crate::limits::PROBE_DEADLINE_MS;

@@ -188,7 +188,7 @@ fn after_ms(millis: u64) -> Instant {
 
 /// Ends when the leader's machine has stopped this stream.
 async fn stopped(
-    pullers: &mut Option<tokio::sync::watch::Receiver<super::driver::Pullers>>,
+    pullers: &mut Option<tokio::sync::watch::Receiver<super::shown::Pullers>>,
     opened: &StreamOpened,
 ) -> String {
     if let Some(pullers) = pullers

@@ -1,6 +1,6 @@
 //! Reading the replica: a read point first, then tablet by tablet (C3).
 
-use super::driver::Shown;
+use super::shown::Shown;
 use super::tablets::Tablets;
 use crate::coordinator::ReadPoint;
 use crate::limits::PAGE_BYTES;

@@ -70,8 +70,10 @@
 //!
 //! I1 to I6 in [`invariants`], one function each. The costly ones run in tests and in the simulator.
 
+mod applying;
 mod check;
 mod decided;
+mod deciding;
 pub mod discovery;
 pub mod entry;
 mod explain;
@@ -83,6 +85,8 @@ pub mod invariants;
 mod join;
 mod machine;
 mod output;
+mod pulling;
+mod questions;
 mod state;
 mod stream;
 mod transaction;

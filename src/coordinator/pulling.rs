@@ -1,0 +1,193 @@
+//! What pullers say: who takes a stream, which tables and slots it has, and how far it has come.
+
+use super::discovery::Start;
+use super::entry::{CopyState, Item, Release};
+use super::fact::Report;
+use super::machine::Coordinator;
+use super::output::{OpenBranchView, Promise, Refused, StreamOpening};
+use crate::wal::{Column, Epoch, HybridTime, OpId, SourceTabletId, TableId, TableSchema};
+
+impl Coordinator {
+    /// Whether the stream is known or may join. Without a common clock only the start fence keeps back what a new stream
+    /// copies and what was prepared meanwhile, so nobody joins behind it.
+    #[must_use]
+    pub fn may_join(&self, name: &str) -> bool {
+        self.state.start == Start::Slots
+            || self.state.release == Release::CommonClock
+            || self.state.stream_named(name).is_some()
+    }
+
+    /// A stream of the configuration; joins it if the log does not know it.
+    pub fn handle_stream_joined(&mut self, now: HybridTime, name: &str) -> SourceTabletId {
+        if let Some(known) = self.state.stream_named(name) {
+            return known.stream;
+        }
+        let stream = SourceTabletId(self.state.streams.len() as u32);
+        let at = self.state.safe.map_or(HybridTime::MIN, |(_, time)| time);
+        self.say(now, Item::StreamJoined { stream, name: name.to_owned(), at });
+        stream
+    }
+
+    /// A puller takes a stream.
+    ///
+    /// # Errors
+    /// The stream is unknown.
+    pub fn handle_open_stream(&mut self, now: HybridTime, name: &str) -> Result<Promise<StreamOpening>, Refused> {
+        let Some(record) = self.state.stream_named(name) else {
+            return Err(Refused::UnknownStream(name.to_owned()));
+        };
+        let (stream, puller) = (record.stream, Epoch(record.puller.0 + 1));
+        self.stopped.remove(&stream);
+        self.say(now, Item::PullerOpened { stream, epoch: puller });
+        let mut open_branches: Vec<OpenBranchView> = self
+            .state
+            .transactions
+            .iter()
+            .flat_map(|t| {
+                t.branches.iter().filter(|b| b.stream == stream && !b.ended && !b.bystander).map(move |b| (t, b))
+            })
+            .map(|(transaction, branch)| OpenBranchView {
+                transaction: transaction.source.clone(),
+                label: branch.label().map(str::to_owned),
+                opened: branch.opened,
+                records: branch.records,
+                applying: branch.applying,
+                belongs_to: transaction.id,
+            })
+            .collect();
+        open_branches.sort_unstable_by_key(|branch| branch.opened);
+        let record = &self.state.streams[stream.0 as usize];
+        let opening = StreamOpening {
+            stream,
+            puller,
+            checkpoint: record.checkpoint,
+            stored: record.stored.clone(),
+            open_branches,
+            slot: record.slot,
+            identity: record.identity.clone(),
+            copies: record.copies.clone(),
+        };
+        Ok(self.promise(opening))
+    }
+
+    /// A table's shape.
+    pub fn handle_table(&mut self, now: HybridTime, name: &str, columns: Vec<Column>) -> Promise<TableSchema> {
+        let number = self.state.tables.iter().position(|t| t.name == name).unwrap_or(self.state.tables.len());
+        let table = TableId(number as u32);
+        let versions = self.state.tables.get(number).map_or(&[][..], |t| &t.versions);
+        let known = versions.iter().position(|known| *known == columns);
+        let version = known.unwrap_or(versions.len()) as u32 + 1;
+        if known.is_none() {
+            self.say(now, Item::Table { table, name: name.to_owned(), version, columns: columns.clone() });
+        }
+        self.promise(TableSchema { table, name: name.to_owned(), version, columns })
+    }
+
+    /// A stream's slot stands, and every table of it is copied: it carries what commits above this position.
+    ///
+    /// # Errors
+    /// Fenced.
+    pub fn handle_slot(
+        &mut self,
+        now: HybridTime,
+        stream: SourceTabletId,
+        puller: Epoch,
+        start: OpId,
+        identity: &str,
+    ) -> Result<Promise<()>, Refused> {
+        self.check_puller(stream, puller)?;
+        self.say(now, Item::Slot { stream, start, identity: identity.to_owned() });
+        Ok(self.promise(()))
+    }
+
+    /// How far a table's copy is.
+    ///
+    /// # Errors
+    /// Fenced.
+    pub fn handle_copy(
+        &mut self,
+        now: HybridTime,
+        stream: SourceTabletId,
+        puller: Epoch,
+        table: &str,
+        state: CopyState,
+    ) -> Result<Promise<()>, Refused> {
+        self.check_puller(stream, puller)?;
+        self.say(now, Item::Copy { stream, table: table.to_owned(), state });
+        Ok(self.promise(()))
+    }
+
+    fn check_puller(&self, stream: SourceTabletId, puller: Epoch) -> Result<(), Refused> {
+        match self.state.stream(stream) {
+            None => Err(Refused::UnknownStream(stream.to_string())),
+            Some(record) if record.puller != puller => Err(Refused::Fenced { held: record.puller }),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// A poller's report. The promise's value is the checkpoint.
+    ///
+    /// # Errors
+    /// See [`Refused`].
+    pub fn handle_report(&mut self, now: HybridTime, mut report: Report) -> Result<Promise<OpId>, Refused> {
+        self.state.check_report(&report)?;
+        let Some(record) = self.state.stream(report.stream) else {
+            return Err(Refused::UnknownStream(report.stream.to_string()));
+        };
+        let upto = report.upto;
+        let head = self.heads.entry(report.stream).or_default();
+        *head = report.head.max(*head);
+        report.head = *head;
+        let taken = report.head.max(upto).max(record.head);
+        if report.acknowledged > taken {
+            return Err(Refused::Damage(format!(
+                "stream {} says that it acknowledged {} to its source, and only {taken} was taken",
+                record.name, report.acknowledged
+            )));
+        }
+        let says_nothing =
+            report.facts.is_empty() && upto == report.follows && report.acknowledged <= record.acknowledged;
+        if says_nothing && !self.waits_for_head(report.stream, record.head) {
+            // The checkpoint that it repeats may stand in an entry that is still on its way.
+            return Ok(self.promise(upto));
+        }
+        self.say(now, Item::Report(report));
+        self.settle(now);
+        Ok(self.promise(upto))
+    }
+
+    /// Whether somebody waits for this stream to have come further than it is known to.
+    fn waits_for_head(&self, stream: SourceTabletId, head: OpId) -> bool {
+        let reached = |positions: &[(SourceTabletId, OpId)]| positions.iter().any(|(s, at)| *s == stream && head < *at);
+        match &self.state.start {
+            Start::Slots => false,
+            Start::Fenced { fence, outstanding } => {
+                reached(&fence.positions) || outstanding.iter().any(|o| o.stream == stream && o.gone_at.is_some())
+            }
+            Start::FirstCut { .. } | Start::Over => {
+                // Positions rise from round to round: whoever has passed the last one has passed all.
+                self.state.discovery.rounds.back().is_some_and(|round| reached(&round.positions))
+            }
+        }
+    }
+
+    /// Somebody waits for heads now: those that were heard and not worth an entry are.
+    pub(super) fn tell_heads(&mut self, now: HybridTime) {
+        for (stream, head) in self.heads.clone() {
+            let Some(record) = self.state.stream(stream) else { continue };
+            if head > record.head {
+                let (puller, at, acknowledged) = (record.puller, record.checkpoint, record.acknowledged);
+                let report = Report { stream, puller, follows: at, upto: at, head, acknowledged, ..Report::default() };
+                self.say(now, Item::Report(report));
+            }
+        }
+    }
+
+    /// The poller of this stream stopped (or runs again): what `explain` says of whoever waits for it.
+    pub fn handle_stream_stopped(&mut self, stream: SourceTabletId, cause: Option<String>) {
+        match cause {
+            Some(cause) => self.stopped.insert(stream, cause),
+            None => self.stopped.remove(&stream),
+        };
+    }
+}
