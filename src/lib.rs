@@ -7,6 +7,7 @@
 //! 4. [`mvcc`]: visibility and resolution rules, pure. 5. [`flow`]: a poller's bookkeeping, pure.
 //! 6. [`postgres`]: how a PostgreSQL server is reached. 7. [`txn_log`]: the transaction log and its engines.
 //! 8. [`tablet`]: replica tablets and their engines. 9. [`source`]: where streams come from. 10. [`applier`]: the runtime.
+//!
 //! Then the surfaces, [`demo`] among them.
 
 pub mod admin;

@@ -19,13 +19,14 @@ pub mod format;
 pub mod grpc;
 pub mod keys;
 pub mod memory;
+pub mod postgres;
 pub mod server;
 pub mod store;
 
 pub use crate::coordinator::{Applied, Decided, ReadPoint, Work};
 use crate::wal::{
     BranchId, Epoch, HybridTime, Key, LogPosition, OpId, ReplicaTabletId, Row, SourceTabletId, TableId, TableSchema,
-    Write,
+    TransactionId, Write,
 };
 use async_trait::async_trait;
 
@@ -256,6 +257,10 @@ pub enum TabletError {
     /// Determinate: the tablet can never do this (bound to another log, a malformed batch, an unknown table, …).
     #[error("the tablet refuses: {0}")]
     Refused(String),
+    /// Determinate: a write of a decided transaction is refused where it is to go. It is tried again with the same batch, and
+    /// goes through once the cause is mended, or the transaction is skipped because somebody said so.
+    #[error("{0}")]
+    RefusedWrite(Box<RefusedWrite>),
     /// Determinate: the read point lies below what the tablet still keeps apart.
     #[error("the read point {asked} lies below {kept}, the oldest that is kept")]
     TooOld {
@@ -270,6 +275,37 @@ pub enum TabletError {
     /// An I/O error or a failed barrier: final for the process that holds the tablet (C11).
     #[error("the tablet's storage failed: {0}")]
     Poisoned(String),
+}
+
+/// A write that a replica refuses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefusedWrite {
+    /// Who refuses it.
+    pub server: String,
+    /// The transaction.
+    pub transaction: TransactionId,
+    /// Where its decision stands.
+    pub position: LogPosition,
+    /// The streams that brought it.
+    pub streams: Vec<SourceTabletId>,
+    /// Table and key of the row; empty where no single row is refused.
+    pub key: String,
+    /// The statement.
+    pub statement: String,
+    /// What the server said.
+    pub message: String,
+}
+
+impl std::fmt::Display for RefusedWrite {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { server, transaction, key, statement, message, .. } = self;
+        let row = if key.is_empty() { String::new() } else { format!(", row {key}") };
+        write!(
+            f,
+            "{server} refuses transaction {transaction}{row}: {message}; the statement: {statement}; mend the cause (`untorn \
+             retry` tries at once), or give the transaction up with `untorn skip {transaction}`"
+        )
+    }
 }
 
 /// The leader of one replica tablet. Calls may come from many tasks at once; batches of one stream come one after

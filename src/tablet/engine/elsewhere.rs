@@ -104,6 +104,14 @@ impl<S: Store> Engine<S> {
         self.call(Answered::Now, move |state| state.applied_elsewhere(owner, through, &work)).await
     }
 
+    /// How far the other place was durably told here to have applied the log.
+    ///
+    /// # Errors
+    /// [`TabletError::Poisoned`].
+    pub async fn applied(&self) -> Result<LogPosition, TabletError> {
+        self.call(Answered::Now, |state| Ok(state.applied().applied)).await
+    }
+
     /// Every shape of a table that was learned here.
     ///
     /// # Errors
@@ -113,13 +121,15 @@ impl<S: Store> Engine<S> {
     }
 }
 
+type Pieces<V> = (Vec<Piece<<V as Read>::Slice>>, Cursor);
+
 fn pieces<V: Read>(
     view: &V,
     work: &[Decided],
     from: Cursor,
     end: usize,
     max_bytes: usize,
-) -> Result<(Vec<Piece<V::Slice>>, Cursor), TabletError> {
+) -> Result<Pieces<V>, TabletError> {
     let (mut pieces, mut bytes) = (Vec::new(), 0);
     let mut at = from;
     while at.decision < end {

@@ -16,7 +16,7 @@ pub fn to_status(error: TabletError) -> Status {
             Code::FailedPrecondition
         }
         TabletError::Fenced { .. } => Code::Aborted,
-        TabletError::Refused(_) => Code::InvalidArgument,
+        TabletError::Refused(_) | TabletError::RefusedWrite(_) => Code::InvalidArgument,
         TabletError::TooOld { .. } => Code::OutOfRange,
         TabletError::Indeterminate(_) => Code::Unavailable,
         TabletError::Poisoned(_) => Code::Internal,
@@ -32,6 +32,7 @@ pub fn to_status(error: TabletError) -> Status {
         TabletError::Fenced { held } => Error::Fenced(held.0),
         TabletError::ChunksLost(why) => Error::ChunksLost(why),
         TabletError::Refused(why) => Error::Refused(why),
+        TabletError::RefusedWrite(write) => Error::Refused(write.to_string()),
         TabletError::TooOld { asked, kept } => Error::TooOld(pb::TooOld { asked, kept }),
         TabletError::Indeterminate(why) => Error::Indeterminate(why),
         TabletError::Poisoned(why) => Error::Poisoned(why),
