@@ -91,6 +91,8 @@ pub const PING_INTERVAL: Duration = Duration::from_millis(50);
 /// How long the creation of a slot waits for any one transaction before it is given up and tried again: long enough for
 /// ordinary transactions to end, short enough that an orphaned prepared one is soon named.
 pub const SLOT_LOCK_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a transaction stays prepared before `check` mentions it: transaction managers end theirs within seconds.
+pub const PREPARED_OLD: Duration = Duration::from_secs(60);
 /// Groups of frames between a server's socket and the assembler. A group is what one read brought, up to 64 KiB unless
 /// a row is larger, so this bounds what waits in memory while the applier stalls.
 pub const FRAME_GROUPS: usize = 32;

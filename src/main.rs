@@ -48,7 +48,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
 
 /// Runs a storage worker on a thread of its own.
 fn thread(worker: Worker) -> io::Result<()> {
-    std::thread::Builder::new().name(worker.name).spawn(worker.run).map(|_| ())
+    std::thread::Builder::new().name(worker.name()).spawn(|| worker.run()).map(|_| ())
 }
 
 fn log(filter: &str) -> Result<(), Failure> {

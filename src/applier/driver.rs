@@ -1,6 +1,7 @@
 //! The task that owns the transaction leader's machine.
 
-use super::ended::{Ended, now};
+use super::ended::Ended;
+use super::host::Clock;
 use super::inputs::{Input, Reply};
 use super::leader::{LeaderError, Reported, StreamState};
 use super::log_thread::{LogCommand, LogEvent};
@@ -9,7 +10,7 @@ use super::probes::Probes;
 use super::shown::{Pullers, Shown};
 use super::tablets::ApplyQueue;
 use crate::coordinator::{Coordinator, Decided, Output, Promise, Refused, Release, Work};
-use crate::limits::{COUNTED_TRANSACTIONS, SNAPSHOT_AFTER_BYTES, TICK_MS};
+use crate::limits::{COUNTED_TRANSACTIONS, TICK_MS};
 use crate::metrics::{CAUSE, COMMIT_TO_VISIBLE, STATUS, STREAM, TRANSACTIONS_FINISHED, WAITED};
 use crate::txn_log::Snapshot;
 use crate::wal::{Epoch, HybridTime, LogPosition, ReplicaTabletId, SourceTabletId};
@@ -33,6 +34,7 @@ pub(super) struct Driver {
     pub(super) probes: Probes,
     pub(super) shown: watch::Sender<Shown>,
     pub(super) pullers: watch::Sender<Pullers>,
+    pub(super) clock: Clock,
     pub(super) owner: Epoch,
     pub(super) log_id: String,
     pub(super) release: Release,
@@ -45,6 +47,7 @@ pub(super) struct Driver {
     /// Bytes appended since the last snapshot, and that one's.
     pub(super) bytes: usize,
     pub(super) snapshot_bytes: usize,
+    pub(super) snapshot_after_bytes: usize,
     pub(super) snapshot_in_flight: bool,
     /// A snapshot that waits until what it holds is durable.
     pub(super) snapshot: Option<Snapshot>,
@@ -86,7 +89,7 @@ impl Driver {
                     None => return Ended::Failed("the log's thread has ended".into()),
                 },
                 _ = tick.tick() => {
-                    self.coordinator.handle_tick(now());
+                    self.coordinator.handle_tick(self.clock.now());
                     if self.waited_since.elapsed() >= Duration::from_secs(1) {
                         self.count_waiting();
                         }
@@ -135,7 +138,7 @@ impl Driver {
 
     /// Takes a snapshot when one is due. It holds what is on its way to the log, too, so it is stored once that is durable.
     async fn snapshot_if_due(&mut self) -> Result<(), Ended> {
-        if !self.snapshot_in_flight && self.bytes >= SNAPSHOT_AFTER_BYTES.max(self.snapshot_bytes) {
+        if !self.snapshot_in_flight && self.bytes >= self.snapshot_after_bytes.max(self.snapshot_bytes) {
             let (position, state) =
                 self.coordinator.snapshot().map_err(|error| Ended::Failed(format!("the snapshot: {error}")))?;
             self.bytes = 0;
@@ -154,7 +157,7 @@ impl Driver {
         match &decided.work {
             Work::Commit { time, tablets, .. } if tablets.first() == Some(&tablet) => {
                 counter!(TRANSACTIONS_FINISHED, STATUS => "committed").increment(1);
-                histogram!(COMMIT_TO_VISIBLE).record(time.seconds_behind(now()));
+                histogram!(COMMIT_TO_VISIBLE).record(time.seconds_behind(self.clock.now()));
             }
             Work::Commit { .. } => {}
             Work::Discard { branches } => {
@@ -279,7 +282,7 @@ impl Driver {
     }
 
     fn handle(&mut self, input: Input) {
-        let now = now();
+        let now = self.clock.now();
         match input {
             Input::Report { report, reply } => {
                 let stream = report.stream;

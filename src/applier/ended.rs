@@ -3,8 +3,6 @@
 use crate::source::SourceError;
 use crate::tablet::TabletError;
 use crate::txn_log::LogError;
-use crate::wal::HybridTime;
-use std::time::SystemTime;
 
 /// Why the applier ended.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -73,10 +71,4 @@ impl Trouble {
             _ => Self::Retry(cause),
         }
     }
-}
-
-/// The wall clock.
-pub(super) fn now() -> HybridTime {
-    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    HybridTime::from_micros(u64::try_from(since_epoch.as_micros()).unwrap_or(u64::MAX))
 }

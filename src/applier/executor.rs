@@ -97,12 +97,14 @@ impl Executor {
                     return Ok(());
                 }
                 tokio::select! {
+                    biased;
                     () = self.queue.moved() => {}
                     () = sleep(Duration::from_millis(ANNOUNCE_AGAIN_MS)) => heard = self.announce(kept).await?,
                 }
                 continue;
             } else if !gathered.closing {
                 tokio::select! {
+                    biased;
                     () = self.queue.moved() => continue,
                     () = sleep(Duration::from_millis(SYNC_AFTER_MS)) => {}
                 }

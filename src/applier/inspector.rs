@@ -1,6 +1,6 @@
 //! A running applier as others look at it.
 
-use super::ended::now;
+use super::host::Clock;
 use super::inputs::Inputs;
 use super::leader::{LeaderError, StreamState};
 use super::reads::Reader;
@@ -24,6 +24,7 @@ pub struct Inspector {
     pub(super) led: Option<LedView>,
     pub(super) streams: Vec<Arc<StreamSide>>,
     pub(super) budget: Arc<SharedBudget>,
+    pub(super) clock: Clock,
 }
 
 /// The part that only a process has that owns the transaction records.
@@ -104,7 +105,8 @@ impl Inspector {
         match &self.led {
             Some(led) => {
                 let pullers = led.pullers.borrow();
-                let silent = |heard: &HybridTime| heard.seconds_behind(now()) * 1000.0 > PULLER_SILENT_MS as f64;
+                let silent =
+                    |heard: &HybridTime| heard.seconds_behind(self.clock.now()) * 1000.0 > PULLER_SILENT_MS as f64;
                 let state = pullers.states.get(&stream).cloned();
                 state.filter(|_| !pullers.heard.get(&stream).is_some_and(silent))
             }

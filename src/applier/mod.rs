@@ -8,6 +8,7 @@ mod copier;
 mod driver;
 mod ended;
 mod executor;
+mod host;
 mod inputs;
 mod inspector;
 pub mod leader;
@@ -25,6 +26,7 @@ mod streams;
 mod tablets;
 
 pub use ended::Ended;
+pub use host::{Clock, Host};
 pub use inputs::Inputs;
 pub use inspector::Inspector;
 pub use reads::{NotReady, Reader, TableScan};
@@ -39,7 +41,6 @@ use crate::source::Source;
 use crate::txn_log::TransactionLog;
 use crate::wal::{LogPosition, SourceTabletId};
 use driver::Driver;
-use ended::now;
 use executor::Executor;
 use inputs::Input;
 use inspector::LedView;
@@ -114,6 +115,9 @@ struct Led {
     queues: Vec<Arc<ApplyQueue>>,
     executors: JoinSet<Result<(), Ended>>,
     driver: JoinSet<Ended>,
+    /// The log, where it is a task: it ends with the applier.
+    #[expect(dead_code, reason = "held, so that dropping the applier ends it")]
+    log: JoinSet<()>,
 }
 
 impl Applier {
@@ -122,12 +126,20 @@ impl Applier {
     /// # Errors
     /// See [`StartError`].
     pub async fn start(components: Components) -> Result<Self, StartError> {
+        Self::start_on(Host::default(), components).await
+    }
+
+    /// As [`Applier::start`], on this machine.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start_on(host: Host, components: Components) -> Result<Self, StartError> {
         let Components { leadership, tablets, sources, pull, memory_budget, owner } = components;
         let streams: Vec<_> = sources.into_iter().map(|source| Arc::new(StreamSide::new(source))).collect();
         let (leader, led): (Arc<dyn TransactionLeader>, _) = match leadership {
             Leadership::Elsewhere(leader) => (leader, None),
             Leadership::Here { log, settings } => {
-                let led = lead(log, settings, &tablets, &streams, &owner).await?;
+                let led = lead(&host, log, settings, &tablets, &streams, &owner).await?;
                 (Arc::new(led.view.inputs.clone()), Some(led))
             }
         };
@@ -146,10 +158,11 @@ impl Applier {
                 pullers: led.as_ref().map(|led| led.view.pullers.clone()),
                 draining: drain.clone(),
                 puller: owner.clone(),
+                clock: host.clock.clone(),
             };
-            pollers.spawn(poller.run(seed(index)));
+            pollers.spawn(poller.run(host.seed(index)));
         }
-        let inspector = Inspector { led: led.as_ref().map(|led| led.view.clone()), streams, budget };
+        let inspector = Inspector { led: led.as_ref().map(|led| led.view.clone()), streams, budget, clock: host.clock };
         Ok(Self { leader, led, inspector, draining, pollers })
     }
 
@@ -222,6 +235,7 @@ impl Applier {
 
 /// Takes the log over, and starts what a leader needs.
 async fn lead(
+    host: &Host,
     mut log: Box<dyn TransactionLog>,
     settings: Settings,
     tablets: &Tablets,
@@ -232,19 +246,24 @@ async fn lead(
     let (log_commands, commands) = mpsc::channel(4);
     let (events, log_events) = mpsc::channel(4);
     let (recovered, recovery) = oneshot::channel();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let log_owner = owner.to_owned();
-    std::thread::Builder::new().name("log".into()).spawn(move || {
-        runtime.block_on(async move {
-            let answer = recovery::recover(log.as_mut(), &log_owner, settings).await;
-            let epoch = answer.as_ref().map(|recovered| recovered.opened.epoch).ok();
-            if recovered.send(answer).is_ok()
-                && let Some(epoch) = epoch
-            {
-                log_thread::run(log, epoch, commands, events).await;
-            }
-        });
-    })?;
+    let work = async move {
+        let answer = recovery::recover(log.as_mut(), &log_owner, settings).await;
+        let epoch = answer.as_ref().map(|recovered| recovered.opened.epoch).ok();
+        if recovered.send(answer).is_ok()
+            && let Some(epoch) = epoch
+        {
+            log_thread::run(log, epoch, commands, events).await;
+        }
+    };
+    let mut log_tasks = JoinSet::new();
+    if host.log_blocks {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        std::thread::Builder::new().name("log".into()).spawn(move || runtime.block_on(work))?;
+    } else {
+        log_tasks.spawn(work);
+    }
+    let now = || host.clock.now();
     let recovered = recovery.await.map_err(|_| std::io::Error::other("it ended before it had opened the log"))?;
     let Recovered { mut coordinator, opened, bytes, snapshot_bytes } = recovered?;
     let (epoch, log_id) = (opened.epoch, opened.log_id);
@@ -273,7 +292,7 @@ async fn lead(
             log_id: log_id.clone(),
             owner: epoch,
         };
-        executors.spawn(executor.run(seed(index)));
+        executors.spawn(executor.run(host.seed(index)));
     }
     let (shown, shown_to) = watch::channel(Shown::default());
     let (pullers, pullers_to) = watch::channel(Pullers::default());
@@ -287,6 +306,7 @@ async fn lead(
         probes: Probes::new(Arc::new(joined), inputs.clone()),
         shown,
         pullers,
+        clock: host.clock.clone(),
         owner: epoch,
         log_id,
         release,
@@ -295,6 +315,7 @@ async fn lead(
         in_flight: None,
         bytes,
         snapshot_bytes,
+        snapshot_after_bytes: host.snapshot_after_bytes,
         snapshot_in_flight: false,
         snapshot: None,
         waited_since: std::time::Instant::now(),
@@ -307,12 +328,7 @@ async fn lead(
     drivers.spawn(driver.run());
     let reader = Reader { shown: shown_to, tablets: tablets.clone() };
     let view = LedView { inputs, reader, pullers: pullers_to, epoch };
-    Ok(Led { view, queues: all_queues, executors, driver: drivers })
-}
-
-/// A seed for the jitter of one task's waits.
-fn seed(index: usize) -> u64 {
-    u64::from(std::process::id()) << 16 | index as u64
+    Ok(Led { view, queues: all_queues, executors, driver: drivers, log: log_tasks })
 }
 
 /// The first end that ends the applier. Tasks that ended because they were done do not.

@@ -2,6 +2,7 @@
 
 use super::copier;
 use super::ended::{Ended, Trouble};
+use super::host::Clock;
 use super::leader::{LeaderError, StreamOpened, StreamState, TransactionLeader};
 use super::pull::Pull;
 use super::shown::Pullers;
@@ -37,6 +38,7 @@ pub(super) struct Poller {
     pub(super) draining: watch::Receiver<bool>,
     /// This process, for people.
     pub(super) puller: String,
+    pub(super) clock: Clock,
 }
 
 /// How a session ended well.
@@ -84,6 +86,7 @@ impl Poller {
             }
         };
         tokio::select! {
+            biased;
             ended = self.run_sessions(seed) => ended,
             () = repeat => Ok(()),
         }
@@ -98,6 +101,7 @@ impl Poller {
             let mut draining = self.draining.clone();
             let side = Arc::clone(&self.side);
             let session = tokio::select! {
+                biased;
                 session = self.session(&mut opened, &mut backoff) => session,
                 // What is still being opened or copied is not waited for; what is being pulled drains by itself.
                 () = drained_before_pulling(&mut draining, &side) => return Ok(()),
@@ -118,8 +122,9 @@ impl Poller {
                 self.tell(stream, puller, state).await.ok();
             }
             tokio::select! {
-                () = tokio::time::sleep(wait) => {}
+                biased;
                 () = asked_to_drain(&mut self.draining) => return Ok(()),
+                () = tokio::time::sleep(wait) => {}
             }
         }
     }

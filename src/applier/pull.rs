@@ -1,6 +1,6 @@
 //! Pulling an open stream: records in, parts out to the tablets, reports out to the leader.
 
-use super::ended::{Trouble, now};
+use super::ended::Trouble;
 use super::leader::{LeaderError, Reported, StreamOpened, StreamState};
 use super::poller::{Learned, Poller, SessionEnd, asked_to_drain};
 use super::tablets::Tablet;
@@ -129,7 +129,8 @@ impl Pull<'_> {
                     }
                 }
                 event = self.stream.next(), if may_pull => {
-                    side.note(|progress| progress.answered_at = now());
+                    let answered_at = self.poller.clock.now();
+                    side.note(|progress| progress.answered_at = answered_at);
                     let event = event?;
                     let learned = std::mem::take(&mut *self.learned.lock().unwrap_or_else(PoisonError::into_inner));
                     learned.into_iter().for_each(|schema| self.assembler.learn(schema));

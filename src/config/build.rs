@@ -8,8 +8,8 @@ mod values;
 
 use super::tree::Vars;
 use super::{
-    Configuration, DaemonConfig, Faults, LeaderConfig, LogConfig, ReleaseConfig, ReplicaConfig, TabletServerConfig,
-    TracingConfig,
+    Configuration, DaemonConfig, Faults, LeaderConfig, LogConfig, ReleaseConfig, ReplicaConfig, SourceConfig,
+    TabletServerConfig, TracingConfig,
 };
 use crate::limits;
 use section::Section;

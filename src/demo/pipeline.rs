@@ -50,13 +50,9 @@ impl Pipeline {
         let opened = embedded::open(&plan.data_dir.join("tablets"), &names, options);
         let (engines, workers) = opened.map_err(|error| error.to_string())?;
         let (running, ended) = mpsc::channel(1);
-        for Worker { name, run } in workers {
+        for worker in workers {
             let running = running.clone();
-            let run = Box::new(move || {
-                run();
-                drop(running);
-            });
-            spawn(Worker { name, run }).map_err(|error| format!("a tablet's thread: {error}"))?;
+            spawn(worker.then(move || drop(running))).map_err(|error| format!("a tablet's thread: {error}"))?;
         }
         drop(running);
         let tablets = names.iter().zip(engines).map(|(name, engine)| {

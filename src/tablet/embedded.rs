@@ -166,7 +166,7 @@ mod tests {
         Rig::new(move || {
             let (engines, workers) = open(folder.path(), &["r1"], TabletOptions::default()).unwrap();
             let engine = engines.into_iter().next().unwrap();
-            (Arc::new(engine), workers.into_iter().map(|worker| std::thread::spawn(worker.run)).collect())
+            (Arc::new(engine), workers.into_iter().map(|worker| std::thread::spawn(|| worker.run())).collect())
         })
     }
 

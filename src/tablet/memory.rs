@@ -103,7 +103,7 @@ mod tests {
         let store = MemoryStore::default();
         Rig::new(move || {
             let (engine, workers) = open(store.clone(), TabletOptions::default()).unwrap();
-            (Arc::new(engine), workers.into_iter().map(|worker| std::thread::spawn(worker.run)).collect())
+            (Arc::new(engine), workers.into_iter().map(|worker| std::thread::spawn(|| worker.run())).collect())
         })
     }
 

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests: a call that fails is a failed test")]
 
+mod check_connect;
 mod cli;
 mod coordinator_golden;
 mod coordinator_props;
@@ -15,6 +16,7 @@ mod postgres_waits;
 mod power_cut;
 mod power_cut_tablet;
 mod processes;
+mod replica_postgres;
 mod runtime;
 mod script;
 mod scripts;

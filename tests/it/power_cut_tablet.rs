@@ -173,7 +173,7 @@ async fn found(tablet: &dyn TabletLeader, number: u32) -> Counts {
 
 fn opened(folder: &Path) -> (Vec<Arc<dyn TabletLeader>>, Vec<std::thread::JoinHandle<()>>) {
     let (engines, workers) = embedded::open(folder, &TABLETS, TabletOptions::default()).unwrap();
-    let threads = workers.into_iter().map(|worker| std::thread::spawn(worker.run)).collect();
+    let threads = workers.into_iter().map(|worker| std::thread::spawn(|| worker.run())).collect();
     (engines.into_iter().map(|engine| Arc::new(engine) as Arc<dyn TabletLeader>).collect(), threads)
 }
 

@@ -50,7 +50,7 @@ impl World {
         let options = TabletOptions { keep_age: None, ..TabletOptions::default() };
         let named = self.stores.iter().enumerate().map(|(number, store)| {
             let (engine, workers) = memory::open(store.clone(), options).unwrap();
-            threads.extend(workers.into_iter().map(|worker| std::thread::spawn(worker.run)));
+            threads.extend(workers.into_iter().map(|worker| std::thread::spawn(|| worker.run())));
             let leader: Arc<dyn TabletLeader> = Arc::new(engine);
             NamedTablet { name: format!("replica-{number}"), from_key: None, leader }
         });

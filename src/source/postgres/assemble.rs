@@ -49,7 +49,7 @@ struct Late {
     prepared_at: HybridTime,
 }
 
-/// Where a change came from, as [`super::decode::Frame::Message`] says.
+/// Where a change came from, as the frame around its message says.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Change {
     /// Its place in the WAL.

@@ -3,8 +3,9 @@
 //! What a stream's messages become stands in `assemble`, pure; around it, `stream` keeps the connection alive and
 //! tells the server what it may forget, `slot` creates the slot and `copy` reads what came before it.
 
-mod assemble;
+pub mod assemble;
 mod check;
+pub mod confirm;
 mod copy;
 mod decode;
 mod error;
@@ -14,10 +15,10 @@ mod session;
 mod slot;
 mod stream;
 mod transaction;
-mod tuple;
+pub mod tuple;
 mod wire;
 
-pub use check::Finding;
+pub use check::{Checked, Clock, Finding};
 pub use gid::GidPattern;
 
 use super::{Catalog, Keeper, NewSlot, Prepared, Resume, Source, SourceError};
@@ -123,7 +124,7 @@ impl Source for PostgresSource {
         server.suits(&label, publication)?;
         server.can_resume(&label, slot, resume.after.term)?;
         let mut session = self.target.replication(*slot_lock_timeout).await?;
-        let identity = slot::identity(&mut session).await.map_err(|failure| self.at(&failure))?;
+        let identity = slot::identity(&mut session).await.map_err(|failure| self.at(&failure))?.to_string();
         if !resume.identity.is_empty() && resume.identity != identity {
             return Err(SourceError::Stop(format!(
                 "{label}: another server answers: {identity} instead of {}; correct the URL, or drop this source tablet \

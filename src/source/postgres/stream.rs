@@ -2,6 +2,7 @@
 //! decodes, learns the shapes of tables, and assembles.
 
 use super::assemble::{Assembler, Change};
+use super::confirm::Confirmable;
 use super::decode::{self, Decoder, Frame};
 use super::relation::Relation;
 use super::wire::Replication;
@@ -171,10 +172,7 @@ pub struct State {
     /// A table whose shape must be known before the next frame is looked at.
     relation: Option<Box<pg_walstream::protocol::LogicalReplicationMessage>>,
     failed: Option<SourceError>,
-    /// The end of the last batch that was handed over, and how far the stream was known to have come then.
-    yielded: OpId,
-    head: OpId,
-    acknowledged: OpId,
+    confirmable: Confirmable,
 }
 
 impl State {
@@ -186,9 +184,7 @@ impl State {
             frames: VecDeque::new(),
             relation: None,
             failed: None,
-            yielded: after,
-            head: OpId::ZERO,
-            acknowledged: OpId::ZERO,
+            confirmable: Confirmable::after(after),
         }
     }
 }
@@ -240,21 +236,15 @@ impl PostgresStream {
 
     fn hand_over(&mut self, event: StreamEvent) -> StreamEvent {
         if let StreamEvent::Batch(batch) = &event {
-            self.state.yielded = batch.upto;
-            self.state.head = self.state.head.max(batch.head);
+            self.state.confirmable.handed_over(batch);
             self.confirm();
         }
         event
     }
 
-    /// The server may forget what is acknowledged; and once everything that was handed over is, also what carried
-    /// nothing behind it. Only end positions are ever told: a transaction that begins below one is not sent again.
     fn confirm(&self) {
-        let state = &self.state;
-        if state.acknowledged >= state.yielded {
-            self.positions.confirm(state.acknowledged.term.min(state.yielded.term).max(state.head.term));
-        } else if state.acknowledged.index == u64::MAX {
-            self.positions.confirm(state.acknowledged.term);
+        if let Some(position) = self.state.confirmable.confirm() {
+            self.positions.confirm(position);
         }
     }
 }
@@ -302,12 +292,12 @@ impl Stream for PostgresStream {
     }
 
     fn acknowledge(&mut self, upto: OpId) {
-        self.state.acknowledged = self.state.acknowledged.max(upto);
+        self.state.confirmable.acknowledge(upto);
         self.confirm();
     }
 
     fn acknowledged(&self) -> OpId {
         let told = OpId::end_of_term(self.positions.told.load(Ordering::Relaxed));
-        told.min(self.state.acknowledged)
+        told.min(self.state.confirmable.acknowledged())
     }
 }

@@ -68,7 +68,7 @@ const TABLE: TableId = TableId(1);
 fn running<S: Store>(store: S) -> Engine<S> {
     let (engines, workers) = start(vec![("r1".to_owned(), store)], OPTIONS).unwrap();
     for worker in workers {
-        std::thread::spawn(worker.run);
+        std::thread::spawn(|| worker.run());
     }
     engines.into_iter().next().unwrap()
 }

@@ -8,15 +8,44 @@ use super::state::State;
 use crate::limits::{TABLET_GROUP, TABLET_QUEUE};
 use crate::tablet::TabletError;
 use crate::tablet::store::Store;
+use futures::future::BoxFuture;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
 
-/// A blocking loop that the caller runs on a thread of its own; it ends when every engine that it serves is dropped.
+/// A loop that the caller runs; it ends when every engine that it serves is dropped. Storage calls block, so it belongs
+/// on a thread of its own ([`Worker::run`]).
 pub struct Worker {
+    name: String,
+    work: BoxFuture<'static, ()>,
+}
+
+impl Worker {
     /// A name for the thread.
-    pub name: String,
-    /// The loop.
-    pub run: Box<dyn FnOnce() + Send>,
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    /// Runs the loop on this thread.
+    pub fn run(self) {
+        futures::executor::block_on(self.work);
+    }
+
+    /// Does this, too, when the loop has ended.
+    #[must_use]
+    pub fn then(self, ended: impl FnOnce() + Send + 'static) -> Self {
+        let work = async move {
+            self.work.await;
+            ended();
+        };
+        Self { name: self.name, work: Box::pin(work) }
+    }
+
+    /// The loop as a task, for storage that does not block.
+    #[must_use]
+    pub fn into_task(self) -> BoxFuture<'static, ()> {
+        self.work
+    }
 }
 
 /// Gives the answer of a call once the barrier that covers it has passed or failed.
@@ -94,13 +123,13 @@ impl<S: Store> Queue<S> {
         let (reads, mut read_queue) = mpsc::channel::<ReadJob>(TABLET_QUEUE);
         let poison = Poison::default();
         let queue = Self { jobs, reads, poison: poison.clone() };
-        let write = Box::new(move || serve(tablets, job_queue, &poison));
-        let read = Box::new(move || {
-            while let Some(job) = read_queue.blocking_recv() {
+        let write = Box::pin(serve(tablets, job_queue, poison));
+        let read = Box::pin(async move {
+            while let Some(job) = read_queue.recv().await {
                 job();
             }
         });
-        let worker = |kind: &str, run| Worker { name: format!("{name}-{kind}"), run };
+        let worker = |kind: &str, work| Worker { name: format!("{name}-{kind}"), work };
         (queue, vec![worker("write", write), worker("read", read)])
     }
 
@@ -150,9 +179,9 @@ impl<S: Store> Queue<S> {
     }
 }
 
-fn serve<S: Store>(mut tablets: Vec<State<S>>, mut queue: mpsc::Receiver<(usize, Job<S>)>, poison: &Poison) {
+async fn serve<S: Store>(mut tablets: Vec<State<S>>, mut queue: mpsc::Receiver<(usize, Job<S>)>, poison: Poison) {
     let mut waiting: Vec<Answer> = Vec::new();
-    while let Some(first) = queue.blocking_recv() {
+    while let Some(first) = queue.recv().await {
         let mut next = Some(first);
         let mut taken = 0;
         while let Some((tablet, job)) = next {

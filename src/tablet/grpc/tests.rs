@@ -416,7 +416,7 @@ mod conformance {
             };
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             let mut threads = vec![std::thread::spawn(move || runtime.block_on(server))];
-            threads.extend(workers.into_iter().map(|worker| std::thread::spawn(worker.run)));
+            threads.extend(workers.into_iter().map(|worker| std::thread::spawn(|| worker.run())));
             (client, threads)
         })
     }

@@ -292,7 +292,7 @@ impl<S: Store> PostgresTablet<S> {
 #[async_trait]
 impl<S: Store> TabletLeader for PostgresTablet<S> {
     async fn announce(&self, log_id: &str, tablet: ReplicaTabletId, owner: Epoch) -> Result<Announced, TabletError> {
-        let mut announced = self.staging.announce(log_id, tablet, owner).await?;
+        let announced = self.staging.announce(log_id, tablet, owner).await?;
         let mut server = self.server.lock().await;
         let owner = Owner { log_id: log_id.to_owned(), tablet, epoch: owner };
         if server.owner.as_ref() != Some(&owner) {
@@ -317,7 +317,6 @@ impl<S: Store> TabletLeader for PostgresTablet<S> {
         }
         (server.gathered, server.unforgotten) = (Vec::new(), Vec::new());
         server.heard = announced.heard;
-        announced.heard = server.heard;
         Ok(announced)
     }
 

@@ -218,7 +218,7 @@ async fn take(sql: &mut Sql, owner: &Owner, label: &str) -> Result<Result<Progre
         )
         .await?;
         let found = "SELECT log_id, tablet, epoch, format, backend, backend_start FROM untorn.progress";
-        Ok::<_, Failure>(sql.query(found, &[]).await?)
+        sql.query(found, &[]).await
     };
     let rows = match asked.await {
         Ok(rows) => rows,
