@@ -10,7 +10,7 @@ use super::{Inspect, gauges};
 use crate::applier::leader::StreamState;
 use crate::applier::{Inspector, NotReady, Progress};
 use crate::coordinator::{self, Coordinator, CopyState, Release, StreamView};
-use crate::wal::{Epoch, HybridTime, OpId, SourceTabletId};
+use crate::wal::{HybridTime, OpId, SourceTabletId};
 use async_trait::async_trait;
 use explanation::explained;
 use rows::rows;
@@ -83,11 +83,11 @@ impl Inspected {
 
     /// The status of a process that pulls for a leader elsewhere.
     fn follower(&self) -> Status {
-        let stream = |name: String| {
-            let progress = self.inspector.progress(&name).unwrap_or_default();
-            let (state, cause) = state(progress.state);
+        let progress: Vec<_> = self.inspector.all_progress().collect();
+        let stream = |(name, progress): &(String, Progress)| {
+            let (state, cause) = state(progress.state.clone());
             StreamStatus {
-                name,
+                name: name.clone(),
                 state,
                 cause,
                 received: self.position(progress.received),
@@ -103,12 +103,12 @@ impl Inspected {
         };
         Status {
             ready: false,
-            role: Role::Leader,
-            epoch: Epoch(0),
+            role: Role::Standby,
+            epoch: progress.iter().map(|(_, progress)| progress.owner).max().unwrap_or_default(),
             safe_time: None,
             safe_time_lag_seconds: 0.0,
             held_by: None,
-            streams: self.inspector.stream_names().into_iter().map(stream).collect(),
+            streams: progress.iter().map(stream).collect(),
             transactions: TransactionCounts::default(),
         }
     }

@@ -95,7 +95,7 @@ mod transactions;
 pub use decided::{Applied, Decided, ReadPoint, Work};
 pub use discovery::Start;
 pub use entry::{CopyState, Entry, FORMAT_VERSION, Fence, Item, MappedTablet, Outcome, Release, TabletMap};
-pub use explain::{Explanation, InvolvedView, StreamView, TransactionCounts, Wait};
+pub use explain::{Cause, Explanation, InvolvedView, StreamView, TransactionCounts, Wait};
 pub use fact::{ApplyingFact, Fact, InvolvedStream, Involvement, Report};
 pub use gate::Missing;
 pub use machine::{Coordinator, Settings};
