@@ -8,7 +8,7 @@ use super::scan::{Scan, ScanAt, ScanError};
 use super::status::{CopyPhase, CopyStatus, Position, Role, State, Status, StreamStatus, TransactionCounts};
 use super::{Inspect, gauges};
 use crate::applier::leader::StreamState;
-use crate::applier::{Inspector, NotReady, Progress};
+use crate::applier::{Inspector, NotReady, Progress, Skipped};
 use crate::coordinator::{self, Coordinator, CopyState, Release, StreamView};
 use crate::wal::{HybridTime, OpId, SourceTabletId};
 use async_trait::async_trait;
@@ -65,7 +65,7 @@ impl Inspected {
 
     fn stream(&self, seen: &Seen, view: &StreamView) -> StreamStatus {
         let progress = self.inspector.progress(&view.name).unwrap_or_default();
-        let (state, cause) = state(self.inspector.stream_state(view.stream, &view.name));
+        let (state, cause) = self.held(view.stream, state(self.inspector.stream_state(view.stream, &view.name)));
         let invisible = seen.oldest_invisible.filter(|_| seen.held_by == Some(view.stream));
         StreamStatus {
             name: view.name.clone(),
@@ -79,6 +79,21 @@ impl Inspected {
                 .max(invisible.map_or(0.0, |time| time.seconds_behind(seen.now))),
             copy: copy(view, &progress),
         }
+    }
+
+    /// What a stream does, unless what it brought is not taken: a write that the replica refuses stops the streams that
+    /// brought it, and a replica that takes nothing has all of them wait.
+    fn held(&self, stream: SourceTabletId, (state, cause): (State, Option<String>)) -> (State, Option<String>) {
+        if state != State::Running {
+            return (state, cause);
+        }
+        let held = self.inspector.holds().into_iter().find_map(|hold| {
+            let refused = hold.refused.as_ref().is_some_and(|write| write.streams.contains(&stream));
+            let state =
+                if hold.stopped && (refused || hold.refused.is_none()) { State::Stopped } else { State::Waiting };
+            Some((state, Some(hold.cause)))
+        });
+        held.unwrap_or((state, cause))
     }
 
     /// The status of a process that pulls for a leader elsewhere.
@@ -155,6 +170,14 @@ impl Inspect for Inspected {
         found.unwrap_or_default().into_iter().map(|explained| self.explanation(explained)).collect()
     }
 
+    async fn skip(&self, transaction: &str) -> Result<Skipped, String> {
+        self.inspector.skip(transaction).await
+    }
+
+    fn retry(&self) -> Vec<String> {
+        self.inspector.retry()
+    }
+
     async fn scan(&self, table: &str, at: ScanAt) -> Result<Scan, ScanError> {
         let reader = self.inspector.reader();
         let reader = reader.ok_or_else(|| ScanError::NotReady("another process leads; ask that one".into()))?;
@@ -165,7 +188,7 @@ impl Inspect for Inspected {
         };
         let point = point.map_err(|error| match error {
             NotReady::Start | NotReady::NoSafePoint => ScanError::NotReady(error.to_string()),
-            NotReady::AboveSafeTime { .. } => ScanError::NotServed(error.to_string()),
+            NotReady::AboveSafeTime { .. } | NotReady::OneMoment => ScanError::NotServed(error.to_string()),
         })?;
         let schema = reader.table(table).ok_or_else(|| ScanError::UnknownTable(table.to_owned()))?;
         Ok(rows(reader, schema, point))

@@ -15,6 +15,7 @@ mod table;
 mod timestamp;
 mod wire;
 
+use crate::applier::Skipped;
 use async_trait::async_trait;
 use explain::Explanation;
 use scan::{Scan, ScanAt, ScanError};
@@ -48,4 +49,17 @@ pub trait Inspect: Send + Sync + 'static {
     /// # Errors
     /// See [`ScanError`].
     async fn scan(&self, table: &str, at: ScanAt) -> Result<Scan, ScanError>;
+
+    /// Gives up the transaction that the replica refuses.
+    ///
+    /// # Errors
+    /// It refuses no such transaction.
+    async fn skip(&self, transaction: &str) -> Result<Skipped, String> {
+        Err(format!("{transaction} is not refused: nothing is replicated here"))
+    }
+
+    /// Tries again at once what the replica refused or could not take; answers the names of its parts that did not.
+    fn retry(&self) -> Vec<String> {
+        Vec::new()
+    }
 }

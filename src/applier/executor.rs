@@ -35,42 +35,33 @@ impl Executor {
         let mut backoff =
             Backoff::new(Duration::from_millis(RETRY_FIRST_MS), Duration::from_millis(RETRY_LAST_MS), seed);
         let mut kept = VecDeque::new();
-        let mut said = None;
         loop {
-            let wait = match self.session(&mut kept, &mut backoff, &mut said).await {
+            let (cause, wait) = match self.session(&mut kept, &mut backoff).await {
                 Ok(()) => return Ok(()),
                 Err(Trouble::Ended(ended)) => return Err(ended),
-                Err(Trouble::Retry(cause)) => {
-                    self.say(&mut said, cause);
-                    backoff.next_wait()
-                }
-                Err(Trouble::Stop(cause)) => {
-                    self.say(&mut said, cause);
-                    Duration::from_millis(STOPPED_RETRY_MS)
-                }
+                Err(Trouble::Retry(cause)) => ((cause, false), backoff.next_wait()),
+                Err(Trouble::Stop(cause)) => ((cause, true), Duration::from_millis(STOPPED_RETRY_MS)),
             };
-            sleep(wait).await;
+            // Once, not at every attempt.
+            if self.queue.hold(&self.tablet.name, Some(cause.clone())) {
+                warn!(tablet = %self.tablet.name, cause = %cause.0, "decisions wait for the replica tablet");
+            }
+            tokio::select! {
+                () = sleep(wait) => {}
+                () = self.queue.asked_again() => {}
+            }
         }
     }
 
-    /// Says a cause once, not at every attempt.
-    fn say(&self, said: &mut Option<String>, cause: String) {
-        if said.as_ref() != Some(&cause) {
-            warn!(tablet = %self.tablet.name, %cause, "decisions wait for the replica tablet");
-            *said = Some(cause);
-        }
-    }
-
-    async fn session(
-        &mut self,
-        kept: &mut VecDeque<Decided>,
-        backoff: &mut Backoff,
-        said: &mut Option<String>,
-    ) -> Result<(), Trouble> {
-        let mut heard = self.announce(kept).await?;
-        if said.take().is_some() {
+    /// The tablet takes decisions.
+    fn takes_decisions(&self) {
+        if self.queue.hold(&self.tablet.name, None) {
             info!(tablet = %self.tablet.name, "the replica tablet takes decisions again");
         }
+    }
+
+    async fn session(&mut self, kept: &mut VecDeque<Decided>, backoff: &mut Backoff) -> Result<(), Trouble> {
+        let mut heard = self.announce(kept).await?;
         let mut synced = Instant::now();
         loop {
             let gathered = self.queue.take_into(kept);
@@ -79,6 +70,7 @@ impl Executor {
                 match self.tablet.leader.apply(batch).await {
                     Ok(applied) => {
                         backoff.reset();
+                        self.takes_decisions();
                         heard = applied.heard;
                         self.applied(applied.applied, kept).await?;
                     }
@@ -93,6 +85,7 @@ impl Executor {
                     continue;
                 }
             } else if self.applied >= gathered.decided {
+                self.takes_decisions();
                 if gathered.closing {
                     return Ok(());
                 }
@@ -158,7 +151,12 @@ impl Executor {
                 "replica tablet {} has seen owner epoch {held}, this one's is {}",
                 self.tablet.name, self.owner
             ))),
-            error => self.tablet.trouble(error),
+            error => {
+                if let TabletError::RefusedWrite(write) = error {
+                    self.queue.refuse((**write).clone());
+                }
+                self.tablet.trouble(error)
+            }
         }
     }
 }

@@ -3,12 +3,12 @@
 use super::ended::Trouble;
 use crate::coordinator::{Decided, TabletMap};
 use crate::limits::DECISIONS_WAITING;
-use crate::tablet::{TabletError, TabletLeader};
+use crate::tablet::{RefusedWrite, TabletError, TabletLeader};
 use crate::wal::{HybridTime, LogPosition, ReplicaTabletId};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 /// A replica tablet of the configuration.
 #[derive(Clone)]
@@ -88,6 +88,24 @@ pub(super) struct ApplyQueue {
     /// What waits here or at the executor.
     waiting: AtomicUsize,
     moved: Notify,
+    /// Set by the executor while the tablet does not take decisions; status and explain show it.
+    held: watch::Sender<Option<Hold>>,
+    /// A transaction that the tablet refuses, from the call that met it to the executor's next word.
+    refused: Mutex<Option<RefusedWrite>>,
+    again: Notify,
+}
+
+/// Why a replica tablet does not take decisions.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Hold {
+    /// The tablet's name.
+    pub tablet: String,
+    /// Why.
+    pub cause: String,
+    /// Somebody must mend it; else it is waited for.
+    pub stopped: bool,
+    /// The write that it refuses, if that is it.
+    pub refused: Option<RefusedWrite>,
 }
 
 /// What gathered while the tablet was busy.
@@ -149,6 +167,37 @@ impl ApplyQueue {
     /// The tablet has made this many durable.
     pub(super) fn done(&self, decisions: usize) {
         self.waiting.fetch_sub(decisions, Ordering::Relaxed);
+    }
+
+    /// Says why the tablet does not take decisions, or that it does; whether that is news.
+    pub(super) fn hold(&self, tablet: &str, trouble: Option<(String, bool)>) -> bool {
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let hold = trouble.map(|(cause, stopped)| Hold { tablet: tablet.to_owned(), cause, stopped, refused });
+        self.held.send_if_modified(|held| {
+            let news = *held != hold;
+            *held = hold;
+            news
+        })
+    }
+
+    /// The tablet refuses this write.
+    pub(super) fn refuse(&self, write: RefusedWrite) {
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(write);
+    }
+
+    /// Why the tablet does not take decisions, if it does not.
+    pub(super) fn held(&self) -> Option<Hold> {
+        self.held.borrow().clone()
+    }
+
+    /// What the tablet refused is to be tried at once.
+    pub(super) fn try_again(&self) {
+        self.again.notify_one();
+    }
+
+    /// Waits for [`Self::try_again`].
+    pub(super) async fn asked_again(&self) {
+        self.again.notified().await;
     }
 
     /// Whether so many wait that pulling should pause.

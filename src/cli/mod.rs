@@ -11,7 +11,7 @@ mod signals;
 mod tablet;
 
 pub use crate::admin::Format;
-pub use ask::{explain, scan, status};
+pub use ask::{explain, retry, scan, skip, status};
 pub use check::check;
 pub use run::run;
 pub use tablet::tablet;
@@ -51,6 +51,10 @@ pub enum Command {
     Explain(ExplainArgs),
     /// Print all rows of a table at one read point
     Scan(ScanArgs),
+    /// Give up the transaction that the replica refuses
+    Skip(SkipArgs),
+    /// Try again at once what the replica refused or could not take
+    Retry(AdminArgs),
 }
 
 /// Where the daemon is.
@@ -135,6 +139,17 @@ pub struct ScanArgs {
     /// JSON objects, or CSV as PostgreSQL's COPY writes it
     #[arg(long, value_enum, default_value = "json")]
     pub format: RowFormat,
+}
+
+/// `untorn skip`.
+#[derive(Args, Debug)]
+pub struct SkipArgs {
+    /// untorn's id, the source's id (a gid), or tablet:xid of the transaction that is refused
+    #[arg(value_name = "TXN")]
+    pub transaction: String,
+    /// Where the daemon is.
+    #[command(flatten)]
+    pub admin: AdminArgs,
 }
 
 /// Why a command did not do what was asked.

@@ -101,6 +101,22 @@ impl Sql {
         }))
     }
 
+    /// Runs a statement without parameters and answers its rows as PostgreSQL's text forms.
+    ///
+    /// # Errors
+    /// As [`Self::query`].
+    pub async fn rows(&mut self, sql: &str) -> Result<Vec<Vec<Option<String>>>, Failure> {
+        let answers = drive(&mut self.connection, self.client.simple_query(sql)).await?;
+        let mut rows = Vec::new();
+        for answer in answers {
+            if let SimpleQueryMessage::Row(row) = answer {
+                let cell = |column| row.try_get(column).map(|text| text.map(str::to_owned));
+                rows.push((0..row.len()).map(cell).collect::<Result<_, _>>()?);
+            }
+        }
+        Ok(rows)
+    }
+
     /// Begins a `COPY … TO STDOUT`; its rows come by [`Self::next_copied`].
     ///
     /// # Errors

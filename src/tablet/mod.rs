@@ -308,6 +308,13 @@ impl std::fmt::Display for RefusedWrite {
     }
 }
 
+/// One moment of a table, read page by page.
+#[async_trait]
+pub trait Frozen: Send {
+    /// The next rows, in key order; none once all of them were given.
+    async fn next(&mut self) -> Result<Vec<VersionedRow>, TabletError>;
+}
+
 /// The leader of one replica tablet. Calls may come from many tasks at once; batches of one stream come one after
 /// another, and so do apply batches. A call that its caller drops has happened whole or not at all.
 #[async_trait]
@@ -344,4 +351,23 @@ pub trait TabletLeader: Send + Sync {
 
     /// What the tablet holds.
     async fn stats(&self) -> Result<TabletStats, TabletError>;
+
+    /// Gives up the transaction that [`TabletError::RefusedWrite`] named, with the next [`Self::apply`]; answers which of
+    /// the transactions decided after it wrote rows that it wrote, as far as they were handed over.
+    async fn skip(&self, transaction: TransactionId) -> Result<Vec<TransactionId>, TabletError> {
+        Err(TabletError::Refused(format!("it refuses no transaction, and {transaction} is not to be skipped")))
+    }
+
+    /// Whether it keeps versions, so that [`Self::read`] serves any read point; else it is read by [`Self::freeze`].
+    fn keeps_versions(&self) -> bool {
+        true
+    }
+
+    /// Holds one moment of a table at or after a log position, of a tablet that keeps no versions.
+    async fn freeze(&self, table: TableSchema, at: LogPosition) -> Result<Box<dyn Frozen>, TabletError> {
+        Err(TabletError::Refused(format!(
+            "table {} at {at}: it keeps versions, which are read page by page",
+            table.name
+        )))
+    }
 }

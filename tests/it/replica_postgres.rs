@@ -143,3 +143,143 @@ async fn readers_of_the_server_never_see_a_part_of_a_transaction() {
     assert!(moved > 0 && seen > 0);
     assert!(daemon.terminate().success(), "{}", daemon.log());
 }
+
+/// Waits until a stream of the status is in a state for a cause.
+async fn until_stream(daemon: &Daemon, state: &str, cause: &str) {
+    daemon
+        .until_status(&format!("a stream is {state}: {cause}"), |status| {
+            let streams = status["streams"].as_array().expect("streams");
+            let fits = |stream: &serde_json::Value| stream["cause"].as_str().is_some_and(|said| said.contains(cause));
+            streams.iter().any(|stream| stream["state"] == state && fits(stream))
+        })
+        .await;
+}
+
+const SHOP: &str = "CREATE TABLE items (id int8 PRIMARY KEY, name text UNIQUE, price numeric(10,2), body text);
+    CREATE TABLE parts (item int8 REFERENCES items DEFERRABLE INITIALLY IMMEDIATE, n int, twice int GENERATED ALWAYS AS (n * 2) STORED, PRIMARY KEY (item, n));
+    CREATE TABLE notes (id int8 GENERATED ALWAYS AS IDENTITY PRIMARY KEY, body text);
+    CREATE TABLE parted (id int8, region int, PRIMARY KEY (id, region)) PARTITION BY LIST (region);
+    CREATE TABLE parted_1 PARTITION OF parted FOR VALUES IN (1);
+    CREATE TABLE parted_2 PARTITION OF parted FOR VALUES IN (2);";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn every_kind_of_table_and_change_arrives_and_what_is_refused_is_named() {
+    let source = Postgres::start().await;
+    source.execute(SHOP).await;
+    source
+        .execute(
+            "INSERT INTO items SELECT n, 'item ' || n, n, repeat(md5(n::text), 200) FROM generate_series(1, 50) n;
+             INSERT INTO notes (body) VALUES ('first');
+             CREATE PUBLICATION untorn FOR ALL TABLES WITH (publish_via_partition_root = true)",
+        )
+        .await;
+    let replica = Postgres::start().await;
+    replica.execute(SHOP).await;
+    // Least privilege: a plain role with what `check` prints.
+    replica
+        .execute(
+            "CREATE ROLE applier LOGIN; CREATE SCHEMA untorn AUTHORIZATION applier;
+             GRANT SET ON PARAMETER session_replication_role TO applier;
+             GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA public TO applier",
+        )
+        .await;
+    let servers = [source];
+    let url = replica.url("postgres").replace("postgres@", "applier@");
+    let sections = format!(
+        "{}[replica]\nkind = \"postgres\"\n[[replica.tablets]]\nname = \"shop\"\nurl = \"{url}\"\n",
+        source_of(&servers)
+    );
+    let mut daemon = Daemon::new(&sections);
+    daemon.start();
+    daemon.until_ready().await;
+    let [source] = &servers;
+    source
+        .execute(
+            "BEGIN; UPDATE items SET name = 'x' WHERE id = 1; UPDATE items SET name = 'item 1' WHERE id = 2;
+                    UPDATE items SET name = 'item 2' WHERE id = 1; COMMIT;
+             UPDATE items SET price = price + 1 WHERE id % 2 = 0;
+             UPDATE items SET id = 1003 WHERE id = 3;
+             BEGIN; UPDATE items SET id = 1004, price = 7.5 WHERE id = 4; UPDATE items SET price = 8 WHERE id = 1004; COMMIT;
+             INSERT INTO parts SELECT 5, n FROM generate_series(1, 20) n; DELETE FROM parts WHERE n > 15;
+             INSERT INTO notes (body) VALUES ('second'), (NULL), (E'tab\\t back\\\\slash');
+             INSERT INTO parted VALUES (1, 1), (2, 2); UPDATE parted SET region = 2 WHERE id = 1;
+             DELETE FROM items WHERE id = 7;
+             INSERT INTO items VALUES (7, 'again', 1, NULL)",
+        )
+        .await;
+    let all = ["items", "parts", "notes", "parted"];
+    until_equal(&daemon, &replica, &servers, &all).await;
+    // The replica's rows as the daemon scans them, and what it cannot serve.
+    let scanned = daemon.scan("public.items", "safe", "csv").expect("a scan");
+    assert_eq!(scanned.lines().count(), 50);
+    assert!(daemon.scan("public.items", &daemon.safe_time(), "csv").unwrap_err().contains("one moment"));
+    source.execute("TRUNCATE parts").await;
+    source.execute("INSERT INTO parts VALUES (6, 1)").await;
+    until_equal(&daemon, &replica, &servers, &all).await;
+
+    // A row that the replica refuses: its key, the statement, PostgreSQL's words, the transaction.
+    replica.execute("INSERT INTO items VALUES (-1, 'taken', 0, NULL)").await;
+    source.execute("INSERT INTO items VALUES (60, 'taken', 1, 'of the source')").await;
+    until_stream(&daemon, "stopped", "(60)").await;
+    let status = daemon.status().expect("a status");
+    let cause = status["streams"][0]["cause"].as_str().expect("a cause").to_owned();
+    for part in ["\"public\".\"items\" (60)", "INSERT INTO", "duplicate key", "items_name_key", "transaction x"] {
+        assert!(cause.contains(part), "{part} in {cause}");
+    }
+    source.execute("UPDATE items SET price = 2 WHERE id = 60").await;
+    replica.execute("DELETE FROM items WHERE id = -1").await;
+    assert!(daemon.ask(&["retry"]).status.success());
+    until_equal(&daemon, &replica, &servers, &all).await;
+
+    replica.execute("ALTER TABLE items ADD CHECK (price < 1000)").await;
+    source.execute("UPDATE items SET price = 5000 WHERE id = 8").await;
+    until_stream(&daemon, "stopped", "items_price_check").await;
+    source.execute("UPDATE items SET price = 50 WHERE id = 8").await;
+    let status = daemon.status().expect("a status");
+    let cause = status["streams"][0]["cause"].as_str().expect("a cause");
+    let transaction =
+        cause.split("transaction ").nth(1).and_then(|rest| rest.split([',', ':']).next()).expect("its id");
+    assert!(!daemon.ask(&["skip", "x999999"]).status.success());
+    let skipped = daemon.ask(&["skip", transaction]);
+    let told = String::from_utf8_lossy(&skipped.stdout).into_owned();
+    assert!(skipped.status.success() && told.contains(&format!("skipped: {transaction}")), "{told}");
+    until_equal(&daemon, &replica, &servers, &all).await;
+    assert_eq!(replica.execute("SELECT transaction FROM untorn.skipped").await, [transaction]);
+
+    // What passes is waited for, and named.
+    replica.execute("ALTER SYSTEM SET default_transaction_read_only = on; SELECT pg_reload_conf()").await;
+    source.execute("INSERT INTO items VALUES (61, 'sixty-one', 1, '')").await;
+    until_stream(&daemon, "waiting", "read-only").await;
+    replica
+        .execute("SET default_transaction_read_only = off; ALTER SYSTEM RESET default_transaction_read_only; SELECT pg_reload_conf()")
+        .await;
+    until_equal(&daemon, &replica, &servers, &all).await;
+    let holder = replica.connect().await;
+    execute(&holder, "SET application_name = 'a long report'; BEGIN; LOCK TABLE items IN SHARE MODE").await;
+    source.execute("INSERT INTO items VALUES (62, 'sixty-two', 1, '')").await;
+    until_stream(&daemon, "waiting", "a long report").await;
+    execute(&holder, "COMMIT").await;
+    until_equal(&daemon, &replica, &servers, &all).await;
+
+    // What the replica lacks is listed with its SQL.
+    source.execute("ALTER TABLE notes ADD COLUMN extra int; INSERT INTO notes (body, extra) VALUES ('third', 3)").await;
+    until_stream(&daemon, "stopped", "ADD COLUMN \"extra\" \"int4\"").await;
+    replica.execute("ALTER TABLE notes ADD COLUMN extra int").await;
+    daemon.ask(&["retry"]);
+    until_equal(&daemon, &replica, &servers, &all).await;
+    source.execute("CREATE TABLE late (id int PRIMARY KEY); INSERT INTO late VALUES (1)").await;
+    until_stream(&daemon, "stopped", "CREATE TABLE \"public\".\"late\"").await;
+    replica.execute("CREATE TABLE late (id int PRIMARY KEY); GRANT ALL ON late TO applier").await;
+    daemon.ask(&["retry"]);
+    until_equal(&daemon, &replica, &servers, &["late"]).await;
+
+    // Somebody starts a second daemon on the same replica: it changes nothing.
+    let mut second = Daemon::new(&sections);
+    second.start();
+    second
+        .until("the second daemon is refused", || second.log().contains("belongs to another untorn").then_some(()))
+        .await;
+    source.execute("INSERT INTO late VALUES (2)").await;
+    until_equal(&daemon, &replica, &servers, &["late"]).await;
+    assert!(daemon.terminate().success(), "{}", daemon.log());
+}

@@ -231,7 +231,9 @@ impl<S: Store> PostgresTablet<S> {
             }
             done?;
             server.progress = Progress { started: true, position: to };
-            server.skipped.retain(|(position, ..)| *position > to);
+            if server.skipped.iter().any(|(position, ..)| *position <= to) {
+                (server.skip, server.skipped) = (None, Vec::new());
+            }
             self.was_applied(server, work.get(from..end).unwrap_or_default());
             from = end;
             if from >= work.len() {

@@ -6,6 +6,7 @@ use super::changes::Changes;
 use super::error::Lost;
 use super::net::PutBy;
 use super::session::Session;
+use super::skip::Refused;
 use super::statements::{Puts, Refusal};
 use super::{PostgresTablet, Server, streams};
 use crate::coordinator::{Decided, Work};
@@ -51,6 +52,7 @@ impl<S: Store> PostgresTablet<S> {
                 self.was_applied(server, work.get(from..before).unwrap_or_default());
             }
         }
+        server.refused = Some(Refused { number, work: Arc::clone(work) });
         TabletError::RefusedWrite(Box::new(refused))
     }
 

@@ -59,24 +59,30 @@ pub mod statements;
 
 mod apply;
 mod load;
+mod read;
+mod skip;
 
 pub use shape::Missing;
 
 use super::engine::Engine;
 use super::store::Store;
 use super::{
-    Announced, Applied, ApplyBatch, ChunkBatch, CopyBatch, ProvisionalBatch, ReadPage, ReadRequest, Stored, StreamMark,
-    TabletError, TabletLeader, TabletStats,
+    Announced, Applied, ApplyBatch, ChunkBatch, CopyBatch, Frozen, ProvisionalBatch, ReadPage, ReadRequest, Stored,
+    StreamMark, TabletError, TabletLeader, TabletStats,
 };
 use crate::coordinator::{Decided, Work};
 use crate::postgres::Target;
-use crate::wal::{BranchId, Epoch, HybridTime, LogPosition, ReplicaTabletId, SourceTabletId, TransactionId};
+use crate::wal::{
+    BranchId, Epoch, HybridTime, LogPosition, ReplicaTabletId, SourceTabletId, TableSchema, TransactionId,
+};
 use apply::GroupError;
 use async_trait::async_trait;
 use error::Lost;
 use session::{Owner, Progress, Session};
 use shape::{Shape, Shapes};
+use skip::Refused;
 use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::watch;
 
 /// How a server is written to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -100,6 +106,8 @@ pub struct PostgresTablet<S: Store> {
     options: Options,
     shapes: Mutex<Shapes>,
     server: tokio::sync::Mutex<Server>,
+    /// Set after every call that moved it: what readers of the server see at least.
+    heard: watch::Sender<LogPosition>,
 }
 
 /// What is known of the server. One call at a time has it.
@@ -115,6 +123,8 @@ struct Server {
     gathered: Vec<Decided>,
     /// Applied at the server, and staged here until that is durable there.
     unforgotten: Vec<Decided>,
+    /// The transaction that the server refuses.
+    refused: Option<Refused>,
     /// The refused transaction that somebody said to skip.
     skip: Option<TransactionId>,
     /// Skipped and not yet noted at the server: position, transaction, cause.
@@ -141,7 +151,14 @@ impl<S: Store> PostgresTablet<S> {
     /// A tablet that stages in `staging` and applies to the server.
     #[must_use]
     pub fn new(staging: Engine<S>, target: Target, options: Options) -> Self {
-        Self { staging, target, options, shapes: Mutex::default(), server: tokio::sync::Mutex::default() }
+        Self {
+            staging,
+            target,
+            options,
+            shapes: Mutex::default(),
+            server: tokio::sync::Mutex::default(),
+            heard: watch::Sender::default(),
+        }
     }
 
     fn shapes(&self) -> Shapes {
@@ -225,6 +242,7 @@ impl<S: Store> PostgresTablet<S> {
 
     /// Takes the writes of the transaction that is to be skipped out.
     fn pass_over(&self, server: &mut Server, work: &mut [Decided]) {
+        server.skipped.clear();
         let Some(skip) = server.skip else { return };
         for Decided { position, work } in work {
             if let Work::Commit { transaction, branches, .. } = work
@@ -233,7 +251,6 @@ impl<S: Store> PostgresTablet<S> {
                 let cause = "refused by the server, and skipped as somebody said".to_owned();
                 server.skipped.push((*position, transaction.to_string(), cause));
                 *work = Work::Discard { branches: std::mem::take(branches) };
-                server.skip = None;
             }
         }
     }
@@ -317,6 +334,7 @@ impl<S: Store> TabletLeader for PostgresTablet<S> {
         }
         (server.gathered, server.unforgotten) = (Vec::new(), Vec::new());
         server.heard = announced.heard;
+        self.heard.send_replace(server.shows());
         Ok(announced)
     }
 
@@ -351,7 +369,8 @@ impl<S: Store> TabletLeader for PostgresTablet<S> {
         let applied = self.apply_to(&mut server, batch).await;
         // What was applied before a failure is told again after it, and known then.
         applied?;
-        server.heard = through;
+        (server.heard, server.refused) = (through, None);
+        self.heard.send_replace(server.shows());
         if !server.progress.started || !self.options.synchronous_commit {
             let applied = self.staging.applied().await?;
             return Ok(Applied { heard: through, applied });
@@ -382,6 +401,19 @@ impl<S: Store> TabletLeader for PostgresTablet<S> {
 
     async fn stats(&self) -> Result<TabletStats, TabletError> {
         self.staging.stats().await
+    }
+
+    async fn skip(&self, transaction: TransactionId) -> Result<Vec<TransactionId>, TabletError> {
+        let mut server = self.server.lock().await;
+        self.give_up(&mut server, transaction).await
+    }
+
+    fn keeps_versions(&self) -> bool {
+        false
+    }
+
+    async fn freeze(&self, table: TableSchema, at: LogPosition) -> Result<Box<dyn Frozen>, TabletError> {
+        self.frozen(table, at).await
     }
 }
 
