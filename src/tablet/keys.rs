@@ -24,6 +24,8 @@ pub enum Kind {
     Horizon = 6,
     /// A branch whose transaction was applied in part, by branch.
     PartlyApplied = 7,
+    /// The newest decision that was applied elsewhere, where versions live elsewhere. One key.
+    Elsewhere = 8,
     /// A provisional record, by branch and number.
     Provisional = 16,
     /// A chunk, by stream, connection, xid and number.
@@ -284,6 +286,7 @@ mod tests {
         assert_eq!(wal(258), [48, 0, 0, 0, 0, 0, 0, 1, 2]);
         assert_eq!(wal_reader("a"), [49, b'a']);
         assert_eq!(Kind::WalEnd.only(), [50]);
+        assert_eq!(Kind::Elsewhere.only(), [8]);
     }
 
     #[test]

@@ -247,12 +247,14 @@ async fn every_kind_of_table_and_change_arrives_and_what_is_refused_is_named() {
     assert_eq!(replica.execute("SELECT transaction FROM untorn.skipped").await, [transaction]);
 
     // What passes is waited for, and named.
-    replica.execute("ALTER SYSTEM SET default_transaction_read_only = on; SELECT pg_reload_conf()").await;
+    let read_only = async |on: &str| {
+        replica.execute(&format!("ALTER SYSTEM SET default_transaction_read_only = {on}")).await;
+        replica.execute("SELECT pg_reload_conf()").await;
+    };
+    read_only("on").await;
     source.execute("INSERT INTO items VALUES (61, 'sixty-one', 1, '')").await;
     until_stream(&daemon, "waiting", "read-only").await;
-    replica
-        .execute("SET default_transaction_read_only = off; ALTER SYSTEM RESET default_transaction_read_only; SELECT pg_reload_conf()")
-        .await;
+    read_only("off").await;
     until_equal(&daemon, &replica, &servers, &all).await;
     let holder = replica.connect().await;
     execute(&holder, "SET application_name = 'a long report'; BEGIN; LOCK TABLE items IN SHARE MODE").await;

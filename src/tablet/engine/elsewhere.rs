@@ -91,7 +91,8 @@ impl<S: Store> Engine<S> {
             .await
     }
 
-    /// The other place has applied these decisions durably, and the log up to `through`.
+    /// The other place has applied these decisions durably, and the log up to `through`; the newest decision that it has
+    /// applied stands at `elsewhere`.
     ///
     /// # Errors
     /// [`TabletError::Fenced`] and [`TabletError::Poisoned`].
@@ -99,17 +100,30 @@ impl<S: Store> Engine<S> {
         &self,
         owner: Epoch,
         through: LogPosition,
+        elsewhere: LogPosition,
         work: Vec<Decided>,
     ) -> Result<Applied, TabletError> {
-        self.call(Answered::Now, move |state| state.applied_elsewhere(owner, through, &work)).await
+        self.call(Answered::Now, move |state| state.applied_elsewhere(owner, through, elsewhere, &work)).await
     }
 
-    /// How far the other place was durably told here to have applied the log.
+    /// How far the log is applied here durably.
     ///
     /// # Errors
     /// [`TabletError::Poisoned`].
     pub async fn applied(&self) -> Result<LogPosition, TabletError> {
         self.call(Answered::Now, |state| Ok(state.applied().applied)).await
+    }
+
+    /// The newest decision that the other place has applied as far as was told here: it can never hold less.
+    ///
+    /// # Errors
+    /// [`TabletError::Poisoned`].
+    pub async fn elsewhere(&self) -> Result<LogPosition, TabletError> {
+        let kept = |state: &mut State<S>| match state.store.get(Space::Undecided, &Kind::Elsewhere.only())? {
+            Some(value) => decode("the position applied elsewhere", value.as_ref()),
+            None => Ok(LogPosition::default()),
+        };
+        self.call(Answered::Now, kept).await
     }
 
     /// Every shape of a table that was learned here.
@@ -176,6 +190,7 @@ impl<S: Store> State<S> {
         &mut self,
         owner: Epoch,
         through: LogPosition,
+        elsewhere: LogPosition,
         work: &[Decided],
     ) -> Result<Applied, TabletError> {
         self.admit_owner(owner)?;
@@ -193,6 +208,9 @@ impl<S: Store> State<S> {
         }
         let heard = AppliedThrough { position: through.max(self.heard.position), ..self.heard };
         step.batch.put(Space::Undecided, Kind::Applied.only(), encode(&heard)?);
+        if !work.is_empty() {
+            step.batch.put(Space::Undecided, Kind::Elsewhere.only(), encode(&elsewhere)?);
+        }
         self.finish(&mut step)?;
         self.heard = heard;
         self.shared.heard.send_replace(heard.position);

@@ -204,7 +204,8 @@ impl<S: Store> PostgresTablet<S> {
     /// Deletes what is staged of decisions that the server has durably.
     async fn forget(&self, server: &mut Server, through: LogPosition) -> Result<Applied, TabletError> {
         let work = std::mem::take(&mut server.unforgotten);
-        self.staging.applied_elsewhere(server.owner()?.epoch, through, work).await
+        let applied = server.progress.position;
+        self.staging.applied_elsewhere(server.owner()?.epoch, through, applied, work).await
     }
 
     async fn apply_to(&self, server: &mut Server, batch: ApplyBatch) -> Result<(), TabletError> {
@@ -323,13 +324,14 @@ impl<S: Store> TabletLeader for PostgresTablet<S> {
             Ok(false) => server.session = Some(self.session(&mut server).await?),
             Err(failure) => return Err(Lost::of(&failure).at(session.label(), self.target.user())),
         }
-        if server.progress.position < announced.applied {
+        let told = self.staging.elsewhere().await?;
+        if server.progress.position < told {
             return Err(TabletError::Refused(format!(
                 "{}: the server has applied the log up to {} only, but was durably at {}: it lost what it had committed, \
                  perhaps by being restored; set up the replica again from a new copy",
                 self.target.label(),
                 server.progress.position,
-                announced.applied
+                told
             )));
         }
         (server.gathered, server.unforgotten) = (Vec::new(), Vec::new());
