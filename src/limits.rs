@@ -182,12 +182,17 @@ pub const TABLET_GROUP: usize = 256;
 pub const APPLY_BYTES: usize = 1 << 20;
 /// Milliseconds that a read waits for a tablet to hear the log before it says that it did not.
 pub const READ_WAIT_MS: u64 = 5_000;
+/// Milliseconds for which a page is asked for again while its tablet is behind or away: a transaction of a gigabyte takes
+/// a tablet many seconds to apply, and who reads then rather waits than starts his scan again.
+pub const READ_PATIENCE_MS: u64 = 120_000;
 /// Keys of one undecided branch that are remembered to find conflicts; a branch with more conflicts with every other.
 pub const CONFLICT_KEYS_MAX: usize = 1 << 16;
-/// Bytes of newest writes that the tablets of one folder gather in memory, together, before they go to table files. The
-/// store holds up to four times as much while its disk is behind (a gigabyte in one transaction is such a time), and the
-/// daemon is to stay below 256 MiB then.
-pub const STORE_MEMTABLES_BYTES: u64 = 48 << 20;
+/// Bytes of newest writes that the tablets of one folder gather in memory, together, before they go to table files.
+pub const STORE_MEMTABLES_BYTES: u64 = 24 << 20;
+/// Bytes of newest writes that the tablets of one folder hold in memory at most, written to table files or on their way
+/// there. The store itself has no bound while its worker merges files: it once held 700 MiB of a transaction of 1 GiB,
+/// and the daemon is to stay below 256 MiB then.
+pub const STORE_UNWRITTEN_BYTES_MAX: u64 = 40 << 20;
 /// The least and the most that one tablet gathers of one kind: below, table files become many; above, nothing gets better.
 pub const STORE_MEMTABLE_BYTES_MIN: u64 = 1 << 20;
 /// See [`STORE_MEMTABLE_BYTES_MIN`].

@@ -3,11 +3,16 @@
 use super::shown::Shown;
 use super::tablets::{Tablet, Tablets};
 use crate::coordinator::ReadPoint;
-use crate::limits::PAGE_BYTES;
+use crate::limits::{PAGE_BYTES, READ_PATIENCE_MS};
 use crate::tablet::{Frozen, ReadPage, ReadRequest, TabletError, VersionedRow};
 use crate::wal::{HybridTime, Key, TableId, TableSchema};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// How soon a page is asked for again, if its tablet did not take time to answer.
+const ASKED_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// Reads of a running applier's replica. Clones are cheap.
 #[derive(Clone)]
@@ -96,12 +101,21 @@ impl Reader {
         self.shown.borrow().map.tablets.len()
     }
 
-    /// Reads a page from one replica tablet of the map.
+    /// Reads a page from one replica tablet of the map; one that is behind or away is asked again for a while.
     ///
     /// # Errors
     /// See [`TabletError`].
     pub async fn page(&self, tablet: usize, request: ReadRequest) -> Result<ReadPage, TabletError> {
-        self.mapped(tablet)?.leader.read(request).await
+        let tablet = self.mapped(tablet)?;
+        let patience = Instant::now() + Duration::from_millis(READ_PATIENCE_MS);
+        loop {
+            match tablet.leader.read(request.clone()).await {
+                Err(TabletError::Indeterminate(_)) if Instant::now() < patience => {
+                    tokio::time::sleep(ASKED_AGAIN_AFTER).await;
+                }
+                answer => return answer,
+            }
+        }
     }
 
     /// A replica tablet of the map.

@@ -126,6 +126,14 @@ impl<S: Store> Engine<S> {
         self.call(Answered::Now, kept).await
     }
 
+    /// Deletes some of the copied rows, which have gone elsewhere; whether there may be more.
+    ///
+    /// # Errors
+    /// [`TabletError::Poisoned`].
+    pub async fn drop_copied(&self) -> Result<bool, TabletError> {
+        self.call(Answered::Now, State::drop_copied).await
+    }
+
     /// Every shape of a table that was learned here.
     ///
     /// # Errors
@@ -186,6 +194,20 @@ fn pieces<V: Read>(
 }
 
 impl<S: Store> State<S> {
+    fn drop_copied(&mut self) -> Result<bool, TabletError> {
+        let (from, below) = Kind::Version.all();
+        let mut step = Step::default();
+        for entry in self.store.scan(Space::Versions, &from, &below) {
+            step.batch.delete(Space::Versions, entry?.0.as_ref().to_vec());
+            if step.batch.bytes >= APPLY_BYTES {
+                break;
+            }
+        }
+        let more = !step.batch.changes.is_empty();
+        self.finish(&mut step)?;
+        Ok(more)
+    }
+
     fn applied_elsewhere(
         &mut self,
         owner: Epoch,

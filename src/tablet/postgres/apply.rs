@@ -171,7 +171,7 @@ impl<S: Store> PostgresTablet<S> {
         let mut run = self.prepared(session, work, Cursor::at(from), end, PutBy::default()).await?;
         let Step { owner, from: progress, to, load, skipped } = step;
         if !session.begin(&owner, progress, to).await? {
-            session.sql.text("ROLLBACK").await?;
+            session.roll_back().await?;
             return Err(GroupError::Elsewhere);
         }
         if load {
@@ -226,7 +226,7 @@ impl<S: Store> PostgresTablet<S> {
             if let Err(GroupError::Server(refusal)) = &done
                 && is_unique(&refusal.failure)
             {
-                session.sql.text("ROLLBACK").await?;
+                session.roll_back().await?;
                 done = self.group(session, work, range, Step::of(server, to, first)?, Puts::Replace).await;
             }
             done?;

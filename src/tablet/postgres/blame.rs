@@ -44,7 +44,7 @@ impl<S: Store> PostgresTablet<S> {
         let before = work.partition_point(|decided| work.get(number).is_some_and(|at| decided.position < at.position));
         if before > from && server.progress.started {
             let to = work[before - 1].position;
-            let rolled_back = session.sql.text("ROLLBACK").await.is_ok();
+            let rolled_back = session.roll_back().await.is_ok();
             if let (true, Ok(step)) = (rolled_back, Step::of(server, to, false))
                 && self.group(session, work, (from, before), step, Puts::Replace).await.is_ok()
             {

@@ -4,9 +4,9 @@
 use super::net::{CellRef, Effect, Net, NetError, RowRef, newest, row};
 use super::shape::{Shape, Shapes};
 use crate::tablet::TabletError;
-use crate::wal::{Key, TableId};
+use crate::wal::{Key, SourceTabletId, TableId};
 use bytes::{BufMut, BytesMut};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
 
@@ -118,6 +118,8 @@ pub struct MovedRow {
 pub struct TableChanges {
     /// A shape of the table: for its name and key.
     pub shape: Arc<Shape>,
+    /// The streams that wrote to it.
+    pub streams: BTreeSet<SourceTabletId>,
     /// It is emptied.
     pub truncated: bool,
     /// Rows that move.
@@ -229,10 +231,18 @@ impl Changes {
                     Effect::Delete => building.delete(key, &mut deletes)?,
                 }
             }
-            let truncated = table.truncated && only.is_none();
+            let (streams, truncated) = (table.streams.clone(), table.truncated && only.is_none());
             let Building { puts, patches, .. } = building;
             let (puts, patches) = (puts.into_values().collect(), patches.into_values().collect());
-            changes.tables.push(TableChanges { shape: Arc::clone(shape), truncated, moved, deletes, puts, patches });
+            changes.tables.push(TableChanges {
+                shape: Arc::clone(shape),
+                streams,
+                truncated,
+                moved,
+                deletes,
+                puts,
+                patches,
+            });
         }
         Ok(changes)
     }

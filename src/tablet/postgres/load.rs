@@ -69,6 +69,8 @@ impl<S: Store> PostgresTablet<S> {
                 ))));
             }
         }
+        let streams = rows.iter().map(|row| row.stream).collect();
+        session.write_by(shape, &streams, false).await?;
         let names: Vec<&str> = shape.columns.iter().map(|(name, _)| name.as_str()).collect();
         let statement = format!("COPY {} ({}) FROM STDIN", shape.quoted, names.join(", "));
         let refused = |failure| Refusal { failure, statement: statement.clone() };

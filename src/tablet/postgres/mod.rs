@@ -123,6 +123,8 @@ struct Server {
     gathered: Vec<Decided>,
     /// Applied at the server, and staged here until that is durable there.
     unforgotten: Vec<Decided>,
+    /// What was staged of the initial copies is gone.
+    copy_dropped: bool,
     /// The transaction that the server refuses.
     refused: Option<Refused>,
     /// The refused transaction that somebody said to skip.
@@ -266,7 +268,7 @@ impl<S: Store> PostgresTablet<S> {
     ) -> TabletError {
         let refusal = match error {
             GroupError::Tablet(error) => {
-                if session.sql.text("ROLLBACK").await.is_ok() {
+                if session.roll_back().await.is_ok() {
                     server.session = Some(session);
                 }
                 self.forget_shapes();
@@ -280,7 +282,7 @@ impl<S: Store> PostgresTablet<S> {
         };
         let label = session.label().to_owned();
         self.forget_shapes();
-        let rolled_back = session.sql.text("ROLLBACK").await.is_ok();
+        let rolled_back = session.roll_back().await.is_ok();
         if !rolled_back {
             return Lost::of(&refusal.failure).at(&label, self.target.user());
         }
@@ -289,7 +291,7 @@ impl<S: Store> PostgresTablet<S> {
         } else {
             self.lost(&mut session, &refusal.failure).await
         };
-        if session.sql.text("ROLLBACK").await.is_ok() {
+        if session.roll_back().await.is_ok() {
             server.session = Some(session);
         }
         answer
@@ -396,6 +398,9 @@ impl<S: Store> TabletLeader for PostgresTablet<S> {
                 server.session = Some(session);
             }
             self.forget(&mut server, heard).await?;
+            if !server.copy_dropped {
+                server.copy_dropped = !self.staging.drop_copied().await?;
+            }
         }
         let Applied { applied, .. } = self.staging.sync().await?;
         Ok(Applied { heard, applied })

@@ -8,7 +8,7 @@ use crate::tablet::format::StoredOp;
 use crate::wal::{Key, SourceTabletId, TableId};
 use rustc_hash::FxHashMap;
 use serde::Deserialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// A row as it is stored, borrowed; see [`crate::wal::Row`].
@@ -57,6 +57,8 @@ pub enum Effect<'a> {
 pub struct TableNet<'a> {
     /// All its rows are gone first.
     pub truncated: bool,
+    /// The streams that wrote to it.
+    pub streams: BTreeSet<SourceTabletId>,
     /// Its keys.
     pub keys: FxHashMap<&'a [u8], Effect<'a>>,
 }
@@ -157,6 +159,9 @@ impl<'a> Net<'a> {
             for write in writes {
                 let table = net.tables.entry(write.table).or_default();
                 let key = write.key.0;
+                if !table.streams.contains(stream) {
+                    table.streams.insert(*stream);
+                }
                 if several {
                     let place = (write.table, Key(bytes::Bytes::copy_from_slice(key)));
                     match write.op {

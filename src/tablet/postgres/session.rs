@@ -7,8 +7,8 @@
 use super::error::Lost;
 use crate::postgres::{Failure, Sql, Target};
 use crate::tablet::TabletError;
-use crate::wal::{Epoch, LogPosition, ReplicaTabletId};
-use std::collections::HashMap;
+use crate::wal::{Epoch, LogPosition, ReplicaTabletId, SourceTabletId, TableId};
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Row, Statement};
@@ -24,6 +24,11 @@ const SETUP: &str = "CREATE TABLE IF NOT EXISTS untorn.progress (
     position bigint NOT NULL,
     backend integer,
     backend_start timestamptz
+);
+CREATE TABLE IF NOT EXISTS untorn.writers (
+    table_id bigint NOT NULL,
+    stream bigint NOT NULL,
+    PRIMARY KEY (table_id, stream)
 );
 CREATE TABLE IF NOT EXISTS untorn.skipped (
     position bigint NOT NULL,
@@ -65,6 +70,8 @@ pub struct Session {
     pub(super) sql: Sql,
     label: String,
     statements: HashMap<String, Statement>,
+    /// `untorn.writers`, once it was read; forgotten when a transaction is rolled back.
+    writers: Option<BTreeSet<(TableId, SourceTabletId)>>,
 }
 
 /// Statements kept prepared. Patches have one a set of columns; beyond this all are prepared anew.
@@ -84,7 +91,7 @@ impl Session {
         let synchronous = if durable { "on" } else { "off" };
         let settings = format!("SET synchronous_commit = {synchronous}");
         sql.text(&settings).await.map_err(lost)?;
-        Ok((Self { sql, label, statements: HashMap::new() }, progress))
+        Ok((Self { sql, label, statements: HashMap::new(), writers: None }, progress))
     }
 
     /// The server as messages name it.
@@ -123,6 +130,49 @@ impl Session {
         let barrier =
             "BEGIN; SET LOCAL synchronous_commit = on; UPDATE untorn.progress SET position = position; COMMIT";
         self.sql.text(barrier).await.map(|_| ())
+    }
+
+    /// Rolls back what is open, if anything is.
+    ///
+    /// # Errors
+    /// The session is lost.
+    pub async fn roll_back(&mut self) -> Result<(), Failure> {
+        self.writers = None;
+        self.sql.text("ROLLBACK").await.map(|_| ())
+    }
+
+    /// Whether a stream is known to write to a table.
+    ///
+    /// # Errors
+    /// What the server said.
+    pub async fn is_writer(&mut self, table: TableId, stream: SourceTabletId) -> Result<bool, Failure> {
+        if let Some(writers) = &self.writers {
+            return Ok(writers.contains(&(table, stream)));
+        }
+        let rows = self.query("SELECT table_id, stream FROM untorn.writers", &[]).await?;
+        let known = rows.iter().filter_map(|row| {
+            let (table, stream) = (u32::try_from(row.get::<_, i64>(0)), u32::try_from(row.get::<_, i64>(1)));
+            Some((TableId(table.ok()?), SourceTabletId(stream.ok()?)))
+        });
+        Ok(self.writers.insert(known.collect()).contains(&(table, stream)))
+    }
+
+    /// Keeps that a stream writes to a table, with the transaction that is open.
+    ///
+    /// # Errors
+    /// What the server said.
+    pub async fn add_writer(&mut self, table: TableId, stream: SourceTabletId) -> Result<(), Failure> {
+        let keep = "INSERT INTO untorn.writers (table_id, stream) VALUES ($1, $2) ON CONFLICT DO NOTHING";
+        self.execute(keep, &[&i64::from(table.0), &i64::from(stream.0)]).await?;
+        self.writers.get_or_insert_default().insert((table, stream));
+        Ok(())
+    }
+
+    /// How many streams write to a table, as far as was asked.
+    #[must_use]
+    pub fn writers_of(&self, table: TableId) -> usize {
+        let all = (table, SourceTabletId(0))..=(table, SourceTabletId(u32::MAX));
+        self.writers.as_ref().map_or(0, |writers| writers.range(all).count())
     }
 
     /// Whether the progress row is still this owner's.
@@ -206,6 +256,7 @@ async fn take(sql: &mut Sql, owner: &Owner, label: &str) -> Result<Result<Progre
             sql.text("CREATE SCHEMA untorn").await?;
         }
         let no_tables = "SELECT pg_catalog.to_regclass('untorn.progress') IS NULL
+                             OR pg_catalog.to_regclass('untorn.writers') IS NULL
                              OR pg_catalog.to_regclass('untorn.skipped') IS NULL";
         if sql.text(no_tables).await?.as_deref() == Some("t") {
             sql.text(SETUP).await?;

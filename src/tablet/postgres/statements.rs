@@ -4,6 +4,8 @@ use super::changes::{Changes, MovedRow, Rows, TableChanges};
 use super::session::Session;
 use super::shape::Shape;
 use crate::postgres::Failure;
+use crate::wal::SourceTabletId;
+use std::collections::BTreeSet;
 use tokio_postgres::types::ToSql;
 
 /// How whole rows reach a table.
@@ -38,7 +40,8 @@ impl Session {
     }
 
     async fn change_table(&mut self, table: TableChanges, puts: Puts) -> Result<(), Refusal> {
-        let TableChanges { shape, truncated, mut moved, deletes, puts: mut rows, mut patches } = table;
+        let TableChanges { shape, streams, truncated, mut moved, deletes, puts: mut rows, mut patches } = table;
+        self.write_by(&shape, &streams, truncated).await?;
         for row in &mut moved {
             self.complete(row).await?;
         }
@@ -71,6 +74,37 @@ impl Session {
             if found != patch.count {
                 return Err(self.missing_row(patch, statement).await);
             }
+        }
+        Ok(())
+    }
+
+    /// Keeps which streams write to a table. A TRUNCATE means the rows of its own server, and the replica's rows do not say
+    /// whose they are.
+    pub(super) async fn write_by(
+        &mut self,
+        shape: &Shape,
+        streams: &BTreeSet<SourceTabletId>,
+        truncated: bool,
+    ) -> Result<(), Refusal> {
+        let table = shape.schema.table;
+        let refused = |failure| Refusal { failure, statement: "untorn.writers".to_owned() };
+        for &stream in streams {
+            if self.is_writer(table, stream).await.map_err(refused)? {
+                continue;
+            }
+            self.add_writer(table, stream).await.map_err(refused)?;
+        }
+        if truncated && self.writers_of(table) > 1 {
+            return Err(Refusal {
+                failure: Failure {
+                    code: "0A000".into(),
+                    message:
+                        "several source servers write to this table, and one of them emptied it: which rows were its \
+                              is not known here; delete them by hand, and skip the transaction"
+                            .into(),
+                },
+                statement: format!("TRUNCATE {}", shape.quoted),
+            });
         }
         Ok(())
     }
