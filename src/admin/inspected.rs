@@ -87,13 +87,9 @@ impl Inspected {
         if state != State::Running {
             return (state, cause);
         }
-        let held = self.inspector.holds().into_iter().find_map(|hold| {
-            let refused = hold.refused.as_ref().is_some_and(|write| write.streams.contains(&stream));
-            let state =
-                if hold.stopped && (refused || hold.refused.is_none()) { State::Stopped } else { State::Waiting };
-            Some((state, Some(hold.cause)))
-        });
-        held.unwrap_or((state, cause))
+        let Some(hold) = self.inspector.holds().into_iter().next() else { return (state, cause) };
+        let brought = hold.refused.is_none_or(|write| write.streams.contains(&stream));
+        (if hold.stopped && brought { State::Stopped } else { State::Waiting }, Some(hold.cause))
     }
 
     /// The status of a process that pulls for a leader elsewhere.
