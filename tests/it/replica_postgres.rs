@@ -255,7 +255,7 @@ async fn every_kind_of_table_and_change_arrives_and_what_is_refused_is_named() {
     let transaction =
         cause.split("transaction ").nth(1).and_then(|rest| rest.split([',', ':']).next()).expect("its id");
     assert!(!daemon.ask(&["skip", "x999999"]).status.success());
-    let skipped = daemon.ask(&["skip", &transaction]);
+    let skipped = daemon.ask(&["skip", transaction]);
     let told = String::from_utf8_lossy(&skipped.stdout).into_owned();
     assert!(skipped.status.success() && told.contains(&format!("skipped: {transaction}")), "{told}");
     until_equal(&daemon, &replica, &servers, &all).await;
