@@ -8,6 +8,7 @@ mod coordinator_golden;
 mod coordinator_props;
 mod demo;
 mod docs;
+mod full_disk;
 mod log_owners;
 mod loop_disk;
 mod postgres_e2e;

@@ -68,8 +68,26 @@ impl Daemon {
 
     /// Writes the configuration anew.
     fn configure(&self, sections: &str) {
-        let text = format!("data_dir = {:?}\n{sections}", self.folder.path().join("data"));
+        let text = format!("data_dir = {:?}\n{sections}", self.data());
         std::fs::write(self.config(), text).expect("the configuration can be written");
+    }
+
+    /// Its data folder, which it makes when it starts.
+    pub fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// Waits for its end by itself.
+    pub async fn ended(&mut self) -> ExitStatus {
+        let mut process = self.process.take().expect("it runs");
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = process.try_wait().expect("it can be waited for") {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "it does not end\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     fn config(&self) -> PathBuf {
