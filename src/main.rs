@@ -4,6 +4,7 @@ use clap::Parser;
 use std::io;
 use std::process::ExitCode;
 use tokio::runtime::{Builder, Runtime};
+use untorn::bench::{self, Bench};
 use untorn::cli::{self, Cli, Command, Failure};
 use untorn::config::{self, Configuration, TracingConfig};
 use untorn::tablet::engine::Worker;
@@ -46,6 +47,10 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Explain(args) => runtime()?.block_on(cli::explain(&args, &mut out))?,
         Command::Skip(args) => runtime()?.block_on(cli::skip(&args, &mut out))?,
         Command::Retry(args) => runtime()?.block_on(cli::retry(&args, &mut out))?,
+        Command::Bench(Bench::Race(args)) => {
+            let raced = runtime()?.block_on(bench::race::race(&args, &mut out));
+            raced.map_err(|error| Failure::Failed(error.to_string()))?;
+        }
         Command::Scan(args) => runtime()?.block_on(cli::scan(&args, &mut out))?,
     }
     Ok(ExitCode::SUCCESS)

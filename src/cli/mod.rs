@@ -17,6 +17,7 @@ pub use run::run;
 pub use tablet::tablet;
 
 use crate::admin::scan::ScanAt;
+use crate::bench::Bench;
 use crate::config::Faults;
 use crate::demo::DemoArgs;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -55,6 +56,9 @@ pub enum Command {
     Skip(SkipArgs),
     /// Try again at once what the replica refused or could not take
     Retry(AdminArgs),
+    /// Measure: each figure beside its baseline, in one run
+    #[command(subcommand)]
+    Bench(Bench),
 }
 
 /// Where the daemon is.

@@ -260,3 +260,140 @@ pub fn version(bytes: &[u8]) -> Result<u32, NetError> {
 pub fn newest(shapes: &Shapes, table: TableId) -> Option<&Arc<Shape>> {
     shapes.range((table, 0)..=(table, u32::MAX)).next_back().map(|(_, shape)| shape)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tablet::format::{Raw, StoredWrite, encode_row};
+    use crate::tablet::postgres::changes::Changes;
+    use crate::wal::{Cell, Column, Row, TableSchema};
+
+    const TABLE: TableId = TableId(1);
+
+    fn shapes() -> Shapes {
+        let column = |name: &str, key| Column { name: name.into(), type_name: "int8".into(), key };
+        let columns = vec![column("id", true), column("a", false), column("b", false)];
+        let schema = TableSchema { table: TABLE, name: "public.t".into(), version: 1, columns };
+        let columns = ["id", "a", "b"].map(|name| (name.to_owned(), "pg_catalog.int8".to_owned())).into();
+        let quoted = "t".to_owned();
+        let shape = Shape { schema, quoted, key: vec![0], columns, integer_key: true, other_unique: false };
+        Arc::new(BTreeMap::from([((TABLE, 1), Arc::new(shape))]))
+    }
+
+    fn row_of(cells: &[&'static str]) -> Vec<u8> {
+        let cell = |text: &&'static str| match *text {
+            "-" => Cell::Unchanged,
+            text => Cell::Text(bytes::Bytes::from_static(text.as_bytes())),
+        };
+        encode_row(&Row { schema_version: 1, cells: cells.iter().map(cell).collect() }).unwrap()
+    }
+
+    fn key(id: &str) -> Vec<u8> {
+        Key::from_columns([id.as_bytes()]).0.to_vec()
+    }
+
+    /// What a run of `stream key row|delete|truncate [from]` comes to, one key a line.
+    fn net(several: bool, writes: &[(u32, &str, &[&'static str], Option<&str>)]) -> Vec<String> {
+        let stored: Vec<_> = writes
+            .iter()
+            .map(|(stream, id, cells, from)| (*stream, key(id), row_of(cells), from.map(key), cells.first().copied()))
+            .collect();
+        let staged: Vec<_> = stored
+            .iter()
+            .map(|(stream, key, row, from, first)| {
+                let op = match *first {
+                    Some("delete") => StoredOp::Delete,
+                    Some("truncate") => StoredOp::Truncate,
+                    _ if row_has_unchanged(row) => StoredOp::Fill { row: Raw(row), from: from.as_deref().map(Raw) },
+                    _ => StoredOp::Put(Raw(row)),
+                };
+                let writes = vec![StoredWrite { table: TABLE, key: Raw(key), op }];
+                StagedWrites { decision: 0, stream: SourceTabletId(*stream), writes }
+            })
+            .collect();
+        let shapes = shapes();
+        let net = Net::of(&staged, &shapes, |_| several, &mut PutBy::default()).unwrap();
+        Changes::of(&net, &shapes, None).unwrap();
+        let table = &net.tables[&TABLE];
+        let mut told: Vec<String> = table
+            .keys
+            .iter()
+            .map(|(key, effect)| {
+                let key = Key(bytes::Bytes::copy_from_slice(key));
+                let cells = effect.leaves().unwrap().map_or_else(String::new, |row| {
+                    let text = |cell: &CellRef<'_>| match cell {
+                        CellRef::Text(text) => String::from_utf8_lossy(text).into_owned(),
+                        CellRef::Null => "null".into(),
+                        CellRef::Unchanged => "-".into(),
+                    };
+                    row.cells.iter().map(text).collect::<Vec<_>>().join(" ")
+                });
+                let kind = match effect {
+                    Effect::Put(_) | Effect::Merged(_) => "put".to_owned(),
+                    Effect::Patch(_) => "patch".to_owned(),
+                    Effect::Moved { from, .. } => format!("from {:?}", Key(bytes::Bytes::copy_from_slice(from))),
+                    Effect::Delete => "delete".to_owned(),
+                };
+                format!("{key:?} {kind} {cells}").trim_end().to_owned()
+            })
+            .collect();
+        told.sort();
+        if table.truncated {
+            told.insert(0, "truncated".into());
+        }
+        told
+    }
+
+    fn row_has_unchanged(bytes: &[u8]) -> bool {
+        row(bytes).unwrap().cells.contains(&CellRef::Unchanged)
+    }
+
+    #[test]
+    fn the_last_write_of_a_key_counts() {
+        let writes: &[(u32, &str, &[&str], Option<&str>)] = &[
+            (1, "1", &["1", "a", "b"], None),
+            (1, "1", &["1", "c", "d"], None),
+            (1, "2", &["2", "a", "b"], None),
+            (1, "2", &["delete"], None),
+            (1, "3", &["delete"], None),
+            (1, "3", &["3", "x", "y"], None),
+        ];
+        assert_eq!(net(false, writes), ["(1) put 1 c d", "(2) delete", "(3) put 3 x y"]);
+    }
+
+    #[test]
+    fn unchanged_cells_come_from_the_run_or_stay() {
+        let writes: &[(u32, &str, &[&str], Option<&str>)] = &[
+            (1, "1", &["1", "a", "b"], None),
+            (1, "1", &["1", "c", "-"], None),
+            (1, "2", &["2", "x", "-"], None),
+            (1, "2", &["2", "-", "y"], None),
+            // A key that changes: filled from the old one, in the run or at the server.
+            (1, "4", &["4", "-", "n"], Some("1")),
+            (1, "1", &["delete"], None),
+            (1, "5", &["5", "-", "n"], Some("9")),
+            (1, "9", &["delete"], None),
+        ];
+        let expected = ["(1) delete", "(2) put 2 x y", "(4) put 4 c n", "(5) from (9) 5 - n", "(9) delete"];
+        assert_eq!(net(false, writes), expected);
+    }
+
+    #[test]
+    fn a_truncation_empties_what_came_before_it() {
+        let writes: &[(u32, &str, &[&str], Option<&str>)] =
+            &[(1, "1", &["1", "a", "b"], None), (1, "", &["truncate"], None), (1, "2", &["2", "a", "b"], None)];
+        assert_eq!(net(false, writes), ["truncated", "(2) put 2 a b"]);
+    }
+
+    #[test]
+    fn a_row_that_moved_between_servers_is_not_deleted_by_the_one_it_left() {
+        let writes: &[(u32, &str, &[&str], Option<&str>)] = &[
+            (2, "1", &["1", "a", "b"], None),
+            (1, "1", &["delete"], None),
+            (2, "2", &["2", "a", "b"], None),
+            (2, "2", &["delete"], None),
+        ];
+        assert_eq!(net(true, writes), ["(1) put 1 a b", "(2) delete"]);
+        assert_eq!(net(false, writes), ["(1) delete", "(2) delete"]);
+    }
+}
