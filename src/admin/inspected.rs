@@ -6,6 +6,7 @@ mod rows;
 use super::explain::Explanation;
 use super::scan::{Scan, ScanAt, ScanError};
 use super::status::{CopyPhase, CopyStatus, Position, Role, State, Status, StreamStatus, TransactionCounts};
+use super::verify::{Event, Verifier, VerifyError};
 use super::{Inspect, gauges};
 use crate::applier::leader::StreamState;
 use crate::applier::{Inspector, NotReady, Progress, Skipped};
@@ -13,6 +14,7 @@ use crate::coordinator::{self, Coordinator, CopyState, Release, StreamView};
 use crate::wal::{HybridTime, OpId, SourceTabletId};
 use async_trait::async_trait;
 use explanation::explained;
+use futures::stream::BoxStream;
 use rows::rows;
 
 /// A running applier, to be asked by people.
@@ -188,6 +190,14 @@ impl Inspect for Inspected {
         })?;
         let schema = reader.table(table).ok_or_else(|| ScanError::UnknownTable(table.to_owned()))?;
         Ok(rows(reader, schema, point))
+    }
+
+    async fn verify_tables(&self) -> Result<Vec<String>, VerifyError> {
+        Verifier::new(self.inspector.clone()).tables().await
+    }
+
+    fn verify(&self, table: &str) -> BoxStream<'static, Result<Event, VerifyError>> {
+        Verifier::new(self.inspector.clone()).verify(table.to_owned())
     }
 }
 

@@ -73,6 +73,7 @@ pub(super) async fn create_slot(
             (start, identity)
         }
     };
+    poller.side.source.slot_stands();
     Ok(poller.leader.slot(opened.stream, opened.puller, start, &identity).await?)
 }
 

@@ -22,6 +22,7 @@ mod pull;
 mod reads;
 mod recovery;
 mod refusals;
+mod retention;
 mod shown;
 mod streams;
 mod tablets;

@@ -5,3 +5,6 @@ pub mod operations {}
 
 #[doc = include_str!("postgresql-replica.md")]
 pub mod postgresql_replica {}
+
+#[doc = include_str!("postgresql.md")]
+pub mod postgresql {}

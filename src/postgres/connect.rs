@@ -6,7 +6,7 @@ use super::tls::{self, Tls};
 use crate::limits;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 
 /// What both kinds of session set, so that a copied row and a streamed one have the same text.
 pub const SESSION: [(&str, &str); 8] = [
@@ -41,8 +41,12 @@ impl Target {
             let cause = std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
             format!("not a PostgreSQL URL: {cause}")
         })?;
-        if config.get_hosts().len() != 1 {
-            return Err("the URL must name one host: each server is a source tablet of its own".into());
+        if config.get_hosts().is_empty() {
+            return Err("the URL names no host".into());
+        }
+        // One server and its standbys: whoever takes writes is the one that is read.
+        if config.get_hosts().len() > 1 {
+            config.target_session_attrs(TargetSessionAttrs::ReadWrite);
         }
         if config.get_user().is_none() {
             return Err("the URL names no user".into());
@@ -69,12 +73,19 @@ impl Target {
     /// The server as messages name it: `shard-a (10.0.0.1:5432/app)`.
     #[must_use]
     pub fn label(&self) -> String {
-        let host = match self.config.get_hosts().first() {
-            Some(Host::Tcp(host)) => host.clone(),
-            Some(Host::Unix(folder)) => folder.display().to_string(),
-            None => String::new(),
+        let at = |(host, port): (&Host, u16)| match host {
+            Host::Tcp(host) => format!("{host}:{port}"),
+            Host::Unix(folder) => format!("{}:{port}", folder.display()),
         };
-        format!("{} ({host}:{}/{})", self.name, self.port(), self.database())
+        let servers: Vec<String> = self.servers().map(at).collect();
+        format!("{} ({}/{})", self.name, servers.join(","), self.database())
+    }
+
+    /// The hosts of the URL, each with its port.
+    pub fn servers(&self) -> impl Iterator<Item = (&Host, u16)> {
+        let ports = self.config.get_ports();
+        let port = |place: usize| ports.get(place).or(ports.first()).copied().unwrap_or(5432);
+        self.config.get_hosts().iter().enumerate().map(move |(place, host)| (host, port(place)))
     }
 
     /// A session for SQL.
@@ -89,21 +100,13 @@ impl Target {
         }
     }
 
-    /// The server's host.
-    #[must_use]
-    pub fn host(&self) -> Host {
-        self.config.get_hosts().first().cloned().unwrap_or(Host::Tcp(String::new()))
-    }
-
     /// Whether and how connections are encrypted.
     #[must_use]
     pub fn tls(&self) -> &Tls {
         &self.tls
     }
 
-    /// The server's port.
-    #[must_use]
-    pub fn port(&self) -> u16 {
+    fn port(&self) -> u16 {
         self.config.get_ports().first().copied().unwrap_or(5432)
     }
 
@@ -188,7 +191,8 @@ mod tests {
         let target = Target::parse("a", "postgres://u@10.0.0.1:5433/app?sslmode=disable", None).unwrap();
         assert_eq!(target.label(), "a (10.0.0.1:5433/app)");
         assert!(Target::parse("a", "postgres://10.0.0.1/app", None).err().unwrap().contains("user"));
-        assert!(Target::parse("a", "postgres://u@h1,h2/app", None).err().unwrap().contains("one host"));
+        let target = Target::parse("a", "postgres://u@h1:5433,h2:5434/app", None).unwrap();
+        assert_eq!(target.label(), "a (h1:5433,h2:5434/app)");
         assert!(Target::parse("a", "postgres://u@h/app?sslmode=maybe", None).err().unwrap().contains("maybe"));
         assert!(Target::parse("a", "http://u@h/app", None).err().unwrap().contains("URL"));
     }

@@ -7,8 +7,9 @@
 pub mod cdc;
 pub mod postgres;
 
+use crate::flow::Retention;
 use crate::wal::{
-    Column, HybridTime, OpId, SourceBatch, SourceTabletId, SourceTransactionId, StagedChunk, TableSchema,
+    Column, HybridTime, Key, OpId, SourceBatch, SourceTabletId, SourceTransactionId, StagedChunk, TableSchema,
 };
 use async_trait::async_trait;
 use std::future::Future;
@@ -90,6 +91,12 @@ pub trait Stream: Send {
 
     /// What was really told to the source so far; at or below the last `acknowledge`.
     fn acknowledged(&self) -> OpId;
+
+    /// [`NewSlot::identity`] of the server that answers, where it may differ from [`Resume::identity`] although the stream
+    /// goes on: a standby took its server's place.
+    fn identity(&self) -> Option<&str> {
+        None
+    }
 }
 
 /// Rows of an initial copy of one table.
@@ -103,7 +110,7 @@ pub enum CopyEvent {
         estimate: Option<u64>,
     },
     /// Rows of the table.
-    Rows(Vec<(crate::wal::Key, crate::wal::Row)>),
+    Rows(Vec<(Key, crate::wal::Row)>),
     /// The table is complete.
     End,
 }
@@ -162,6 +169,34 @@ pub trait Source: Send + Sync {
         &self,
         transactions: Vec<SourceTransactionId>,
     ) -> Result<(Vec<SourceTransactionId>, OpId), SourceError>;
+
+    /// What the server keeps back for this stream; `None` where there is nothing to say.
+    async fn retention(&self) -> Result<Option<Retention>, SourceError> {
+        Ok(None)
+    }
+
+    /// The slot that [`Source::create_slot`] made is about to be written into the log: it must not be abandoned any more.
+    fn slot_stands(&self) {}
+
+    /// Drops the slot that [`Source::create_slot`] made, as far as that can be done, if its copy came to nothing.
+    async fn abandon_slot(&self) {}
+
+    /// The tables that the server publishes, by name; `None` for sources whose rows cannot be read but as a stream.
+    async fn published(&self) -> Result<Option<Vec<String>>, SourceError> {
+        Ok(None)
+    }
+
+    /// A table's rows, in one statement that sees one moment of the server; with keys, only the rows that have them.
+    /// `None` where the server does not publish it.
+    async fn rows(&self, _table: &str, _keys: Option<&[Key]>) -> Result<Option<Box<dyn CopyReader>>, SourceError> {
+        Ok(None)
+    }
+
+    /// The number of the oldest transaction that is open on the server, prepared ones among them, and the number that
+    /// the next one gets: once the oldest is at or above a number that was once the next, everything open then has ended.
+    async fn open_transactions(&self) -> Result<(u64, u64), SourceError> {
+        Ok((0, 0))
+    }
 
     /// Makes a stream move that stays short of `wanted` although the server has flushed it (an empty transactional
     /// message, for PostgreSQL).

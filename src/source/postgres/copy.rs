@@ -41,6 +41,18 @@ impl Copy {
         Self { target, sql, publication, catalog, tables: None, current: None }
     }
 
+    /// Of these tables only, each in a statement of its own.
+    #[must_use]
+    pub fn of(
+        target: Target,
+        sql: Sql,
+        publication: String,
+        catalog: Arc<dyn Catalog>,
+        tables: impl Into<VecDeque<Published>>,
+    ) -> Self {
+        Self { tables: Some(tables.into()), ..Self::new(target, sql, publication, catalog) }
+    }
+
     async fn begin(&mut self, table: Published) -> Result<CopyEvent, SourceError> {
         let label = self.target.label();
         let columns: Vec<String> = table.relation.columns.iter().map(|column| quote(&column.name)).collect();

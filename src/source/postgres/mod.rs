@@ -9,8 +9,11 @@ pub mod confirm;
 mod copy;
 mod decode;
 mod error;
+mod failover;
 mod gid;
 mod relation;
+mod retention;
+mod rows;
 mod session;
 mod slot;
 mod stream;
@@ -20,15 +23,19 @@ mod wire;
 
 pub use check::{Checked, Clock, Finding};
 pub use gid::GidPattern;
+pub use retention::Dropped;
 
-use super::{Catalog, Keeper, NewSlot, Prepared, Resume, Source, SourceError};
+use super::{Catalog, CopyReader, Keeper, NewSlot, Prepared, Resume, Source, SourceError};
+use crate::flow::Retention;
 use crate::limits;
 use crate::postgres::{Failure, Sql, Target};
-use crate::wal::{HybridTime, OpId, SourceTransactionId};
+use crate::wal::{HybridTime, Key, OpId, SourceTransactionId};
 use assemble::Assembler;
 use async_trait::async_trait;
+use failover::Identity;
 use rand::{RngCore, SeedableRng};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use stream::{Positions, PostgresStream, State};
@@ -62,6 +69,8 @@ pub struct PostgresSource {
     sql: tokio::sync::Mutex<Option<Sql>>,
     /// The open stream's.
     positions: Mutex<Arc<Positions>>,
+    /// A slot was created here, or its creation was cut off, and its copy has not become part of the log.
+    unfinished: AtomicBool,
 }
 
 impl PostgresSource {
@@ -71,7 +80,13 @@ impl PostgresSource {
     /// What is wrong with the URL.
     pub fn new(options: Options) -> Result<Self, String> {
         let target = Target::parse(&options.name, &options.url, options.password_file.clone())?;
-        Ok(Self { target, options, sql: tokio::sync::Mutex::default(), positions: Mutex::default() })
+        Ok(Self {
+            target,
+            options,
+            sql: tokio::sync::Mutex::default(),
+            positions: Mutex::default(),
+            unfinished: AtomicBool::new(false),
+        })
     }
 
     fn at(&self, failure: &Failure) -> SourceError {
@@ -106,7 +121,7 @@ impl Source for PostgresSource {
 
     async fn create_slot(&self, catalog: Arc<dyn Catalog>) -> Result<Option<NewSlot>, SourceError> {
         let Options { publication, slot, slot_lock_timeout, .. } = &self.options;
-        let created = slot::create(&self.target, publication, slot, *slot_lock_timeout).await?;
+        let created = slot::create(&self.target, publication, slot, *slot_lock_timeout, &self.unfinished).await?;
         let copy = copy::Copy::new(self.target.clone(), created.snapshot, publication.clone(), catalog);
         let start = OpId::end_of_term(created.start);
         Ok(Some(NewSlot { start, identity: created.identity, copy: Box::new(copy) }))
@@ -122,16 +137,16 @@ impl Source for PostgresSource {
         let mut sql = self.target.session().await?;
         let server = slot::inspect(&mut sql, publication, slot).await.map_err(|failure| self.at(&failure))?;
         server.suits(&label, publication)?;
-        server.can_resume(&label, slot, resume.after.term)?;
         let mut session = self.target.replication(*slot_lock_timeout).await?;
-        let identity = slot::identity(&mut session).await.map_err(|failure| self.at(&failure))?.to_string();
-        if !resume.identity.is_empty() && resume.identity != identity {
-            return Err(SourceError::Stop(format!(
-                "{label}: another server answers: {identity} instead of {}; correct the URL, or drop this source tablet \
-                 and add it again",
-                resume.identity
-            )));
+        let identity = Identity::ask(&mut session).await.map_err(|failure| self.at(&failure))?;
+        if !resume.identity.is_empty() {
+            let history =
+                failover::history(&mut session, identity.timeline).await.map_err(|failure| self.at(&failure))?;
+            let continues = identity.continues(&Identity::parse(&resume.identity), &history, resume.after.term);
+            continues.map_err(|why| SourceError::Stop(format!("{label}: {why}")))?;
         }
+        // After who answers: a slot that is not there, or a position that it lost, then has its reason.
+        server.can_resume(&label, self.target.name(), slot, resume.after.term)?;
         // Within a term the server cannot resume: it sends that transaction again, and the rest is dropped here.
         let after = if resume.after.index == u64::MAX { resume.after.term } else { 0 };
         slot::start(&self.target, &mut session, publication, slot, after).await?;
@@ -148,6 +163,7 @@ impl Source for PostgresSource {
             sql: Some(sql),
             assembler: Assembler::new(self.target.name(), gids.clone(), connection, &resume),
             state: State::after(resume.after),
+            identity: identity.to_string(),
         };
         Ok((Box::new(stream), Box::pin(keeper)))
     }
@@ -178,6 +194,30 @@ impl Source for PostgresSource {
         _transactions: Vec<SourceTransactionId>,
     ) -> Result<(Vec<SourceTransactionId>, OpId), SourceError> {
         Ok((Vec::new(), OpId::ZERO))
+    }
+
+    async fn retention(&self) -> Result<Option<Retention>, SourceError> {
+        self.held_back().await
+    }
+
+    fn slot_stands(&self) {
+        self.unfinished.store(false, Ordering::Release);
+    }
+
+    async fn abandon_slot(&self) {
+        self.drop_unfinished().await;
+    }
+
+    async fn published(&self) -> Result<Option<Vec<String>>, SourceError> {
+        self.published_names().await.map(Some)
+    }
+
+    async fn rows(&self, table: &str, keys: Option<&[Key]>) -> Result<Option<Box<dyn CopyReader>>, SourceError> {
+        self.table_rows(table, keys).await
+    }
+
+    async fn open_transactions(&self) -> Result<(u64, u64), SourceError> {
+        self.open_numbers().await
     }
 
     async fn nudge(&self) -> Result<(), SourceError> {

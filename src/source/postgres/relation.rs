@@ -109,7 +109,7 @@ impl Relation {
             key: column.key,
         };
         let columns = self.columns.iter().map(column).collect();
-        let schema = catalog.table(&format!("{}.{}", self.namespace, self.name), columns).await?;
+        let schema = catalog.table(&self.name(), columns).await?;
         Ok(Shape { schema, identity })
     }
 
@@ -122,6 +122,12 @@ impl Relation {
              ALTER TABLE {table} ADD PRIMARY KEY (...); or, with a unique index over NOT NULL columns: \
              ALTER TABLE {table} REPLICA IDENTITY USING INDEX ...;"
         )
+    }
+
+    /// Its name as the log and people write it.
+    #[must_use]
+    pub fn name(&self) -> String {
+        format!("{}.{}", self.namespace, self.name)
     }
 
     /// Its name as SQL takes it.

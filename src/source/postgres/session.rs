@@ -21,13 +21,7 @@ impl Target {
     /// # Errors
     /// Why there is none, as a stream reports it.
     pub async fn replication(&self, lock_timeout: Duration) -> Result<Replication, SourceError> {
-        let connecting = tokio::time::timeout(limits::CONNECT_TIMEOUT, self.begin_replication(lock_timeout));
-        let connected = connecting.await.unwrap_or_else(|_| Err(Failure::lost("the server does not answer")));
-        connected.map_err(|failure| failure.at(&self.label()))
-    }
-
-    async fn begin_replication(&self, lock_timeout: Duration) -> Result<Replication, Failure> {
-        let config = self.with_password().await?;
+        let config = self.with_password().await.map_err(|failure| failure.at(&self.label()))?;
         let lock_timeout = lock_timeout.as_millis().to_string();
         let mut parameters = vec![
             ("user", self.user()),
@@ -38,6 +32,23 @@ impl Target {
         ];
         parameters.extend(SESSION);
         let password = config.get_password().unwrap_or_default();
-        Replication::connect(&self.host(), self.port(), self.tls(), &parameters, password).await
+        let several = self.servers().count() > 1;
+        let mut refused = Failure::lost("the URL names no host");
+        for (host, port) in self.servers() {
+            let connecting = async {
+                let mut session = Replication::connect(host, port, self.tls(), &parameters, password).await?;
+                // As `target_session_attrs=read-write` asks an SQL session.
+                if several && session.command("SHOW transaction_read_only").await? != [Some("off".to_owned())] {
+                    return Err(Failure::lost("no host takes writes: each is a standby or does not answer"));
+                }
+                Ok(session)
+            };
+            match tokio::time::timeout(limits::CONNECT_TIMEOUT, connecting).await {
+                Ok(Ok(session)) => return Ok(session),
+                Ok(Err(failure)) => refused = failure,
+                Err(_) => refused = Failure::lost("the server does not answer"),
+            }
+        }
+        Err(refused.at(&self.label()))
     }
 }
