@@ -10,6 +10,7 @@
 //!
 //! Then the surfaces, [`demo`] among them.
 
+pub mod access;
 pub mod admin;
 pub mod applier;
 pub mod bench;

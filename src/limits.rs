@@ -12,6 +12,20 @@ pub const GRPC_CONNECT_MS: u64 = 5_000;
 /// Milliseconds between a gRPC connection's pings, and until an unanswered one ends the connection: bounds how long a
 /// peer that vanished goes unnoticed.
 pub const GRPC_KEEPALIVE_MS: u64 = 5_000;
+/// Calls in work on one gRPC connection; more wait at the caller. A poller's connection to the leader carries a few reports
+/// of each of its streams.
+pub const GRPC_STREAMS_MAX: u32 = 4_096;
+/// Bytes of one call's headers. gRPC's own take a few hundred.
+pub const GRPC_HEADER_BYTES_MAX: u32 = 16 << 10;
+/// Milliseconds until a server gives up a call that it has not begun to answer: far above every deadline of untorn's own
+/// callers, so that only a caller without one meets it.
+pub const GRPC_CALL_MS_MAX: u64 = 120_000;
+/// Connections that one listener holds; more wait at the kernel. Every stream of a daemon has one of its own.
+pub const CONNECTIONS_MAX: usize = 4_096;
+/// TLS handshakes in work at one listener: what strangers can make it hold. Each costs a fraction of a millisecond.
+pub const HANDSHAKES_MAX: usize = 256;
+/// Milliseconds that a caller may take for its TLS handshake: a few round trips over a bad network.
+pub const HANDSHAKE_MS: u64 = 5_000;
 /// Milliseconds until a call on a tablet or on the transaction leader counts as not answered: far above a slow
 /// durability barrier, short enough that a hung server shows.
 pub const CALL_MS: u64 = 30_000;
@@ -132,9 +146,11 @@ pub const APPLIED_BRANCHES_REMEMBERED: usize = 1 << 14;
 pub const REPORTS_IN_FLIGHT: usize = 4;
 /// Inputs that wait for the transaction leader. Each stream has few on their way, so this bounds a burst, not work.
 pub const LEADER_INPUTS: usize = 256;
-/// Decisions that wait for one replica tablet, or that it has applied and not made durable, before pulling pauses. A
-/// decision takes about 200 bytes here.
-pub const DECISIONS_WAITING: usize = 1 << 18;
+/// Decisions on their way to one replica tablet: handed out, and not durably applied. A decision takes about 200 bytes
+/// there; what waits behind it is held once, in the log's fold. More than a tablet applies between two barriers.
+pub const APPLY_WINDOW: usize = 1 << 16;
+/// Transactions held in memory beyond which streams that run ahead pause: a record takes about 400 bytes.
+pub const TRANSACTIONS_HELD: usize = 1 << 20;
 /// Decisions in one batch for a replica tablet: bounds how long one call keeps a tablet from others.
 pub const APPLY_BATCH_DECISIONS: usize = 4096;
 /// Transactions that become one transaction of a PostgreSQL replica's, at most (more where one entry of the log decides
@@ -169,6 +185,9 @@ pub const STALL_SHOWS_AFTER_MS: u64 = 1_000;
 /// Transactions held beyond which the leader no longer counts, once a second, what each waits for: a look at so many takes
 /// it a few milliseconds.
 pub const COUNTED_TRANSACTIONS: usize = 50_000;
+/// Waiting transactions that one answer lists, the oldest first: more than a screen shows. What waits behind each is counted,
+/// so above [`COUNTED_TRANSACTIONS`] only the oldest is listed.
+pub const WAITING_LISTED: usize = 20;
 /// Milliseconds between the leader's ticks. No decision waits for one.
 pub const TICK_MS: u64 = 100;
 /// Milliseconds of silence after which a stream reports what was acknowledged, so that forgetting goes on.
@@ -202,6 +221,12 @@ pub const READ_WAIT_MS: u64 = 5_000;
 pub const READ_PATIENCE_MS: u64 = 120_000;
 /// Keys of one undecided branch that are remembered to find conflicts; a branch with more conflicts with every other.
 pub const CONFLICT_KEYS_MAX: usize = 1 << 16;
+/// Keys that two streams wrote, remembered by a tablet. One is enough to stop a stream; the others are there so that it
+/// does not go on when the first is mended.
+pub const TWICE_WRITTEN_KEYS: usize = 1_024;
+/// Keys of one staged transaction that are remembered while it asks for rows to fill others from (about 40 bytes each);
+/// one with more has its chunks read through at each question.
+pub const STAGED_KEYS_MAX: usize = 1 << 18;
 /// Bytes of newest writes that the tablets of one folder gather in memory, together, before they go to table files.
 pub const STORE_MEMTABLES_BYTES: u64 = 24 << 20;
 /// Bytes of newest writes that the tablets of one folder hold in memory at most, written to table files or on their way

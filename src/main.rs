@@ -44,6 +44,8 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         }
         Command::Check(args) => runtime()?.block_on(cli::check(&args, &mut out))?,
         Command::Status(args) => runtime()?.block_on(cli::status(&args, &mut out))?,
+        Command::Top(args) => runtime()?.block_on(cli::top(&args))?,
+        Command::LogLevel(args) => runtime()?.block_on(cli::log_level(&args, &mut out))?,
         Command::Explain(args) => runtime()?.block_on(cli::explain(&args, &mut out))?,
         Command::Skip(args) => runtime()?.block_on(cli::skip(&args, &mut out))?,
         Command::Retry(args) => runtime()?.block_on(cli::retry(&args, &mut out))?,

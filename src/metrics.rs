@@ -20,6 +20,12 @@ pub const CAUSE: &str = "cause";
 /// The label of the process's role: `leader`, `standby`.
 pub const ROLE: &str = "role";
 
+/// The label of a certificate: the dotted key of its file in the configuration.
+pub const CERTIFICATE: &str = "certificate";
+
+/// The statuses in which a transaction is finished.
+const FINISHED: [&str; 2] = ["committed", "aborted"];
+
 /// The stream label of a safe time that no stream holds back.
 pub const HELD_BY_NOBODY: &str = "";
 
@@ -69,6 +75,8 @@ metrics! {
         "Position up to which records are durable at the replica and in the log.";
     STREAM_CHECKPOINTED = "untorn_stream_checkpointed_position", Gauge, [STREAM],
         "Position acknowledged to the source.";
+    STREAM_IN_WORK = "untorn_stream_in_work_bytes", Gauge, [STREAM],
+        "Bytes received from a stream that are not yet durable at the replica and in the log.";
     STREAM_LAG = "untorn_stream_lag_seconds", Gauge, [STREAM],
         "Age, by wall clock, of the oldest invisible commit of a stream or of its last answer, whichever is greater.";
     STREAM_STATE = "untorn_stream_state_info", Gauge, [STREAM, STATE], "1 for the state that a stream is in, else 0.";
@@ -101,6 +109,8 @@ metrics! {
     PROVISIONAL_OLDEST = "untorn_provisional_records_oldest_seconds", Gauge, [], "Age of the oldest provisional record.";
     BUDGET = "untorn_memory_budget_bytes", Gauge, [], "The memory budget.";
     BUDGET_USED = "untorn_memory_budget_used_bytes", Gauge, [], "How much of the memory budget is in use.";
+    CERTIFICATE_EXPIRY = "untorn_certificate_expiry_timestamp_seconds", Gauge, [CERTIFICATE],
+        "When the first certificate of a file expires, as seconds since the Unix epoch.";
     READY = "untorn_ready_info", Gauge, [], "1 when reads at safe time are served, else 0.";
     ROLE_INFO = "untorn_role_info", Gauge, [ROLE], "1 for the role that this process has, else 0.";
     EPOCH = "untorn_owner_epoch", Gauge, [], "The epoch of this process's ownership of the transaction log.";
@@ -142,7 +152,31 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
     let handle = recorder.handle();
     ::metrics::set_global_recorder(recorder)?;
     describe_all();
+    begin(&[]);
+    for status in FINISHED {
+        begin_counter(TRANSACTIONS_FINISHED, &[(STATUS, status)]);
+    }
     Ok(handle)
+}
+
+/// Shows a stream's counters from the start.
+pub fn begin_stream(name: &str) {
+    begin(&[(STREAM, name)]);
+}
+
+/// Shows every counter with just these labels from the start. One that appeared with its first event would hide that
+/// event from `rate` and `increase`, which see only what is added to a number that was there before.
+fn begin(labels: &[(&'static str, &str)]) {
+    let names: Vec<_> = labels.iter().map(|(label, _)| *label).collect();
+    for metric in METRICS.iter().filter(|metric| metric.kind == MetricKind::Counter && metric.labels == names) {
+        begin_counter(metric.name, labels);
+    }
+}
+
+fn begin_counter(name: &'static str, labels: &[(&'static str, &str)]) {
+    let labels: Vec<_> =
+        labels.iter().map(|(label, value)| ::metrics::Label::new(*label, (*value).to_owned())).collect();
+    ::metrics::counter!(name, labels).increment(0);
 }
 
 /// The metrics as a Markdown table, for the documentation.
@@ -188,6 +222,24 @@ mod tests {
                 assert!(rendered.contains(&format!("{}_bucket{{le=\"600\"}} 1", metric.name)), "{rendered}");
             }
         }
+    }
+
+    #[test]
+    fn a_streams_counters_are_there_before_anything_happens() {
+        let recorder = builder().unwrap().build_recorder();
+        ::metrics::with_local_recorder(&recorder, || {
+            begin(&[]);
+            begin_stream("a");
+        });
+        let rendered = recorder.handle().render();
+        for counter in [
+            "untorn_log_conflicts_total 0",
+            "untorn_stream_reconnects_total{stream=\"a\"} 0",
+            "untorn_stream_records_total{stream=\"a\"} 0",
+        ] {
+            assert!(rendered.contains(counter), "{counter} is not in {rendered}");
+        }
+        assert!(!rendered.contains(WAITED), "its causes are known when somebody waits");
     }
 
     #[test]

@@ -5,16 +5,13 @@ use super::scan::{ScanAt, ScanRow};
 use super::status::Status;
 use super::verify;
 use super::wire::BadMessage;
+use crate::access::Address;
 use crate::limits;
 use crate::proto::admin as proto;
 use crate::proto::admin::admin_service_client::AdminServiceClient;
 use crate::wal::Column;
-use std::time::Duration;
 use tonic::Streaming;
-use tonic::transport::{Channel, Endpoint};
-
-/// How long the daemon may take to accept a connection.
-const CONNECT: Duration = Duration::from_secs(5);
+use tonic::transport::Channel;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +30,9 @@ pub enum ClientError {
     /// The answer ended before it was complete.
     #[error("the answer was cut off: {0}")]
     CutOff(String),
+    /// What was answered cannot be shown.
+    #[error("the output failed: {0}")]
+    Output(std::io::Error),
     /// The answer cannot be read.
     #[error(transparent)]
     Bad(#[from] BadMessage),
@@ -42,18 +42,14 @@ pub enum ClientError {
 pub struct AdminClient(AdminServiceClient<Channel>);
 
 impl AdminClient {
-    /// Connects to `http://host:port`.
+    /// Connects.
     ///
     /// # Errors
     /// [`ClientError::Unreachable`].
-    pub async fn connect(url: &str) -> Result<Self, ClientError> {
-        let unreachable =
-            |error: tonic::transport::Error| ClientError::Unreachable { url: url.to_owned(), error: reason(&error) };
-        // A daemon that is gone without a word must not keep a scan waiting for ever.
-        let alive = Duration::from_millis(limits::GRPC_KEEPALIVE_MS);
-        let endpoint = Endpoint::from_shared(url.to_owned()).map_err(unreachable)?.connect_timeout(CONNECT);
-        let endpoint = endpoint.http2_keep_alive_interval(alive).keep_alive_timeout(alive);
-        let channel = endpoint.connect().await.map_err(unreachable)?;
+    pub async fn connect(daemon: impl Into<Address>) -> Result<Self, ClientError> {
+        let daemon = daemon.into();
+        let unreachable = |error| ClientError::Unreachable { url: daemon.to_string(), error };
+        let channel = daemon.connect().await.map_err(unreachable)?;
         Ok(Self(AdminServiceClient::new(channel).max_decoding_message_size(limits::GRPC_MESSAGE_BYTES_MAX)))
     }
 
@@ -93,6 +89,25 @@ impl AdminClient {
     /// [`ClientError::Refused`].
     pub async fn retry(&mut self) -> Result<Vec<String>, ClientError> {
         Ok(self.0.retry(proto::RetryRequest {}).await.map_err(refused)?.into_inner().tablets)
+    }
+
+    /// The transactions that have waited to commit for longest, the oldest first.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] or [`ClientError::Bad`].
+    pub async fn waiting(&mut self) -> Result<Vec<Explanation>, ClientError> {
+        let response = self.0.waiting(proto::WaitingRequest {}).await.map_err(refused)?;
+        let explanations = response.into_inner().explanations;
+        Ok(explanations.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?)
+    }
+
+    /// Changes what the daemon logs, where a filter is given; answers what stands then.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`], also when it is no filter.
+    pub async fn log_filter(&mut self, filter: Option<&str>) -> Result<String, ClientError> {
+        let request = proto::LogFilterRequest { filter: filter.map(str::to_owned) };
+        Ok(self.0.log_filter(request).await.map_err(refused)?.into_inner().filter)
     }
 
     /// The tables that can be compared with their sources.
@@ -173,15 +188,6 @@ impl Rows {
             proto::scan_response::Part::Header(_) => Err(ClientError::CutOff("a second header came".into())),
         }
     }
-}
-
-/// The innermost cause of a transport's error, which is the one that says something ("Connection refused").
-pub fn reason(error: &dyn std::error::Error) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
 }
 
 async fn next(parts: &mut Streaming<proto::ScanResponse>) -> Result<proto::scan_response::Part, ClientError> {

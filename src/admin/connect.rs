@@ -1,7 +1,7 @@
 //! What `untorn check --connect` asks the servers that a configuration names: whether they answer, and whether they
 //! have what the configuration says they have. All of them at once, every finding told.
 
-use super::client;
+use crate::access::{Address, ClientFiles, ClientKeys};
 use crate::config::{
     CdcTabletConfig, DaemonConfig, Fault, Faults, GrpcTabletConfig, LeaderConfig, PostgresSourceConfig,
     PostgresTabletConfig, ReplicaConfig, SourceConfig,
@@ -9,10 +9,16 @@ use crate::config::{
 use crate::limits;
 use crate::proto::cdc::ListTabletsRequest;
 use crate::proto::cdc::cdc_service_client::CdcServiceClient;
+use crate::proto::transaction::GetTransactionRecordRequest;
+use crate::proto::transaction::transaction_service_client::TransactionServiceClient;
+use crate::proto::transport::describe;
 use crate::source::postgres::{Checked, Finding, GidPattern, Options, PostgresSource};
 use futures::future::join_all;
+use std::sync::Arc;
 use std::time::Duration;
-use tonic::transport::{Channel, Endpoint};
+use tokio::time::timeout;
+use tonic::Code;
+use tonic::transport::Channel;
 
 /// How long one server may take to answer.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -22,6 +28,7 @@ struct Expected<'a> {
     /// The entry's key, `source.tablets[0]`.
     key: String,
     url: &'a str,
+    tls: Option<&'a ClientFiles>,
     tablet: &'a str,
 }
 
@@ -40,13 +47,13 @@ pub struct Asked {
 pub async fn ask(config: &DaemonConfig) -> Asked {
     let mut expected = Vec::new();
     if let SourceConfig::Cdc(tablets) = &config.source {
-        for (i, CdcTabletConfig { url, tablet, .. }) in tablets.iter().enumerate() {
-            expected.push(Expected { key: format!("source.tablets[{i}]"), url, tablet });
+        for (i, CdcTabletConfig { url, tls, tablet, .. }) in tablets.iter().enumerate() {
+            expected.push(Expected { key: format!("source.tablets[{i}]"), url, tls: tls.as_ref(), tablet });
         }
     }
     if let ReplicaConfig::Grpc(tablets) = &config.replica {
-        for (i, GrpcTabletConfig { url, name, .. }) in tablets.iter().enumerate() {
-            expected.push(Expected { key: format!("replica.tablets[{i}]"), url, tablet: name });
+        for (i, GrpcTabletConfig { url, tls, name, .. }) in tablets.iter().enumerate() {
+            expected.push(Expected { key: format!("replica.tablets[{i}]"), url, tls: tls.as_ref(), tablet: name });
         }
     }
     let mut asked = Asked::default();
@@ -55,13 +62,13 @@ pub async fn ask(config: &DaemonConfig) -> Asked {
         asked.tell(source, answers);
     }
     let faults = &mut asked.faults;
-    if let LeaderConfig::At(url) = &config.leader
-        && let Err(error) = reach(url).await
+    if let LeaderConfig::At { url, tls } = &config.leader
+        && let Err(error) = leads(url, tls.as_ref()).await
     {
         faults.push("leader.url", format!("{url} does not answer: {error}"), "start the leader, or mend the URL");
     }
-    let answers = join_all(expected.iter().map(|tablet| list(tablet.url))).await;
-    for (Expected { key, url, tablet }, answer) in expected.iter().zip(answers) {
+    let answers = join_all(expected.iter().map(|tablet| list(tablet.url, tablet.tls))).await;
+    for (Expected { key, url, tablet, .. }, answer) in expected.iter().zip(answers) {
         match answer {
             Err(error) => {
                 let what = format!("{url} does not answer: {error}");
@@ -85,6 +92,7 @@ async fn postgres(source: &PostgresSourceConfig, tablet: &PostgresTabletConfig) 
         password_file: tablet.password_file.clone(),
         publication: tablet.publication.clone(),
         slot: tablet.slot.clone(),
+        tables: std::sync::Arc::clone(&tablet.tables),
         gids,
         slot_lock_timeout: limits::SLOT_LOCK_TIMEOUT,
     };
@@ -172,14 +180,25 @@ impl Asked {
 }
 
 /// The tablets that a server holds. Tablet servers serve CdcService too, so one question fits both.
-async fn list(url: &str) -> Result<Vec<String>, String> {
-    let mut client = CdcServiceClient::new(reach(url).await?);
-    let answer = client.list_tablets(ListTabletsRequest {}).await.map_err(|status| status.message().to_owned())?;
+async fn list(url: &str, tls: Option<&ClientFiles>) -> Result<Vec<String>, String> {
+    let mut client = CdcServiceClient::new(reach(url, tls).await?);
+    let asked = timeout(ANSWER, client.list_tablets(ListTabletsRequest {})).await;
+    let answer = asked.map_err(|late| late.to_string())?.map_err(|status| describe(&status))?;
     Ok(answer.into_inner().tablets)
 }
 
-async fn reach(url: &str) -> Result<Channel, String> {
-    let text = |error: tonic::transport::Error| client::reason(&error);
-    let endpoint = Endpoint::from_shared(url.to_owned()).map_err(text)?.connect_timeout(ANSWER).timeout(ANSWER);
-    endpoint.connect().await.map_err(text)
+/// Whether a transaction leader answers. It is asked for a transaction that nobody has, because a connection alone says
+/// nothing: who is turned away hears of it with the first answer.
+async fn leads(url: &str, tls: Option<&ClientFiles>) -> Result<(), String> {
+    let mut client = TransactionServiceClient::new(reach(url, tls).await?);
+    let asked = timeout(ANSWER, client.get_transaction_record(GetTransactionRecordRequest::default())).await;
+    match asked.map_err(|late| late.to_string())? {
+        Err(status) if status.code() != Code::NotFound => Err(describe(&status)),
+        _ => Ok(()),
+    }
+}
+
+async fn reach(url: &str, tls: Option<&ClientFiles>) -> Result<Channel, String> {
+    let keys = tls.map(|files| ClientKeys::load(files.clone())).transpose().map_err(|error| error.to_string())?;
+    Address::new(url, keys.map(Arc::new)).connect().await
 }

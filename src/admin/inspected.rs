@@ -11,6 +11,7 @@ use super::{Inspect, gauges};
 use crate::applier::leader::StreamState;
 use crate::applier::{Inspector, NotReady, Progress, Skipped};
 use crate::coordinator::{self, Coordinator, CopyState, Release, StreamView};
+use crate::limits::{COUNTED_TRANSACTIONS, WAITING_LISTED};
 use crate::wal::{HybridTime, OpId, SourceTabletId};
 use async_trait::async_trait;
 use explanation::explained;
@@ -79,6 +80,7 @@ impl Inspected {
             lag_seconds: self
                 .answer_age(view.stream, &view.name, seen.now)
                 .max(invisible.map_or(0.0, |time| time.seconds_behind(seen.now))),
+            records_total: progress.records,
             copy: copy(view, &progress),
         }
     }
@@ -94,6 +96,24 @@ impl Inspected {
         (if hold.stopped && brought { State::Stopped } else { State::Waiting }, Some(hold.cause))
     }
 
+    /// What one look at the leader's machine finds, in people's words; nothing where another process leads.
+    async fn explanations(
+        &self,
+        look: impl FnOnce(&Coordinator) -> Vec<coordinator::Explanation> + Send + 'static,
+    ) -> Vec<Explanation> {
+        let found = self.inspector.look(move |coordinator, now| explained(coordinator, now, look(coordinator))).await;
+        found.unwrap_or_default().into_iter().map(|explained| self.explanation(explained)).collect()
+    }
+
+    /// Whether every stream that this process pulls comes, as far as the process can help.
+    fn pulls(&self) -> bool {
+        let states = self.inspector.all_progress().map(|(_, progress)| progress.state);
+        // Those that others pull are not polled here.
+        let mut here = states.filter(|state| *state != StreamState::NotPolled).peekable();
+        here.peek().is_some()
+            && here.all(|state| !matches!(state, StreamState::Waiting { .. } | StreamState::Stopped { .. }))
+    }
+
     /// The status of a process that pulls for a leader elsewhere.
     fn follower(&self) -> Status {
         let progress: Vec<_> = self.inspector.all_progress().collect();
@@ -107,6 +127,7 @@ impl Inspected {
                 durable: self.position(progress.durable),
                 checkpointed: self.position(progress.checkpointed),
                 lag_seconds: 0.0,
+                records_total: progress.records,
                 copy: CopyStatus {
                     state: if state == State::Copying { CopyPhase::Running } else { CopyPhase::Done },
                     rows: progress.copied_rows,
@@ -134,6 +155,15 @@ impl Inspect for Inspected {
         self.inspector.set_gauges().await;
     }
 
+    async fn readiness(&self) -> Result<String, String> {
+        let status = self.status().await;
+        // Where another process leads, reads are its business; this one is ready when none of its streams lacks anything.
+        if self.inspector.epoch().is_none() && self.pulls() {
+            return Ok("ready: it pulls its streams for a leader elsewhere\n".into());
+        }
+        if status.ready { Ok(status.to_string()) } else { Err(status.to_string()) }
+    }
+
     async fn status(&self) -> Status {
         let Ok(seen) = self.inspector.look(Seen::of).await else { return self.follower() };
         let safe = self.inspector.reader().and_then(|reader| reader.safe().ok());
@@ -145,6 +175,7 @@ impl Inspect for Inspected {
             (Release::CommonClock, Some(safe)) if safe.time < HybridTime::MAX => safe.time.seconds_behind(seen.now),
             _ => streams.iter().map(|stream| stream.lag_seconds).fold(invisible, f64::max),
         };
+        let [committed_total, aborted_total] = self.inspector.finished();
         Status {
             ready: safe.is_some(),
             role: Role::Leader,
@@ -158,14 +189,23 @@ impl Inspect for Inspected {
                 waiting_to_commit: seen.counts.waiting_to_commit,
                 committed_not_applied: seen.counts.committed_not_applied,
                 oldest_waiting_seconds: seen.counts.oldest_waiting.map_or(0.0, |at| at.seconds_behind(seen.now)),
+                committed_total,
+                aborted_total,
             },
         }
     }
 
     async fn explain(&self, transaction: &str) -> Vec<Explanation> {
         let transaction = transaction.to_owned();
-        let found = self.inspector.look(move |coordinator, now| explained(coordinator, now, &transaction)).await;
-        found.unwrap_or_default().into_iter().map(|explained| self.explanation(explained)).collect()
+        self.explanations(move |coordinator| coordinator.explain(&transaction)).await
+    }
+
+    async fn waiting(&self) -> Vec<Explanation> {
+        let oldest = |coordinator: &Coordinator| {
+            let few = coordinator.state().transactions.len() <= COUNTED_TRANSACTIONS;
+            coordinator.longest_waiting(if few { WAITING_LISTED } else { 1 })
+        };
+        self.explanations(oldest).await
     }
 
     async fn skip(&self, transaction: &str) -> Result<Skipped, String> {

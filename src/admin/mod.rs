@@ -7,12 +7,16 @@ pub mod client;
 pub mod connect;
 pub mod explain;
 mod gauges;
+pub mod health;
 pub mod inspected;
+mod page;
 pub mod scan;
+pub mod screen;
 pub mod server;
 pub mod status;
 mod table;
 mod timestamp;
+pub mod top;
 pub mod verify;
 mod wire;
 
@@ -39,6 +43,15 @@ pub trait Inspect: Send + Sync + 'static {
     /// What it does right now.
     async fn status(&self) -> Status;
 
+    /// Whether the process does its part, with what a probe prints: [`Err`] says what is missing.
+    ///
+    /// # Errors
+    /// It is not ready, and why.
+    async fn readiness(&self) -> Result<String, String> {
+        let status = self.status().await;
+        if status.ready { Ok(status.to_string()) } else { Err(status.to_string()) }
+    }
+
     /// Sets the gauges that show this process: called when somebody scrapes.
     async fn set_gauges(&self) {
         gauges::set(&self.status().await);
@@ -46,6 +59,10 @@ pub trait Inspect: Send + Sync + 'static {
 
     /// Every transaction that fits: untorn's id, the source's id, or `tablet:xid`. Empty when none does.
     async fn explain(&self, transaction: &str) -> Vec<Explanation>;
+
+    /// The transactions that have waited to commit for longest, the oldest first; at most
+    /// [`WAITING_LISTED`](crate::limits::WAITING_LISTED).
+    async fn waiting(&self) -> Vec<Explanation>;
 
     /// All rows of a table at one read point, which is fixed before this answers.
     ///

@@ -2,12 +2,16 @@
 //! them.
 
 use super::Inspect;
+use super::health::Health;
+use super::page;
 use super::scan::{ScanAt, ScanError};
 use super::verify::VerifyError;
+use crate::access::{Keyring, Listener, Peer, audit, serve};
 use crate::applier::Given;
 use crate::limits;
 use crate::proto::admin as proto;
 use crate::proto::admin::admin_service_server::{AdminService, AdminServiceServer};
+use crate::telemetry;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
@@ -20,7 +24,6 @@ use std::future::Future;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, TryAcquireError};
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
@@ -34,9 +37,10 @@ const UPKEEP: Duration = Duration::from_secs(5);
 /// # Errors
 /// When the listener fails.
 pub async fn admin(
-    listener: TcpListener,
+    listener: impl Into<Listener>,
     inspect: Arc<dyn Inspect>,
-    stop: impl Future<Output = ()> + Send + 'static,
+    health: Health,
+    stop: impl Future<Output = ()>,
 ) -> io::Result<()> {
     let service = AdminServiceServer::new(Service {
         inspect: Arc::clone(&inspect),
@@ -47,41 +51,39 @@ pub async fn admin(
     let http = Router::new()
         .route("/status", get(status))
         .route("/explain/{transaction}", get(explain))
-        .with_state(Arc::clone(&inspect))
-        .merge(health(inspect));
+        .route("/waiting", get(waiting))
+        .route("/", get(page::page))
+        .with_state(inspect)
+        .merge(health.routes());
     // Without this, gRPC's answer to an unknown service, which HTTP takes for a 200, would be that of the whole port.
     let unknown = async || StatusCode::NOT_FOUND;
     let router = Routes::new(service).prepare().into_axum_router().merge(http).fallback(unknown);
-    axum::serve(listener, router).with_graceful_shutdown(stop).await
+    serve(listener.into(), router, stop).await.map_err(io::Error::other)
 }
 
-/// Serves `/metrics`, `/livez` and `/readyz` until `stop` ends. `inspect` is absent where there is nothing to be ready
-/// for but answering (a tablet server).
+/// Serves `/metrics`, `/livez` and `/readyz` until `stop` ends.
 ///
 /// # Errors
 /// When the listener fails.
 pub async fn metrics(
-    listener: TcpListener,
+    listener: impl Into<Listener>,
     recorder: PrometheusHandle,
-    inspect: Option<Arc<dyn Inspect>>,
-    stop: impl Future<Output = ()> + Send + 'static,
+    health: Health,
+    keys: Keyring,
+    stop: impl Future<Output = ()>,
 ) -> io::Result<()> {
-    let shown = inspect.clone();
-    let health = match inspect {
-        Some(inspect) => health(inspect),
-        None => Router::new().route("/livez", get(async || "ok\n")).route("/readyz", get(async || "ok\n")),
-    };
-    let scraped = recorder.clone();
+    let (shown, scraped) = (health.clone(), recorder.clone());
     let render = move || {
-        let (scraped, shown) = (scraped.clone(), shown.clone());
+        let (scraped, shown, keys) = (scraped.clone(), shown.clone(), keys.clone());
         async move {
-            if let Some(shown) = shown {
+            keys.set_gauges();
+            if let Some(shown) = shown.inspect() {
                 shown.set_gauges().await;
             }
             ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], scraped.render())
         }
     };
-    let server = axum::serve(listener, health.route("/metrics", get(render))).with_graceful_shutdown(stop);
+    let server = serve(listener.into(), health.routes().route("/metrics", get(render)), stop);
     let upkeep = async {
         loop {
             tokio::time::sleep(UPKEEP).await;
@@ -89,23 +91,18 @@ pub async fn metrics(
         }
     };
     tokio::select! {
-        served = server.into_future() => served,
+        served = server => served.map_err(io::Error::other),
         () = upkeep => Ok(()),
     }
 }
 
-/// `/livez`: the process answers. `/readyz`: reads at safe time are served.
-fn health(inspect: Arc<dyn Inspect>) -> Router {
-    let ready = async |State(inspect): State<Arc<dyn Inspect>>| {
-        let status = inspect.status().await;
-        let code = if status.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-        (code, status.to_string())
-    };
-    Router::new().route("/livez", get(async || "ok\n")).route("/readyz", get(ready)).with_state(inspect)
-}
-
 async fn status(State(inspect): State<Arc<dyn Inspect>>) -> impl IntoResponse {
     Json(inspect.status().await)
+}
+
+/// An array of those that have waited for longest.
+async fn waiting(State(inspect): State<Arc<dyn Inspect>>) -> impl IntoResponse {
+    Json(inspect.waiting().await)
 }
 
 /// An array of all that fit; 404 with an empty one when none does.
@@ -154,6 +151,24 @@ impl AdminService for Service {
 
     async fn retry(&self, _: Request<proto::RetryRequest>) -> Result<Response<proto::RetryResponse>, Status> {
         Ok(Response::new(proto::RetryResponse { tablets: self.inspect.retry() }))
+    }
+
+    async fn waiting(&self, _: Request<proto::WaitingRequest>) -> Result<Response<proto::ExplainResponse>, Status> {
+        let waiting = self.inspect.waiting().await;
+        Ok(Response::new(proto::ExplainResponse { explanations: waiting.into_iter().map(Into::into).collect() }))
+    }
+
+    async fn log_filter(
+        &self,
+        request: Request<proto::LogFilterRequest>,
+    ) -> Result<Response<proto::LogFilterResponse>, Status> {
+        let peer = request.extensions().get::<Peer>().cloned();
+        if let Some(filter) = request.into_inner().filter {
+            let set = telemetry::set_filter(&filter);
+            audit(peer.as_ref(), "log-level", &filter, &set);
+            set.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        }
+        Ok(Response::new(proto::LogFilterResponse { filter: telemetry::filter() }))
     }
 
     type ScanStream = BoxStream<'static, Result<proto::ScanResponse, Status>>;

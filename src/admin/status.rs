@@ -162,6 +162,9 @@ pub struct StreamStatus {
     pub checkpointed: Position,
     /// Age of its oldest invisible commit or of its last answer, whichever is greater.
     pub lag_seconds: f64,
+    /// Records that this process took from it since it started.
+    #[serde(default)]
+    pub records_total: u64,
     /// Its initial copy.
     pub copy: CopyStatus,
 }
@@ -177,6 +180,12 @@ pub struct TransactionCounts {
     pub committed_not_applied: u64,
     /// Age of the oldest that waits to commit; 0 when none does.
     pub oldest_waiting_seconds: f64,
+    /// Committed and handed to the replica tablets, since the leader's process started.
+    #[serde(default)]
+    pub committed_total: u64,
+    /// Aborted and handed to them, since then.
+    #[serde(default)]
+    pub aborted_total: u64,
 }
 
 /// What a daemon does right now.
@@ -294,6 +303,7 @@ pub(super) mod tests {
                     durable: Position::Lsn(0x1_6B37_4D00),
                     checkpointed: Position::Lsn(0),
                     lag_seconds: 0.25,
+                    records_total: 41,
                     copy: CopyStatus { state: CopyPhase::Done, rows: 10, total: Some(10) },
                 },
                 StreamStatus {
@@ -304,6 +314,7 @@ pub(super) mod tests {
                     durable: Position::OpId(OpId::new(2, 7)),
                     checkpointed: Position::OpId(OpId::new(1, 9)),
                     lag_seconds: 60.0,
+                    records_total: 0,
                     copy: CopyStatus { state: CopyPhase::Pending, rows: 0, total: None },
                 },
             ],
@@ -312,6 +323,8 @@ pub(super) mod tests {
                 waiting_to_commit: 2,
                 committed_not_applied: 3,
                 oldest_waiting_seconds: 4.5,
+                committed_total: 5,
+                aborted_total: 6,
             },
         }
     }
@@ -324,14 +337,14 @@ pub(super) mod tests {
             "safe_time_lag_seconds": 2.5, "held_by": "shard-b",
             "streams": [
                 { "name": "shard-a", "state": "running", "cause": null, "received": "1/6B374D28",
-                  "durable": "1/6B374D00", "checkpointed": "0/0", "lag_seconds": 0.25,
+                  "durable": "1/6B374D00", "checkpointed": "0/0", "lag_seconds": 0.25, "records_total": 41,
                   "copy": { "state": "done", "rows": 10, "total": 10 } },
                 { "name": "b", "state": "stopped", "cause": "the counts do not match", "received": "2.7",
-                  "durable": "2.7", "checkpointed": "1.9", "lag_seconds": 60.0,
+                  "durable": "2.7", "checkpointed": "1.9", "lag_seconds": 60.0, "records_total": 0,
                   "copy": { "state": "pending", "rows": 0, "total": null } },
             ],
             "transactions": { "pending": 1, "waiting_to_commit": 2, "committed_not_applied": 3,
-                              "oldest_waiting_seconds": 4.5 },
+                              "oldest_waiting_seconds": 4.5, "committed_total": 5, "aborted_total": 6 },
         });
         assert_eq!(serde_json::to_value(&status).unwrap(), expected);
         assert_eq!(serde_json::from_value::<Status>(expected).unwrap(), status);

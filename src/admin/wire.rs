@@ -71,6 +71,8 @@ impl From<Status> for proto::StatusResponse {
                 waiting_to_commit: counts.waiting_to_commit,
                 committed_not_applied: counts.committed_not_applied,
                 oldest_waiting_seconds: counts.oldest_waiting_seconds,
+                committed_total: counts.committed_total,
+                aborted_total: counts.aborted_total,
             }),
         }
     }
@@ -94,6 +96,8 @@ impl TryFrom<proto::StatusResponse> for Status {
                 waiting_to_commit: counts.waiting_to_commit,
                 committed_not_applied: counts.committed_not_applied,
                 oldest_waiting_seconds: counts.oldest_waiting_seconds,
+                committed_total: counts.committed_total,
+                aborted_total: counts.aborted_total,
             },
         })
     }
@@ -109,6 +113,7 @@ impl From<StreamStatus> for proto::StreamStatus {
             durable: stream.durable.to_string(),
             checkpointed: stream.checkpointed.to_string(),
             lag_seconds: stream.lag_seconds,
+            records_total: stream.records_total,
             copy: Some(proto::CopyStatus {
                 state: proto::CopyState::from(stream.copy.state).into(),
                 rows: stream.copy.rows,
@@ -131,6 +136,7 @@ impl TryFrom<proto::StreamStatus> for StreamStatus {
             durable: stream.durable.parse::<Position>()?,
             checkpointed: stream.checkpointed.parse::<Position>()?,
             lag_seconds: stream.lag_seconds,
+            records_total: stream.records_total,
             copy: CopyStatus { state: copy.state().try_into()?, rows: copy.rows, total: copy.total },
         })
     }

@@ -3,21 +3,22 @@
 use super::ended::Ended;
 use super::host::Clock;
 use super::inputs::{Input, Reply};
-use super::leader::{LeaderError, Reported, StreamState};
+use super::leader::{LeaderError, Reported, StreamState, Wanted};
 use super::log_thread::{LogCommand, LogEvent};
 use super::opened::Given;
 use super::probes::Probes;
-use super::shown::{Pullers, Shown};
+use super::shown::{Finished, Pullers, Shown};
 use super::tablets::ApplyQueue;
 use crate::coordinator::{Coordinator, Decided, Output, Promise, Refused, Release, Work};
 use crate::limits::{COUNTED_TRANSACTIONS, TICK_MS};
 use crate::metrics::{CAUSE, COMMIT_TO_VISIBLE, STATUS, STREAM, TRANSACTIONS_FINISHED, WAITED};
 use crate::txn_log::Snapshot;
-use crate::wal::{Epoch, HybridTime, LogPosition, ReplicaTabletId, SourceTabletId};
+use crate::wal::{Epoch, HybridTime, LogPosition, ReplicaTabletId, SourceTabletId, SourceTransactionId};
 use ::metrics::{counter, histogram};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
@@ -56,7 +57,9 @@ pub(super) struct Driver {
     pub(super) waited: f64,
     pub(super) settling: Vec<oneshot::Sender<()>>,
     pub(super) tables_changed: bool,
-    pub(super) decided: LogPosition,
+    /// Transactions that a stream's puller is to ask its source about, when it says its next word.
+    pub(super) to_check: BTreeMap<SourceTabletId, Vec<SourceTransactionId>>,
+    pub(super) finished: Arc<Finished>,
 }
 
 impl Driver {
@@ -121,12 +124,14 @@ impl Driver {
         while let Some(output) = self.coordinator.poll_output() {
             self.run_output(output);
         }
-        let through = self.coordinator.durable();
         // While there is no stream, everything is safe to read; what a tablet is told of it holds for ever.
         let safe_time = self.coordinator.safe().map(|point| point.time).filter(|time| *time < HybridTime::MAX);
         let safe_time = safe_time.unwrap_or(HybridTime::MIN);
-        for (queue, work) in self.queues.values_mut() {
-            queue.hand_over(work, through, safe_time, self.decided);
+        for (tablet, (queue, work)) in &mut self.queues {
+            let through = self.coordinator.handed_through(*tablet);
+            // Safe time rests on decisions that a tablet which is held back has not been handed.
+            let safe_time = if through < self.coordinator.durable() { HybridTime::MIN } else { safe_time };
+            queue.hand_over(work, through, safe_time);
         }
         Ok(())
     }
@@ -157,11 +162,13 @@ impl Driver {
         match &decided.work {
             Work::Commit { time, tablets, .. } if tablets.first() == Some(&tablet) => {
                 counter!(TRANSACTIONS_FINISHED, STATUS => "committed").increment(1);
+                self.finished.committed.fetch_add(1, Ordering::Relaxed);
                 histogram!(COMMIT_TO_VISIBLE).record(time.seconds_behind(self.clock.now()));
             }
             Work::Commit { .. } => {}
             Work::Discard { branches } => {
                 counter!(TRANSACTIONS_FINISHED, STATUS => "aborted").increment(branches.len() as u64);
+                self.finished.aborted.fetch_add(branches.len() as u64, Ordering::Relaxed);
             }
         }
     }
@@ -186,24 +193,17 @@ impl Driver {
     fn run_output(&mut self, output: Output) {
         match output {
             Output::Apply { tablet, decided } => {
-                self.decided = self.decided.max(decided.position);
                 self.count(tablet, &decided);
                 if let Some((_, work)) = self.queues.get_mut(&tablet) {
                     work.push(decided);
                 }
             }
-            Output::StopStream { stream, cause } => self.stop_stream(stream, cause),
+            Output::CheckRunning { stream, transactions } => {
+                // Its puller asks, wherever that lives.
+                self.to_check.insert(stream, transactions);
+            }
             probe => self.probes.run(probe),
         }
-    }
-
-    fn stop_stream(&mut self, stream: SourceTabletId, cause: String) {
-        error!(%stream, %cause, "the stream stops");
-        self.coordinator.handle_stream_stopped(stream, Some(cause.clone()));
-        self.pullers.send_modify(|pullers| {
-            pullers.states.insert(stream, StreamState::Stopped { cause: cause.clone() });
-            pullers.stopped.insert(stream, cause);
-        });
     }
 
     fn durable(&mut self, position: LogPosition) {
@@ -218,12 +218,19 @@ impl Driver {
         }
     }
 
-    /// A puller says what it does: news, or the same once more. Of a stream that the machine stopped nothing is news until
-    /// it is opened again.
-    fn puller_says(&mut self, now: HybridTime, stream: SourceTabletId, state: StreamState) {
-        let pullers = self.pullers.borrow();
-        let news = pullers.states.get(&stream) != Some(&state) && !pullers.stopped.contains_key(&stream);
-        drop(pullers);
+    /// A puller says what it does, news or the same once more, and hears what is wanted of it.
+    fn puller_says(
+        &mut self,
+        now: HybridTime,
+        stream: SourceTabletId,
+        puller: Epoch,
+        state: StreamState,
+    ) -> Result<Wanted, LeaderError> {
+        let held = self.coordinator.state().stream(stream).map(|record| record.puller);
+        if held != Some(puller) {
+            return Err(LeaderError::Fenced(self.has_it(stream)));
+        }
+        let news = self.pullers.borrow().states.get(&stream) != Some(&state);
         if news {
             let cause = match &state {
                 StreamState::Stopped { cause } => Some(cause.clone()),
@@ -238,6 +245,31 @@ impl Driver {
             }
             news
         });
+        if let Some(cause) = self.coordinator.must_stop(stream) {
+            return Err(LeaderError::Stop(cause));
+        }
+        Ok(Wanted {
+            pause_for: self.coordinator.must_pause(stream).map(str::to_owned),
+            check_running: self.to_check.remove(&stream).unwrap_or_default(),
+        })
+    }
+
+    /// Whether a puller that had the stream under this epoch may take it again.
+    fn may_take(&self, name: &str, held: Option<Epoch>, now: HybridTime) -> Result<(), LeaderError> {
+        let Some(record) = self.coordinator.state().stream_named(name) else { return Ok(()) };
+        if let Some(cause) = self.coordinator.must_stop(record.stream) {
+            return Err(LeaderError::Stop(cause));
+        }
+        if held.is_some_and(|held| held < record.puller) && self.pullers.borrow().is_alive(record.stream, now) {
+            return Err(LeaderError::Fenced(self.has_it(record.stream)));
+        }
+        Ok(())
+    }
+
+    fn has_it(&self, stream: SourceTabletId) -> String {
+        let pullers = self.pullers.borrow();
+        let puller = pullers.names.get(&stream).map_or("another process", String::as_str);
+        format!("{puller} pulls stream {} now", self.coordinator.state().stream_name(stream))
     }
 
     /// Shows readers how far they may read now.
@@ -284,16 +316,23 @@ impl Driver {
         let now = self.clock.now();
         match input {
             Input::Report { report, reply } => {
-                let stream = report.stream;
-                if let Some(cause) = self.pullers.borrow().stopped.get(&stream) {
-                    reply.send(Err(LeaderError::Stop(cause.clone()))).ok();
+                if let Some(cause) = self.coordinator.must_stop(report.stream) {
+                    reply.send(Err(LeaderError::Stop(cause))).ok();
                     return;
                 }
                 let promised = self.coordinator.handle_report(now, report);
                 self.promise(promised, reply, |checkpoint| Reported { checkpoint, acknowledge: checkpoint });
             }
+            Input::Refused { tablet, position, cause } => {
+                error!(tablet = self.coordinator.tablet_name(tablet), %cause, "the replica tablet refuses a decision");
+                self.coordinator.handle_refused(tablet, position, cause);
+            }
             Input::Applied { tablet, applied } => self.coordinator.handle_applied(tablet, applied),
-            Input::OpenStream { name, puller, reply } => {
+            Input::OpenStream { name, puller, held, reply } => {
+                if let Err(error) = self.may_take(&name, held, now) {
+                    reply.send(Err(error)).ok();
+                    return;
+                }
                 if self.joins {
                     self.coordinator.handle_stream_joined(now, &name);
                 }
@@ -301,7 +340,10 @@ impl Driver {
                 if let Ok(promise) = &promised {
                     let stream = promise.value.stream;
                     info!(stream = %name, %puller, epoch = %promise.value.puller, "a puller takes the stream");
-                    self.pullers.send_if_modified(|pullers| pullers.stopped.remove(&stream).is_some());
+                    self.pullers.send_modify(|pullers| {
+                        pullers.heard.insert(stream, now);
+                        pullers.names.insert(stream, puller);
+                    });
                 }
                 let given = Given {
                     owner: self.owner,
@@ -329,14 +371,7 @@ impl Driver {
                 self.promise(promised, reply, |()| ());
             }
             Input::State { stream, puller, state, reply } => {
-                let held = self.coordinator.state().stream(stream).map(|record| record.puller);
-                if held != Some(puller) {
-                    let cause = format!("another puller has stream {stream}");
-                    reply.send(Err(LeaderError::Fenced(cause))).ok();
-                    return;
-                }
-                self.puller_says(now, stream, state);
-                reply.send(Ok(())).ok();
+                reply.send(self.puller_says(now, stream, puller, state)).ok();
             }
             Input::Fence(fence) => self.coordinator.handle_fence(now, fence),
             Input::FenceResolved { stream, transactions, position } => {

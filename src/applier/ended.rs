@@ -39,6 +39,8 @@ pub(super) enum Trouble {
     Retry(String),
     /// Somebody must mend it; the stream stops by name.
     Stop(String),
+    /// Another puller has the stream: this one leaves it alone while that one lives.
+    Fenced(String),
     /// The whole applier must end.
     Ended(Ended),
 }
@@ -56,6 +58,7 @@ impl From<super::leader::LeaderError> for Trouble {
     fn from(error: super::leader::LeaderError) -> Self {
         match error {
             super::leader::LeaderError::Stop(cause) => Self::Stop(cause),
+            super::leader::LeaderError::Fenced(cause) => Self::Fenced(cause),
             other => Self::Retry(other.to_string()),
         }
     }
@@ -66,7 +69,9 @@ impl Trouble {
     pub(super) fn of_tablet(name: &str, here: bool, error: &TabletError) -> Self {
         let cause = format!("replica tablet {name}: {error}");
         match error {
-            TabletError::Refused(_) | TabletError::RefusedWrite(_) => Self::Stop(cause),
+            TabletError::Refused(_) | TabletError::RefusedWrite(_) | TabletError::WrittenTwice { .. } => {
+                Self::Stop(cause)
+            }
             TabletError::Poisoned(_) if here => Self::Ended(Ended::Failed(cause)),
             _ => Self::Retry(cause),
         }

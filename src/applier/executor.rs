@@ -6,8 +6,7 @@ use super::tablets::{ApplyQueue, Gathered, Tablet};
 use crate::coordinator::Decided;
 use crate::flow::Backoff;
 use crate::limits::{
-    ANNOUNCE_AGAIN_MS, APPLY_BATCH_DECISIONS, RETRY_FIRST_MS, RETRY_LAST_MS, STOPPED_RETRY_MS, SYNC_AFTER_MS,
-    SYNC_AT_LEAST_EVERY_MS,
+    ANNOUNCE_AGAIN_MS, APPLY_BATCH_DECISIONS, RETRY_FIRST_MS, RETRY_LAST_MS, SYNC_AFTER_MS, SYNC_AT_LEAST_EVERY_MS,
 };
 use crate::tablet::{Applied, ApplyBatch, TabletError};
 use crate::wal::{Epoch, HybridTime, LogPosition};
@@ -25,8 +24,12 @@ pub(super) struct Executor {
     pub(super) inputs: Inputs,
     pub(super) log_id: String,
     pub(super) owner: Epoch,
+    /// Whether a key has one writer: no clock orders two.
+    pub(super) one_writer: bool,
     /// What the tablet has durably applied, by the log at first: it can never hold less (C14).
     pub(super) applied: LogPosition,
+    /// The entry whose decisions the tablet refused.
+    pub(super) refused: Option<LogPosition>,
 }
 
 impl Executor {
@@ -39,8 +42,9 @@ impl Executor {
             let (cause, wait) = match self.session(&mut kept, &mut backoff).await {
                 Ok(()) => return Ok(()),
                 Err(Trouble::Ended(ended)) => return Err(ended),
-                Err(Trouble::Retry(cause)) => ((cause, false), backoff.next_wait()),
-                Err(Trouble::Stop(cause)) => ((cause, true), Duration::from_millis(STOPPED_RETRY_MS)),
+                // What only somebody can mend is tried again, too: so it goes on by itself once it is mended.
+                Err(Trouble::Retry(cause) | Trouble::Fenced(cause)) => ((cause, false), backoff.next_wait()),
+                Err(Trouble::Stop(cause)) => ((cause, true), backoff.next_wait()),
             };
             // Once, not at every attempt.
             if self.queue.hold(&self.tablet.name, Some(cause.clone())) {
@@ -63,16 +67,32 @@ impl Executor {
     async fn session(&mut self, kept: &mut VecDeque<Decided>, backoff: &mut Backoff) -> Result<(), Trouble> {
         let mut heard = self.announce(kept).await?;
         let mut synced = Instant::now();
+        let mut most = if self.refused.is_some() { 0 } else { APPLY_BATCH_DECISIONS };
         loop {
             let gathered = self.queue.take_into(kept);
             if gathered.through > heard {
-                let batch = batch(self.owner, kept, heard, &gathered);
+                let batch =
+                    ApplyBatch { one_writer: self.one_writer, ..batch(self.owner, kept, heard, &gathered, most) };
+                let (first, through) = (batch.work.first().map(|decided| decided.position), batch.through);
                 match self.tablet.leader.apply(batch).await {
                     Ok(applied) => {
                         backoff.reset();
-                        self.takes_decisions();
                         heard = applied.heard;
                         self.applied(applied.applied, kept).await?;
+                        if self.refused.take_if(|refused| *refused <= applied.heard).is_some() {
+                            self.inputs.applied(self.tablet.id, applied).await;
+                            most = APPLY_BATCH_DECISIONS;
+                        }
+                        if self.refused.is_none() {
+                            self.takes_decisions();
+                        }
+                    }
+                    // Entry by entry the one is found that it refuses.
+                    Err(TabletError::Refused(_)) if first.is_some_and(|first| first < through) => most = 0,
+                    Err(error @ TabletError::Refused(_)) => {
+                        self.refused = Some(through);
+                        self.inputs.refused(self.tablet.id, through, error.to_string()).await;
+                        return Err(self.trouble(&error));
                     }
                     // It holds less than before when it started again, and more when an answer was lost.
                     Err(TabletError::HeardOther { heard: other, .. }) => {
@@ -84,8 +104,10 @@ impl Executor {
                 if synced.elapsed() < Duration::from_millis(SYNC_AT_LEAST_EVERY_MS) {
                     continue;
                 }
-            } else if self.applied >= gathered.decided {
-                self.takes_decisions();
+            } else if kept.is_empty() {
+                if self.refused.is_none() {
+                    self.takes_decisions();
+                }
                 if gathered.closing {
                     return Ok(());
                 }
@@ -103,7 +125,7 @@ impl Executor {
                 }
             }
             synced = Instant::now();
-            if self.applied < gathered.decided {
+            if !kept.is_empty() {
                 let Applied { heard: now_heard, applied } =
                     self.tablet.leader.sync().await.map_err(|error| self.trouble(&error))?;
                 heard = now_heard;
@@ -125,7 +147,6 @@ impl Executor {
         self.check(applied)?;
         let done = kept.partition_point(|decided| decided.position <= applied);
         kept.drain(..done);
-        self.queue.done(done);
         if applied > self.applied {
             self.applied = applied;
             self.inputs.applied(self.tablet.id, Applied { heard: applied, applied }).await;
@@ -161,11 +182,11 @@ impl Executor {
     }
 }
 
-/// What follows `heard`, cut at a position so that one call stays short.
-fn batch(owner: Epoch, kept: &VecDeque<Decided>, heard: LogPosition, gathered: &Gathered) -> ApplyBatch {
+/// What follows `heard`, cut at a position so that one call stays short: about `most` decisions, or one entry's.
+fn batch(owner: Epoch, kept: &VecDeque<Decided>, heard: LogPosition, gathered: &Gathered, most: usize) -> ApplyBatch {
     let from = kept.partition_point(|decided| decided.position <= heard);
     let (mut to, mut through, mut safe_time) = (kept.len(), gathered.through, gathered.safe_time);
-    if let Some(last) = kept.get(from + APPLY_BATCH_DECISIONS) {
+    if let Some(last) = kept.get(from + most) {
         through = last.position;
         to = kept.partition_point(|decided| decided.position <= through);
     }
@@ -173,7 +194,8 @@ fn batch(owner: Epoch, kept: &VecDeque<Decided>, heard: LogPosition, gathered: &
         // It rests on decisions that this batch leaves out: the tablet's own WAL would promise too much.
         safe_time = HybridTime::MIN;
     }
-    ApplyBatch { owner, follows: heard, through, safe_time, work: kept.range(from..to).cloned().collect() }
+    let work = kept.range(from..to).cloned().collect();
+    ApplyBatch { owner, follows: heard, through, safe_time, one_writer: false, work }
 }
 
 #[cfg(test)]
@@ -188,10 +210,10 @@ mod tests {
         let kept: VecDeque<_> = (1..=last).map(decided).collect();
         let safe_time = HybridTime::from_micros(100);
         let gathered = Gathered { through: LogPosition(last), safe_time, ..Gathered::default() };
-        let first = batch(Epoch(1), &kept, LogPosition(0), &gathered);
+        let first = batch(Epoch(1), &kept, LogPosition(0), &gathered, APPLY_BATCH_DECISIONS);
         assert_eq!((first.work.len() as u64, first.safe_time), (first.through.0, HybridTime::MIN));
         assert!(first.through < gathered.through);
-        let rest = batch(Epoch(1), &kept, first.through, &gathered);
+        let rest = batch(Epoch(1), &kept, first.through, &gathered, APPLY_BATCH_DECISIONS);
         assert_eq!((rest.through, rest.safe_time), (gathered.through, safe_time));
     }
 }

@@ -1,6 +1,6 @@
 //! What the transaction leader of this process is told and asked.
 
-use super::leader::{LeaderError, Reported, StreamOpened, StreamState};
+use super::leader::{LeaderError, Reported, StreamOpened, StreamState, Wanted};
 use crate::coordinator::{Applied, Coordinator, CopyState, Fence, Report};
 use crate::wal::{
     Column, Epoch, HybridTime, LogPosition, OpId, ReplicaTabletId, SourceTabletId, SourceTransactionId, TableSchema,
@@ -22,6 +22,7 @@ pub(super) enum Input {
     OpenStream {
         name: String,
         puller: String,
+        held: Option<Epoch>,
         reply: Reply<StreamOpened>,
     },
     Report {
@@ -51,7 +52,7 @@ pub(super) enum Input {
         stream: SourceTabletId,
         puller: Epoch,
         state: StreamState,
-        reply: Reply<()>,
+        reply: Reply<Wanted>,
     },
     Fence(Option<Fence>),
     FenceResolved {
@@ -66,6 +67,11 @@ pub(super) enum Input {
     Applied {
         tablet: ReplicaTabletId,
         applied: Applied,
+    },
+    Refused {
+        tablet: ReplicaTabletId,
+        position: LogPosition,
+        cause: String,
     },
     Look(Look),
     /// Answered once everything said before is durable and its outputs are handed over.
@@ -89,6 +95,11 @@ impl Inputs {
     /// Tells how far a replica tablet is.
     pub(super) async fn applied(&self, tablet: ReplicaTabletId, applied: Applied) {
         self.send(Input::Applied { tablet, applied }).await;
+    }
+
+    /// Tells that a replica tablet refuses the decisions of an entry.
+    pub(super) async fn refused(&self, tablet: ReplicaTabletId, position: LogPosition, cause: String) {
+        self.send(Input::Refused { tablet, position, cause }).await;
     }
 
     /// Looks at the machine, between two inputs.

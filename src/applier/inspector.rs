@@ -4,16 +4,18 @@ use super::host::Clock;
 use super::inputs::Inputs;
 use super::leader::{LeaderError, StreamState};
 use super::reads::Reader;
-use super::shown::Pullers;
+use super::shown::{Finished, Pullers};
 use super::streams::{Progress, SharedBudget, StreamSide};
 use super::tablets::ApplyQueue;
 use crate::coordinator::Coordinator;
-use crate::limits::PULLER_SILENT_MS;
-use crate::metrics::{BUDGET, BUDGET_USED, PROVISIONAL_BYTES, PROVISIONAL_OLDEST, PROVISIONAL_RECORDS, TABLET};
+use crate::metrics::{
+    BUDGET, BUDGET_USED, PROVISIONAL_BYTES, PROVISIONAL_OLDEST, PROVISIONAL_RECORDS, STREAM, STREAM_IN_WORK, TABLET,
+};
 use crate::source::Source;
 use crate::wal::{Epoch, HybridTime, SourceTabletId};
 use ::metrics::gauge;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -37,6 +39,7 @@ pub(super) struct LedView {
     pub(super) pullers: watch::Receiver<Pullers>,
     pub(super) epoch: Epoch,
     pub(super) queues: Vec<Arc<ApplyQueue>>,
+    pub(super) finished: Arc<Finished>,
 }
 
 impl Inspector {
@@ -71,6 +74,9 @@ impl Inspector {
         let (used, total) = self.budget();
         gauge!(BUDGET).set(total as f64);
         gauge!(BUDGET_USED).set(used as f64);
+        for (index, side) in self.streams.iter().enumerate() {
+            gauge!(STREAM_IN_WORK, STREAM => side.name.clone()).set(self.budget.held_by(index) as f64);
+        }
         let Some(reader) = self.reader() else { return };
         for tablet in reader.tablets.named() {
             // A tablet that does not answer keeps its last numbers; its absence shows in what waits for it.
@@ -113,10 +119,8 @@ impl Inspector {
         match &self.led {
             Some(led) => {
                 let pullers = led.pullers.borrow();
-                let silent =
-                    |heard: &HybridTime| heard.seconds_behind(self.clock.now()) * 1000.0 > PULLER_SILENT_MS as f64;
-                let state = pullers.states.get(&stream).cloned();
-                state.filter(|_| !pullers.heard.get(&stream).is_some_and(silent))
+                let alive = pullers.is_alive(stream, self.clock.now());
+                pullers.states.get(&stream).filter(|_| alive).cloned()
             }
             None => self.progress(name).map(|progress| progress.state),
         }
@@ -127,6 +131,13 @@ impl Inspector {
     #[must_use]
     pub fn heard(&self, stream: SourceTabletId) -> Option<HybridTime> {
         self.led.as_ref().and_then(|led| led.pullers.borrow().heard.get(&stream).copied())
+    }
+
+    /// Transactions committed and aborted since this process started; none where another process leads.
+    #[must_use]
+    pub fn finished(&self) -> [u64; 2] {
+        let Some(LedView { finished, .. }) = &self.led else { return [0, 0] };
+        [&finished.committed, &finished.aborted].map(|count| count.load(Ordering::Relaxed))
     }
 
     /// Bytes of records on their way, and how many there may be.

@@ -3,7 +3,9 @@
 use crate::coordinator::{CopyState, Release, Report, TabletMap};
 use crate::proto::transaction::TransactionRecord;
 use crate::source::Resume;
-use crate::wal::{Column, Epoch, OpId, ReplicaTabletId, SourceTabletId, TableSchema, TransactionId};
+use crate::wal::{
+    Column, Epoch, OpId, ReplicaTabletId, SourceTabletId, SourceTransactionId, TableSchema, TransactionId,
+};
 use async_trait::async_trait;
 
 /// What a poller learns when it opens its stream.
@@ -67,8 +69,10 @@ pub enum LeaderError {
 /// The owner of the transaction records.
 #[async_trait]
 pub trait TransactionLeader: Send + Sync {
-    /// A puller takes a stream. The answer comes once its epoch is durable in the log.
-    async fn open_stream(&self, name: &str, puller: &str) -> Result<StreamOpened, LeaderError>;
+    /// A puller takes a stream. The answer comes once its epoch is durable in the log. `held` is the epoch under which it
+    /// had the stream before: where another took it since and lives, this one is fenced, so that two who pull one stream
+    /// do not take it from each other for ever.
+    async fn open_stream(&self, name: &str, puller: &str, held: Option<Epoch>) -> Result<StreamOpened, LeaderError>;
 
     /// Reports facts; answers once they are durable in the log with their checkpoint. Reports of one stream are handed
     /// in in order, and several may be on their way: a report is handed in when its future is first polled.
@@ -91,11 +95,26 @@ pub trait TransactionLeader: Send + Sync {
         state: CopyState,
     ) -> Result<(), LeaderError>;
 
-    /// The stream runs, or why it does not: what `status` and `explain` show.
-    async fn stream_state(&self, stream: SourceTabletId, puller: Epoch, state: StreamState) -> Result<(), LeaderError>;
+    /// The stream runs, or why it does not: what `status` and `explain` show. The answer is what the leader wants of it;
+    /// [`LeaderError::Stop`] where the stream must stand still.
+    async fn stream_state(
+        &self,
+        stream: SourceTabletId,
+        puller: Epoch,
+        state: StreamState,
+    ) -> Result<Wanted, LeaderError>;
 
     /// The transaction record; `None` when the log never heard of it or has forgotten it.
     async fn transaction_record(&self, transaction: TransactionId) -> Result<Option<TransactionRecord>, LeaderError>;
+}
+
+/// What the leader wants of a stream's puller.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Wanted {
+    /// Pull no more for now: the stream runs too far ahead of this replica tablet or stream (C10).
+    pub pause_for: Option<String>,
+    /// Ask the source whether it knows these transactions as running, and report what it does not know (C8).
+    pub check_running: Vec<SourceTransactionId>,
 }
 
 /// What a stream's puller is doing.
@@ -118,9 +137,9 @@ pub enum StreamState {
         /// Why.
         cause: String,
     },
-    /// Set by the poller while a tablet does not take its writes.
+    /// Set by the poller while a replica tablet does not take its writes, or while it runs too far ahead.
     BackPressure {
-        /// The tablet's name.
+        /// The name of the replica tablet, or of the stream that is behind.
         tablet: String,
     },
     /// Set by the poller when somebody must mend it; it stays so until then.

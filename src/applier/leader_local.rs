@@ -1,7 +1,7 @@
 //! The transaction leader in this process: the contract over its inputs.
 
 use super::inputs::{Input, Inputs};
-use super::leader::{LeaderError, Reported, StreamOpened, StreamState, TransactionLeader};
+use super::leader::{LeaderError, Reported, StreamOpened, StreamState, TransactionLeader, Wanted};
 use crate::coordinator::{Coordinator, CopyState, Outcome, Refused, Report, Status};
 use crate::proto::transaction::{TransactionRecord, TransactionStatus};
 use crate::wal::{Column, Epoch, HybridTime, OpId, SourceTabletId, TableSchema, TransactionId};
@@ -10,9 +10,9 @@ use std::collections::BTreeSet;
 
 #[async_trait]
 impl TransactionLeader for Inputs {
-    async fn open_stream(&self, name: &str, puller: &str) -> Result<StreamOpened, LeaderError> {
+    async fn open_stream(&self, name: &str, puller: &str, held: Option<Epoch>) -> Result<StreamOpened, LeaderError> {
         let (name, puller) = (name.to_owned(), puller.to_owned());
-        self.ask(|reply| Input::OpenStream { name, puller, reply }).await
+        self.ask(|reply| Input::OpenStream { name, puller, held, reply }).await
     }
 
     async fn report(&self, report: Report) -> Result<Reported, LeaderError> {
@@ -51,7 +51,12 @@ impl TransactionLeader for Inputs {
         self.ask(|reply| Input::Copy { stream, puller, table, state, reply }).await
     }
 
-    async fn stream_state(&self, stream: SourceTabletId, puller: Epoch, state: StreamState) -> Result<(), LeaderError> {
+    async fn stream_state(
+        &self,
+        stream: SourceTabletId,
+        puller: Epoch,
+        state: StreamState,
+    ) -> Result<Wanted, LeaderError> {
         self.ask(|reply| Input::State { stream, puller, state, reply }).await
     }
 

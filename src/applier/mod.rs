@@ -38,11 +38,11 @@ pub use shown::Shown;
 pub use streams::Progress;
 pub use tablets::{Hold, NamedTablet, Tablets};
 
-use crate::coordinator::Settings;
+use crate::coordinator::{Release, Settings};
 use crate::limits::{APPLIER_DRAIN_MS, LEADER_INPUTS};
 use crate::source::Source;
 use crate::txn_log::TransactionLog;
-use crate::wal::{LogPosition, SourceTabletId};
+use crate::wal::SourceTabletId;
 use driver::Driver;
 use executor::Executor;
 use inputs::Input;
@@ -51,7 +51,7 @@ use leader::TransactionLeader;
 use poller::Poller;
 use probes::Probes;
 use recovery::Recovered;
-use shown::Pullers;
+use shown::{Finished, Pullers};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -157,8 +157,6 @@ impl Applier {
                 leader: Arc::clone(&leader),
                 tablets: tablets.clone(),
                 budget: Arc::clone(&budget),
-                queues: led.as_ref().map_or_else(Vec::new, |led| led.queues.clone()),
-                pullers: led.as_ref().map(|led| led.view.pullers.clone()),
                 draining: drain.clone(),
                 puller: owner.clone(),
                 clock: host.clock.clone(),
@@ -294,12 +292,15 @@ async fn lead(
             inputs: inputs.clone(),
             log_id: log_id.clone(),
             owner: epoch,
+            refused: None,
+            one_writer: release != Release::CommonClock,
         };
         executors.spawn(executor.run(host.seed(index)));
     }
     let (shown, shown_to) = watch::channel(Shown::default());
     let (pullers, pullers_to) = watch::channel(Pullers::default());
     let all_queues: Vec<_> = queues.values().map(|(queue, _)| Arc::clone(queue)).collect();
+    let finished = Arc::new(Finished::default());
     let driver = Driver {
         coordinator,
         inputs: receiver,
@@ -325,12 +326,13 @@ async fn lead(
         waited: 0.0,
         settling: Vec::new(),
         tables_changed: true,
-        decided: LogPosition(0),
+        to_check: BTreeMap::new(),
+        finished: Arc::clone(&finished),
     };
     let mut drivers = JoinSet::new();
     drivers.spawn(driver.run());
     let reader = Reader { shown: shown_to, tablets: tablets.clone() };
-    let view = LedView { inputs, reader, pullers: pullers_to, epoch, queues: all_queues.clone() };
+    let view = LedView { inputs, reader, pullers: pullers_to, epoch, queues: all_queues.clone(), finished };
     Ok(Led { view, queues: all_queues, executors, driver: drivers, log: log_tasks })
 }
 

@@ -4,11 +4,11 @@ use super::copier;
 use super::ended::{Ended, Trouble};
 use super::host::Clock;
 use super::leader::{LeaderError, StreamOpened, StreamState, TransactionLeader};
+use super::probes;
 use super::pull::Pull;
 use super::retention;
-use super::shown::Pullers;
 use super::streams::{SharedBudget, StreamSide};
-use super::tablets::{ApplyQueue, Tablet, Tablets};
+use super::tablets::{Tablet, Tablets};
 use crate::coordinator::Release;
 use crate::flow::{Assembler, Backoff, Opening};
 use crate::limits::{PULLER_SAYS_EVERY_MS, RETRY_FIRST_MS, RETRY_LAST_MS, STOPPED_RETRY_MS};
@@ -17,7 +17,7 @@ use crate::source::{Catalog, SourceError};
 use crate::wal::{Column, Epoch, OpId, ReplicaTabletId, SourceTabletId, TableSchema};
 use ::metrics::counter;
 use async_trait::async_trait;
-use futures::future::try_join_all;
+use futures::future::{BoxFuture, OptionFuture, try_join_all};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -32,10 +32,6 @@ pub(super) struct Poller {
     pub(super) leader: Arc<dyn TransactionLeader>,
     pub(super) tablets: Tablets,
     pub(super) budget: Arc<SharedBudget>,
-    /// Decisions that wait for the tablets, when the leader is in this process.
-    pub(super) queues: Vec<Arc<ApplyQueue>>,
-    /// Streams that the leader's machine stopped, when it is in this process.
-    pub(super) pullers: Option<watch::Receiver<Pullers>>,
     pub(super) draining: watch::Receiver<bool>,
     /// This process, for people.
     pub(super) puller: String,
@@ -73,23 +69,13 @@ impl Catalog for LeaderCatalog {
 }
 
 impl Poller {
-    /// Runs until it is told to drain, or the applier must end. Beside it the leader hears again and again what this puller
-    /// does: one that falls silent is dead, and a leader that was restarted must be told.
+    /// Runs until it is told to drain, or the applier must end. Beside it this puller keeps in touch with the leader.
     pub(super) async fn run(self, seed: u64) -> Result<(), Ended> {
-        let (side, leader, watched) = (Arc::clone(&self.side), Arc::clone(&self.leader), Arc::clone(&self.side));
-        let repeat = async move {
-            loop {
-                tokio::time::sleep(Duration::from_millis(PULLER_SAYS_EVERY_MS)).await;
-                if let Some((stream, puller, state)) = side.said() {
-                    // Whoever cannot be told is told the next time.
-                    leader.stream_state(stream, puller, state).await.ok();
-                }
-            }
-        };
+        let (side, watched, leader) = (Arc::clone(&self.side), Arc::clone(&self.side), Arc::clone(&self.leader));
         tokio::select! {
             biased;
             ended = self.run_sessions(seed) => ended,
-            () = repeat => Ok(()),
+            () = keep_in_touch(side, leader) => Ok(()),
             () = retention::watch(&watched) => Ok(()),
         }
     }
@@ -98,19 +84,22 @@ impl Poller {
         let mut backoff =
             Backoff::new(Duration::from_millis(RETRY_FIRST_MS), Duration::from_millis(RETRY_LAST_MS), seed);
         let mut said = None;
+        let mut held = None;
         loop {
             let mut opened = None;
+            self.side.begin();
             let mut draining = self.draining.clone();
             let side = Arc::clone(&self.side);
             let session = tokio::select! {
                 biased;
-                session = self.session(&mut opened, &mut backoff) => session,
+                session = self.session(held, &mut opened, &mut backoff) => session,
                 // What is still being opened or copied is not waited for; what is being pulled drains by itself.
                 () = drained_before_pulling(&mut draining, &side) => {
                     self.side.source.abandon_slot().await;
                     return Ok(());
                 }
             };
+            held = opened.map_or(held, |(_, puller)| Some(puller));
             let (state, wait) = match session {
                 Ok(SessionEnd::Drained) => return Ok(()),
                 Ok(SessionEnd::Again) => continue,
@@ -119,9 +108,15 @@ impl Poller {
                     counter!(STREAM_RECONNECTS, STREAM => self.side.name.clone()).increment(1);
                     (StreamState::Waiting { cause }, backoff.next_wait())
                 }
+                Err(Trouble::Fenced(cause)) => {
+                    self.side.lost();
+                    opened = None;
+                    (StreamState::Waiting { cause }, backoff.next_wait())
+                }
                 Err(Trouble::Stop(cause)) => (StreamState::Stopped { cause }, Duration::from_millis(STOPPED_RETRY_MS)),
             };
             self.say(&mut said, &state);
+            self.side.note(|progress| progress.state = state.clone());
             if let Some((stream, puller)) = opened {
                 // Whoever cannot be told asks again when it opens.
                 self.tell(stream, puller, state).await.ok();
@@ -142,7 +137,9 @@ impl Poller {
         state: StreamState,
     ) -> Result<(), LeaderError> {
         self.side.says(stream, puller, state.clone());
-        self.leader.stream_state(stream, puller, state).await
+        let answer = self.leader.stream_state(stream, puller, state).await;
+        self.side.hear(puller, answer.clone());
+        answer.map(|_| ())
     }
 
     /// Says a cause once, not at every attempt.
@@ -160,13 +157,18 @@ impl Poller {
 
     async fn session(
         &self,
+        held: Option<Epoch>,
         opened_as: &mut Option<(SourceTabletId, Epoch)>,
         backoff: &mut Backoff,
     ) -> Result<SessionEnd, Trouble> {
-        let opened = self.leader.open_stream(&self.side.name, &self.puller).await?;
+        let opened = self.leader.open_stream(&self.side.name, &self.puller, held).await?;
         *opened_as = Some((opened.stream, opened.puller));
         self.side.note(|progress| progress.owner = opened.owner);
+        // Until there is news, the leader hears what it heard before.
+        self.side.says(opened.stream, opened.puller, self.side.progress().state);
+        let streams = opened.streams.iter().cloned().collect();
         let tablets = self.tablets.of(&opened.map).map_err(Trouble::Stop)?;
+        let tablets: Vec<Tablet> = tablets.into_iter().map(|tablet| tablet.knowing(&streams)).collect();
         let marks = announce(&tablets, &opened).await?;
         let learned = Learned::default();
         let catalog =
@@ -199,6 +201,30 @@ impl Poller {
             poller: self,
         };
         pull.run().await
+    }
+}
+
+/// Tells the leader again and again what a puller does, because one that falls silent is dead, and a leader that was
+/// started again must be told; hears what the leader wants of it, and asks the source what it is to be asked (C8).
+async fn keep_in_touch(side: Arc<StreamSide>, leader: Arc<dyn TransactionLeader>) {
+    let mut checking: OptionFuture<BoxFuture<'_, ()>> = None.into();
+    let mut busy = false;
+    loop {
+        tokio::select! {
+            biased;
+            Some(()) = &mut checking, if busy => busy = false,
+            () = tokio::time::sleep(Duration::from_millis(PULLER_SAYS_EVERY_MS)) => {
+                if let Some((stream, puller, state)) = side.said() {
+                    let answer = leader.stream_state(stream, puller, state).await;
+                    side.hear(puller, answer);
+                }
+                let to_check = if busy { Vec::new() } else { side.take_to_check() };
+                if !to_check.is_empty() {
+                    checking = Some(probes::check_running(&side, to_check)).into();
+                    busy = true;
+                }
+            }
+        }
     }
 }
 

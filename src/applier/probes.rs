@@ -37,9 +37,8 @@ impl Probes {
             Output::CheckPrepared { stream, transactions } => {
                 Box::pin(check_prepared(streams, inputs, stream, transactions))
             }
-            Output::CheckRunning { stream, transactions } => Box::pin(check_running(streams, stream, transactions)),
             Output::Nudge { stream } => Box::pin(nudge(streams, stream)),
-            Output::Apply { .. } | Output::StopStream { .. } => return,
+            Output::Apply { .. } | Output::CheckRunning { .. } => return,
         };
         self.running.spawn(probe);
     }
@@ -117,13 +116,15 @@ async fn check_prepared(
     inputs.send(Input::FenceResolved { stream, transactions, position }).await;
 }
 
-async fn check_running(streams: Streams, stream: SourceTabletId, transactions: Vec<SourceTransactionId>) {
-    let Some(side) = streams.get(&stream) else { return };
-    match ask(side.source.not_running(transactions)).await {
-        Ok((gone, _)) if gone.is_empty() => {}
-        Ok((gone, passed_at)) => side.not_running(passed_at, gone),
-        Err(cause) => warn!(stream = %side.name, %cause, "the running transactions could not be read"),
-    }
+/// Asks a stream's source which of these transactions it no longer knows as running (C8).
+pub(super) fn check_running(side: &StreamSide, transactions: Vec<SourceTransactionId>) -> BoxFuture<'_, ()> {
+    Box::pin(async move {
+        match ask(side.source.not_running(transactions)).await {
+            Ok((gone, _)) if gone.is_empty() => {}
+            Ok((gone, passed_at)) => side.not_running(passed_at, gone),
+            Err(cause) => warn!(stream = %side.name, %cause, "the running transactions could not be read"),
+        }
+    })
 }
 
 async fn nudge(streams: Streams, stream: SourceTabletId) {

@@ -4,18 +4,18 @@ use super::ended::Trouble;
 use super::leader::{LeaderError, Reported, StreamOpened, StreamState};
 use super::poller::{Learned, Poller, SessionEnd, asked_to_drain};
 use super::tablets::Tablet;
-use crate::flow::{Assembled, Assembler, Window};
-use crate::limits::{BATCH_BYTES, REPORT_IDLE_MS, REPORTS_IN_FLIGHT, STALL_SHOWS_AFTER_MS, TICK_MS};
+use crate::flow::{Assembled, Assembler, RoutedChunk, Window};
+use crate::limits::{BATCH_BYTES, REPORT_IDLE_MS, REPORTS_IN_FLIGHT, STALL_SHOWS_AFTER_MS};
 use crate::metrics::{STREAM, STREAM_BATCHES, STREAM_BYTES, STREAM_RECORDS};
 use crate::source::{Stream, StreamEvent};
-use crate::tablet::{ChunkBatch, Stored};
+use crate::tablet::Stored;
 use crate::wal::{OpId, ReplicaTabletId};
 use ::metrics::counter;
 use futures::future::{BoxFuture, OptionFuture, try_join_all};
 use futures::stream::{FuturesOrdered, StreamExt};
 use std::sync::PoisonError;
 use std::time::Duration;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
 /// An open stream that is being pulled.
 pub(super) struct Pull<'a> {
@@ -59,20 +59,33 @@ impl Pull<'_> {
     /// One loop, no task of its own for any part of it: while one run is being stored, the next gathers, and the reports
     /// of those before are on their way to the log.
     pub(super) async fn run(mut self) -> Result<SessionEnd, Trouble> {
-        let Poller { side, budget, leader, queues, pullers, draining, index, .. } = self.poller;
-        let (mut draining, mut pullers) = (draining.clone(), pullers.clone());
+        let Poller { side, budget, leader, draining, index, .. } = self.poller;
+        let mut draining = draining.clone();
         let mut window = Window::new(self.opened.resume.after, REPORTS_IN_FLIGHT);
         let mut held = Held { poller: self.poller, bytes: 0 };
         let mut storing: OptionFuture<BoxFuture<'_, Result<Assembled, Trouble>>> = None.into();
         let mut staging: OptionFuture<BoxFuture<'_, Result<(), Trouble>>> = None.into();
         let mut is_staging = false;
+        // A chunk that has to wait until everything before it is stored, because it begins with a row to be filled.
+        let mut to_stage: Option<RoutedChunk> = None;
         let mut reports: FuturesOrdered<BoxFuture<'_, Result<Reported, LeaderError>>> = FuturesOrdered::new();
         let mut stalled_at = None;
         let mut stall_shown = false;
         let mut acknowledged = OpId::ZERO;
         let mut idle_at = after_ms(REPORT_IDLE_MS);
         side.pulled(true);
+        let mut paused_for = None;
         loop {
+            if let Some(error) = side.take_end() {
+                return Err(error.into());
+            }
+            let pause_for = side.pause_for();
+            let paused = pause_for.is_some();
+            if pause_for != paused_for {
+                paused_for.clone_from(&pause_for);
+                let state = pause_for.map_or(StreamState::Running, |tablet| StreamState::BackPressure { tablet });
+                self.poller.tell(self.opened.stream, self.opened.puller, state).await?;
+            }
             for transactions in side.take_not_running(self.assembler.passed()) {
                 self.assembler.push_not_running(transactions);
             }
@@ -85,14 +98,19 @@ impl Pull<'_> {
                 storing = Some(store(self.tablets, run)).into();
                 stalled_at = Some(Instant::now() + Duration::from_millis(STALL_SHOWS_AFTER_MS));
             }
+            if stalled_at.is_none()
+                && self.assembler.is_empty()
+                && let Some(chunk) = to_stage.take()
+            {
+                staging = Some(stage(self.tablets, chunk)).into();
+            }
             let drain = *draining.borrow();
             if drain && window.is_empty() && !is_staging {
                 return Ok(SessionEnd::Drained);
             }
             let freed = budget.freed();
-            let full = queues.iter().any(|queue| queue.is_full());
             let may_pull =
-                !drain && !is_staging && !full && self.assembler.bytes() < BATCH_BYTES && budget.may_pull(*index);
+                !drain && !is_staging && !paused && self.assembler.bytes() < BATCH_BYTES && budget.may_pull(*index);
             tokio::select! {
                 biased;
                 Some(stored) = &mut storing => {
@@ -123,7 +141,7 @@ impl Pull<'_> {
                     staged?;
                 }
                 // A source that answers that nothing came must not put this off.
-                () = sleep_until(idle_at), if window.is_empty() && may_pull => {
+                () = sleep_until(idle_at), if window.is_empty() && (may_pull || paused) => {
                     idle_at = after_ms(REPORT_IDLE_MS);
                     if self.stream.acknowledged() > acknowledged {
                         self.assembler.push_nothing();
@@ -144,17 +162,19 @@ impl Pull<'_> {
                         }
                         StreamEvent::Chunk(chunk) => {
                             self.count(chunk.writes.len(), chunk.bytes);
-                            let parts = self.assembler.chunk(chunk).map_err(Trouble::Stop)?;
-                            staging = Some(stage(self.tablets, parts)).into();
+                            let chunk = self.assembler.chunk(chunk).map_err(Trouble::Stop)?;
                             is_staging = true;
+                            if chunk.fill.is_some() {
+                                to_stage = Some(chunk);
+                            } else {
+                                staging = Some(stage(self.tablets, chunk)).into();
+                            }
                         }
                     }
                 }
                 () = freed, if !may_pull => {}
-                () = sleep(Duration::from_millis(TICK_MS)), if full => {}
                 () = side.woken() => {}
                 () = asked_to_drain(&mut draining), if !drain => {}
-                cause = stopped(&mut pullers, self.opened) => return Err(Trouble::Stop(cause)),
                 () = sleep_until(stalled_at.unwrap_or_else(Instant::now)), if stalled_at.is_some() && !stall_shown => {
                     stall_shown = true;
                     let state = StreamState::BackPressure { tablet: self.slowest() };
@@ -166,6 +186,7 @@ impl Pull<'_> {
 
     fn count(&self, records: usize, bytes: usize) {
         let name = || self.poller.side.name.clone();
+        self.poller.side.note(|progress| progress.records += records as u64);
         counter!(STREAM_BATCHES, STREAM => name()).increment(1);
         counter!(STREAM_RECORDS, STREAM => name()).increment(records as u64);
         counter!(STREAM_BYTES, STREAM => name()).increment(bytes as u64);
@@ -188,20 +209,6 @@ fn after_ms(millis: u64) -> Instant {
     Instant::now() + Duration::from_millis(millis)
 }
 
-/// Ends when the leader's machine has stopped this stream.
-async fn stopped(
-    pullers: &mut Option<tokio::sync::watch::Receiver<super::shown::Pullers>>,
-    opened: &StreamOpened,
-) -> String {
-    if let Some(pullers) = pullers
-        && let Ok(pullers) = pullers.wait_for(|pullers| pullers.stopped.contains_key(&opened.stream)).await
-        && let Some(cause) = pullers.stopped.get(&opened.stream)
-    {
-        return cause.clone();
-    }
-    std::future::pending().await
-}
-
 /// Stores a run's parts at their tablets, all at once. A part that was not answered, or not in order, ends the session:
 /// the next one begins with the marks that the tablets then hold, and the source sends again what is missing.
 fn store<'a>(tablets: &'a [Tablet], mut run: Assembled) -> BoxFuture<'a, Result<Assembled, Trouble>> {
@@ -217,10 +224,14 @@ fn store<'a>(tablets: &'a [Tablet], mut run: Assembled) -> BoxFuture<'a, Result<
     })
 }
 
-/// Stages a chunk's parts.
-fn stage(tablets: &[Tablet], parts: Vec<(ReplicaTabletId, ChunkBatch)>) -> BoxFuture<'_, Result<(), Trouble>> {
+/// Stages a chunk's parts, once its first row is filled if it must be.
+fn stage(tablets: &[Tablet], mut chunk: RoutedChunk) -> BoxFuture<'_, Result<(), Trouble>> {
     Box::pin(async move {
-        let parts = parts.into_iter().map(|(id, chunk)| async move {
+        if let Some((id, request)) = chunk.fill.take() {
+            let tablet = find(tablets, id)?;
+            chunk.filled(tablet.leader.fill(request).await.map_err(|error| tablet.trouble(&error))?);
+        }
+        let parts = chunk.parts.into_iter().map(|(id, chunk)| async move {
             let tablet = find(tablets, id)?;
             tablet.leader.stage_chunk(chunk).await.map_err(|error| tablet.trouble(&error))
         });

@@ -1,11 +1,11 @@
 //! What the applier's tasks share of one stream.
 
-use super::leader::StreamState;
+use super::leader::{LeaderError, StreamState, Wanted};
 use crate::flow::Budget;
 use crate::source::Source;
 use crate::wal::{Epoch, HybridTime, OpId, SourceTabletId, SourceTransactionId};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
@@ -15,9 +15,19 @@ pub(super) struct StreamSide {
     pub(super) source: Arc<dyn Source>,
     progress: Mutex<Progress>,
     not_running: Mutex<Vec<(OpId, Vec<SourceTransactionId>)>>,
+    told: Mutex<Told>,
     opened: Mutex<Option<(SourceTabletId, Epoch)>>,
     wake: Notify,
     pulled: AtomicBool,
+}
+
+/// What the transaction leader told this process' puller last.
+#[derive(Default)]
+struct Told {
+    pause_for: Option<String>,
+    to_check: Vec<SourceTransactionId>,
+    /// Why the session must end.
+    end: Option<LeaderError>,
 }
 
 /// How far a stream of this process has come.
@@ -35,6 +45,8 @@ pub struct Progress {
     pub answered_at: HybridTime,
     /// The epoch of the transaction leader that it was opened with; zero before that.
     pub owner: Epoch,
+    /// Records taken since the process started.
+    pub records: u64,
     /// Rows of the initial copy so far.
     pub copied_rows: u64,
     /// Rows of the initial copy in all, about, where known.
@@ -43,11 +55,13 @@ pub struct Progress {
 
 impl StreamSide {
     pub(super) fn new(source: Arc<dyn Source>) -> Self {
+        crate::metrics::begin_stream(source.name());
         Self {
             name: source.name().to_owned(),
             source,
             progress: Mutex::default(),
             not_running: Mutex::default(),
+            told: Mutex::default(),
             opened: Mutex::default(),
             wake: Notify::new(),
             pulled: AtomicBool::new(false),
@@ -66,6 +80,53 @@ impl StreamSide {
     pub(super) fn says(&self, stream: SourceTabletId, puller: Epoch, state: StreamState) {
         *self.opened.lock().unwrap_or_else(PoisonError::into_inner) = Some((stream, puller));
         self.note(|progress| progress.state = state);
+    }
+
+    /// This process' puller has the stream no longer.
+    pub(super) fn lost(&self) {
+        *self.opened.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A session begins: nothing was told yet, and what is still answered to the one before counts no more.
+    pub(super) fn begin(&self) {
+        self.lost();
+        *self.told() = Told::default();
+    }
+
+    /// The leader answered the puller's word.
+    pub(super) fn hear(&self, puller: Epoch, answer: Result<Wanted, LeaderError>) {
+        let current = self.said().is_some_and(|(_, said, _)| said == puller);
+        let mut told = self.told();
+        match answer {
+            Ok(Wanted { pause_for, check_running }) => {
+                told.pause_for = pause_for;
+                told.to_check.extend(check_running);
+            }
+            Err(error @ (LeaderError::Stop(_) | LeaderError::Fenced(_))) if current => told.end = Some(error),
+            // Whoever could not be told is told the next time.
+            Err(_) => {}
+        }
+        drop(told);
+        self.wake.notify_one();
+    }
+
+    /// What the stream is to pause for.
+    pub(super) fn pause_for(&self) -> Option<String> {
+        self.told().pause_for.clone()
+    }
+
+    /// Transactions that the source is to be asked about.
+    pub(super) fn take_to_check(&self) -> Vec<SourceTransactionId> {
+        std::mem::take(&mut self.told().to_check)
+    }
+
+    /// Why the session must end.
+    pub(super) fn take_end(&self) -> Option<LeaderError> {
+        self.told().end.take()
     }
 
     /// What [`StreamSide::says`] was told last.
@@ -102,7 +163,7 @@ impl StreamSide {
         self.pulled.load(Ordering::Acquire)
     }
 
-    /// Waits until `not_running` was called.
+    /// Waits until `not_running` or `hear` was called.
     pub(super) async fn woken(&self) {
         self.wake.notified().await;
     }
@@ -124,6 +185,11 @@ impl SharedBudget {
     /// Bytes in use, and how many there are.
     pub(super) fn in_use(&self) -> (usize, usize) {
         (self.budget.lock().unwrap_or_else(PoisonError::into_inner).in_use(), self.total)
+    }
+
+    /// Bytes that one stream has in use.
+    pub(super) fn held_by(&self, stream: usize) -> usize {
+        self.budget.lock().unwrap_or_else(PoisonError::into_inner).held_by(stream)
     }
 
     pub(super) fn may_pull(&self, stream: usize) -> bool {

@@ -2,11 +2,9 @@
 
 use super::ended::Trouble;
 use crate::coordinator::{Decided, TabletMap};
-use crate::limits::DECISIONS_WAITING;
 use crate::tablet::{RefusedWrite, TabletError, TabletLeader};
-use crate::wal::{HybridTime, LogPosition, ReplicaTabletId};
+use crate::wal::{HybridTime, LogPosition, ReplicaTabletId, SourceTabletId};
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Notify, watch};
 
@@ -35,6 +33,8 @@ pub(super) struct Tablet {
     pub(super) name: String,
     pub(super) leader: Arc<dyn TabletLeader>,
     here: bool,
+    /// The names of streams, where an error may speak of one.
+    streams: Arc<[(String, SourceTabletId)]>,
 }
 
 impl Tablets {
@@ -68,25 +68,36 @@ impl Tablets {
                 )
             })?;
             let (name, leader) = (mapped.name.clone(), Arc::clone(&named.leader));
-            Ok(Tablet { id: mapped.id, name, leader, here: self.here })
+            Ok(Tablet { id: mapped.id, name, leader, here: self.here, streams: Arc::default() })
         });
         tablets.collect()
     }
 }
 
 impl Tablet {
+    /// The same, which knows streams by name.
+    pub(super) fn knowing(self, streams: &Arc<[(String, SourceTabletId)]>) -> Self {
+        Self { streams: Arc::clone(streams), ..self }
+    }
+
     /// What an error of this tablet means for whoever met it.
     pub(super) fn trouble(&self, error: &TabletError) -> Trouble {
+        if let TabletError::WrittenTwice { table, key, first } = error {
+            let named = self.streams.iter().find(|(_, stream)| stream == first);
+            let first = named.map_or_else(|| first.to_string(), |(name, _)| name.clone());
+            return Trouble::Stop(format!(
+                "key {key} of {table} was written here and on {first}, and nothing says in which order: delete one of the \
+                 two rows on {first}, after which this stream goes on; or leave the table out on one of the two servers"
+            ));
+        }
         Trouble::of_tablet(&self.name, self.here, error)
     }
 }
 
-/// Decisions on their way from the leader to one replica tablet.
+/// Decisions on their way from the leader to one replica tablet: at most the machine's window of them.
 #[derive(Debug, Default)]
 pub(super) struct ApplyQueue {
     state: Mutex<Gathered>,
-    /// What waits here or at the executor.
-    waiting: AtomicUsize,
     moved: Notify,
     /// Set by the executor while the tablet does not take decisions; status and explain show it.
     held: watch::Sender<Option<Hold>>,
@@ -117,23 +128,13 @@ pub(super) struct Gathered {
     pub(super) through: LogPosition,
     /// The newest safe time at or below `through`.
     pub(super) safe_time: HybridTime,
-    /// The newest decision for any tablet: a transaction is forgotten once *every* tablet has durably applied the log up
-    /// to its decision, also one that had nothing to do for it.
-    pub(super) decided: LogPosition,
     /// No more will come.
     pub(super) closing: bool,
 }
 
 impl ApplyQueue {
     /// Hands decisions over, all of them up to `through`.
-    pub(super) fn hand_over(
-        &self,
-        work: &mut Vec<Decided>,
-        through: LogPosition,
-        safe_time: HybridTime,
-        decided: LogPosition,
-    ) {
-        self.waiting.fetch_add(work.len(), Ordering::Relaxed);
+    pub(super) fn hand_over(&self, work: &mut Vec<Decided>, through: LogPosition, safe_time: HybridTime) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if work.is_empty() && state.through == through {
             return;
@@ -141,7 +142,6 @@ impl ApplyQueue {
         state.work.extend(work.drain(..));
         state.through = through;
         state.safe_time = safe_time;
-        state.decided = decided;
         drop(state);
         self.moved.notify_one();
     }
@@ -162,11 +162,6 @@ impl ApplyQueue {
     /// Waits until something was handed over.
     pub(super) async fn moved(&self) {
         self.moved.notified().await;
-    }
-
-    /// The tablet has made this many durable.
-    pub(super) fn done(&self, decisions: usize) {
-        self.waiting.fetch_sub(decisions, Ordering::Relaxed);
     }
 
     /// Says why the tablet does not take decisions, or that it does; whether that is news.
@@ -198,10 +193,5 @@ impl ApplyQueue {
     /// Waits for [`Self::try_again`].
     pub(super) async fn asked_again(&self) {
         self.again.notified().await;
-    }
-
-    /// Whether so many wait that pulling should pause.
-    pub(super) fn is_full(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) > DECISIONS_WAITING
     }
 }

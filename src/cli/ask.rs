@@ -1,8 +1,9 @@
-//! Commands that ask a running daemon: `status`, `explain`, `scan`.
+//! Commands that ask a running daemon: `status`, `top`, `explain`, `scan`, `log-level`.
 
-use super::{AdminArgs, ExplainArgs, Failure, Format, RowFormat, ScanArgs, SkipArgs, StatusArgs};
+use super::{AdminArgs, ExplainArgs, Failure, Format, LogLevelArgs, RowFormat, ScanArgs, SkipArgs, StatusArgs};
 use crate::admin::client::{AdminClient, ClientError};
 use crate::admin::scan::{JsonRows, csv_row};
+use crate::admin::top::Top;
 use std::io::{self, Write};
 
 impl From<ClientError> for Failure {
@@ -28,11 +29,29 @@ impl From<serde_json::Error> for Failure {
 /// # Errors
 /// When it does not answer. A daemon that is not ready is an answer.
 pub async fn status(args: &StatusArgs, out: &mut (impl Write + Send)) -> Result<(), Failure> {
-    let status = AdminClient::connect(&args.admin.admin).await?.status().await?;
+    let status = AdminClient::connect(args.admin.address()?).await?.status().await?;
     match args.format {
         Format::Text => write!(out, "{status}")?,
         Format::Json => writeln!(out, "{}", serde_json::to_string(&status)?)?,
     }
+    Ok(out.flush()?)
+}
+
+/// Shows what the daemon does, once a second, until somebody quits or reads no more.
+///
+/// # Errors
+/// When the daemon does not answer; the screen then waits for it.
+pub async fn top(args: &StatusArgs) -> Result<(), Failure> {
+    Ok(Top::new(args.admin.address()?, args.format).run().await?)
+}
+
+/// Prints what is logged, after a change where one is asked for.
+///
+/// # Errors
+/// When it is no filter, or the daemon does not answer.
+pub async fn log_level(args: &LogLevelArgs, out: &mut (impl Write + Send)) -> Result<(), Failure> {
+    let mut client = AdminClient::connect(args.admin.address()?).await?;
+    writeln!(out, "{}", client.log_filter(args.filter.as_deref()).await?)?;
     Ok(out.flush()?)
 }
 
@@ -41,7 +60,7 @@ pub async fn status(args: &StatusArgs, out: &mut (impl Write + Send)) -> Result<
 /// # Errors
 /// When none fits, or the daemon does not answer.
 pub async fn explain(args: &ExplainArgs, out: &mut (impl Write + Send)) -> Result<(), Failure> {
-    let explanations = AdminClient::connect(&args.admin.admin).await?.explain(&args.transaction).await?;
+    let explanations = AdminClient::connect(args.admin.address()?).await?.explain(&args.transaction).await?;
     for (i, explanation) in explanations.iter().enumerate() {
         match args.format {
             Format::Text if i > 0 => write!(out, "\n{explanation}")?,
@@ -85,7 +104,7 @@ pub async fn retry(args: &AdminArgs, out: &mut (impl Write + Send)) -> Result<()
 /// # Errors
 /// When the daemon is not ready, does not answer, or stops answering before the last row.
 pub async fn scan(args: &ScanArgs, out: &mut (impl Write + Send)) -> Result<(), Failure> {
-    let mut rows = AdminClient::connect(&args.admin.admin).await?.scan(&args.table, args.at).await?;
+    let mut rows = AdminClient::connect(args.admin.address()?).await?.scan(&args.table, args.at).await?;
     let json = JsonRows::new(&rows.columns, args.with_time);
     while let Some(page) = rows.next().await? {
         match args.format {

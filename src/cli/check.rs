@@ -64,7 +64,7 @@ fn summary(config: &DaemonConfig) -> String {
     };
     let leader = match &config.leader {
         LeaderConfig::Here { .. } => "the transaction leader is here".to_owned(),
-        LeaderConfig::At(url) => format!("the transaction leader is at {url}"),
+        LeaderConfig::At { url, .. } => format!("the transaction leader is at {url}"),
     };
     let (streams, pulled) = (config.source.names().len(), config.poll.len());
     format!("{streams} streams, {pulled} of them pulled here, into {replica}; {leader}")

@@ -13,19 +13,21 @@ mod tablet;
 mod verify;
 
 pub use crate::admin::Format;
-pub use ask::{explain, retry, scan, skip, status};
+pub use ask::{explain, log_level, retry, scan, skip, status, top};
 pub use check::check;
 pub use run::run;
 pub use source::drop_slots;
 pub use tablet::tablet;
 pub use verify::verify;
 
+use crate::access::{Address, ClientFiles, ClientKeys};
 use crate::admin::scan::ScanAt;
 use crate::bench::Bench;
 use crate::config::Faults;
 use crate::demo::DemoArgs;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// The exit code of a configuration with faults (sysexits' EX_USAGE; 2 is a wrong command line).
 pub const BAD_CONFIGURATION: u8 = 64;
@@ -52,6 +54,8 @@ pub enum Command {
     Check(CheckArgs),
     /// What a daemon does right now
     Status(StatusArgs),
+    /// What a daemon does, as it goes on
+    Top(StatusArgs),
     /// Why a transaction waits, and for whom
     Explain(ExplainArgs),
     /// Print all rows of a table at one read point
@@ -63,6 +67,8 @@ pub enum Command {
     /// Measure: each figure beside its baseline, in one run
     #[command(subcommand)]
     Bench(Bench),
+    /// Show or change what a running daemon logs
+    LogLevel(LogLevelArgs),
     /// Compare the replica with its sources, row by row, while the load goes on
     Verify(VerifyArgs),
     /// The source's servers
@@ -83,6 +89,42 @@ pub struct AdminArgs {
     /// The daemon's admin address
     #[arg(long, value_name = "URL", env = "UNTORN_ADMIN", default_value = "http://127.0.0.1:7100")]
     pub admin: String,
+    /// Authorities of the daemon's certificate (PEM), for an https address
+    #[arg(long, value_name = "FILE", env = "UNTORN_TLS_CA", requires_all = ["tls_cert", "tls_key"])]
+    pub tls_ca: Option<PathBuf>,
+    /// The certificate to show to it (PEM)
+    #[arg(long, value_name = "FILE", env = "UNTORN_TLS_CERT", requires = "tls_ca")]
+    pub tls_cert: Option<PathBuf>,
+    /// That certificate's private key (PEM)
+    #[arg(long, value_name = "FILE", env = "UNTORN_TLS_KEY", requires = "tls_ca")]
+    pub tls_key: Option<PathBuf>,
+    /// The name that the daemon's certificate must have; the address' host by default
+    #[arg(long, value_name = "NAME", env = "UNTORN_TLS_SERVER_NAME")]
+    pub tls_server_name: Option<String>,
+}
+
+impl AdminArgs {
+    /// Where the daemon is, with the certificates to reach it. Those in the environment do not get into the way of a
+    /// daemon that is reached without.
+    fn address(&self) -> Result<Address, Failure> {
+        let https = self.admin.starts_with("https://");
+        let keys = match (&self.tls_ca, &self.tls_cert, &self.tls_key) {
+            (Some(ca), Some(cert), Some(key)) if https => Some(ClientFiles {
+                section: "--tls".into(),
+                ca: ca.clone(),
+                cert: cert.clone(),
+                key: key.clone(),
+                server_name: self.tls_server_name.clone(),
+            }),
+            _ if https => {
+                let what = "needs --tls-ca, --tls-cert and --tls-key (or UNTORN_TLS_CA, …)";
+                return Err(Failure::Failed(format!("{} {what}", self.admin)));
+            }
+            _ => None,
+        };
+        let keys = keys.map(ClientKeys::load).transpose().map_err(|error| Failure::Failed(error.to_string()))?;
+        Ok(Address::new(&self.admin, keys.map(Arc::new)))
+    }
 }
 
 /// A command that a configuration rules.
@@ -107,7 +149,7 @@ pub struct CheckArgs {
     pub format: Format,
 }
 
-/// `untorn status`.
+/// `untorn status` and `untorn top`.
 #[derive(Args, Debug)]
 pub struct StatusArgs {
     /// Where the daemon is.
@@ -116,6 +158,17 @@ pub struct StatusArgs {
     /// A table, or one JSON object
     #[arg(long, value_enum, default_value = "text")]
     pub format: Format,
+}
+
+/// `untorn log-level`.
+#[derive(Args, Debug)]
+pub struct LogLevelArgs {
+    /// What is logged until the daemon ends, as in info,untorn::source=debug; without it, what is logged is printed
+    #[arg(value_name = "FILTER")]
+    pub filter: Option<String>,
+    /// Where the daemon is.
+    #[command(flatten)]
+    pub admin: AdminArgs,
 }
 
 /// `untorn explain`.

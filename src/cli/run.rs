@@ -3,20 +3,21 @@
 use super::Failure;
 use super::data_dir::DataDir;
 use super::signals::Signals;
+use crate::access::{self, Address, ClientFiles, Keyring, Listener};
+use crate::admin::health::Health;
 use crate::admin::inspected::Inspected;
 use crate::admin::{Inspect, server};
 use crate::applier::leader::TransactionLeader;
 use crate::applier::leader_grpc::{GrpcLeader, transaction_service};
 use crate::applier::{Applier, Components, Ended, Leadership, NamedTablet, StartError, Tablets};
 use crate::config::{
-    CdcTabletConfig, DaemonConfig, Faults, LeaderConfig, LogConfig, PostgresReplicaConfig, PostgresSourceConfig,
-    ReplicaConfig, SourceConfig,
+    CdcTabletConfig, DaemonConfig, Faults, LeaderConfig, Listen, LogConfig, PostgresReplicaConfig,
+    PostgresSourceConfig, ReplicaConfig, SourceConfig,
 };
 use crate::coordinator::Settings;
-use crate::limits::SLOT_LOCK_TIMEOUT;
+use crate::limits::{DRAIN_MS, SLOT_LOCK_TIMEOUT};
 use crate::metrics;
 use crate::postgres::Target;
-use crate::proto::transport;
 use crate::source::Source;
 use crate::source::cdc::{CdcSource, CdcTablet, StreamNames};
 use crate::source::postgres::{GidPattern, Options, PostgresSource};
@@ -29,9 +30,11 @@ use crate::wal::Key;
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tonic::transport::server::TcpIncoming;
+use tokio::time::timeout;
+use tonic::service::Routes;
 
 /// Runs the daemon until a signal or its own end. `spawn` runs a storage worker on a thread of its own.
 ///
@@ -41,31 +44,42 @@ pub async fn run(config: DaemonConfig, spawn: impl Fn(Worker) -> io::Result<()>)
     let mut signals = Signals::new()?;
     let recorder = metrics::install().map_err(|error| Failure::Failed(format!("metrics: {error}")))?;
     // Ports before folders: a second daemon on the same configuration fails before it touches anything.
-    let admin = bind("admin.listen", config.admin).await?;
-    let exporter = bind("metrics.listen", config.metrics).await?;
+    let mut keys = Keyring::default();
+    let admin = bind("admin.listen", &config.admin, &mut keys).await?;
+    let exporter = bind("metrics.listen", &config.metrics, &mut keys).await?;
     let leader_listener = match &config.leader {
-        LeaderConfig::Here { listen: Some(listen), .. } => Some(bind("leader.listen", *listen).await?),
+        LeaderConfig::Here { listen: Some(listen), .. } => Some(bind("leader.listen", listen, &mut keys).await?),
         _ => None,
     };
     let folder = DataDir::open(&config.data_dir)?;
-    let tablets = tablets(&config, &spawn)?;
+    let tablets = tablets(&config, &mut keys, &spawn)?;
     let leadership = match &config.leader {
         LeaderConfig::Here { log, .. } => Leadership::Here { log: log_engine(log)?, settings: settings(&config) },
-        LeaderConfig::At(url) => {
-            let leader = GrpcLeader::new(url).map_err(|error| Failure::Failed(error.to_string()))?;
+        LeaderConfig::At { url, tls } => {
+            let leader = GrpcLeader::new(address(url, tls.as_ref(), &mut keys)?);
+            let leader = leader.map_err(|error| Failure::Failed(error.to_string()))?;
             Leadership::Elsewhere(Arc::new(leader))
         }
     };
     let components = Components {
         leadership,
         tablets,
-        sources: sources(&config)?,
+        sources: sources(&config, &mut keys)?,
         pull: Some(config.poll.clone()),
         memory_budget: usize::try_from(config.memory_budget).unwrap_or(usize::MAX),
         owner: format!("untorn {} (process {})", env!("CARGO_PKG_VERSION"), std::process::id()),
     };
+    let (stop, stopped) = watch::channel(false);
+    let until = |mut stopped: watch::Receiver<bool>| async move {
+        let _ = stopped.wait_for(|stopped| *stopped).await;
+    };
+    let health = Health::default();
+    // Probes are answered from here on: a process that recovers a long log lives.
+    let export = server::metrics(exporter, recorder, health.clone(), keys, until(stopped.clone()));
+    let mut export = std::pin::pin!(export);
     let start = Applier::start(components);
     let mut applier = tokio::select! {
+        served = &mut export => return Err(listener_failed(served)),
         started = start => started.map_err(|error| match error {
             // The log was made with another release or another number of tablets.
             StartError::Configuration(fault) => {
@@ -78,29 +92,20 @@ pub async fn run(config: DaemonConfig, spawn: impl Fn(Worker) -> io::Result<()>)
     folder.reserve();
     let lsn = matches!(config.source, SourceConfig::Postgres(_));
     let inspect: Arc<dyn Inspect> = Arc::new(Inspected::new(applier.inspector(), lsn));
-    let (stop, stopped) = watch::channel(false);
-    let until = |mut stopped: watch::Receiver<bool>| async move {
-        let _ = stopped.wait_for(|stopped| *stopped).await;
-    };
+    health.running(Some(Arc::clone(&inspect)));
     let serve_leader = serve_leader(leader_listener, applier.leader(), until(stopped.clone()));
     let servers = async {
-        tokio::try_join!(
-            server::admin(admin, Arc::clone(&inspect), until(stopped.clone())),
-            server::metrics(exporter, recorder, Some(Arc::clone(&inspect)), until(stopped.clone())),
-            serve_leader,
-        )
-        .map(|_| ())
+        tokio::try_join!(server::admin(admin, inspect, health.clone(), until(stopped.clone())), export, serve_leader,)
+            .map(|_| ())
     };
     tracing::info!(admin = %config.admin, metrics = %config.metrics, "untorn runs");
     let mut servers = std::pin::pin!(servers);
     let ended = tokio::select! {
         ended = applier.wait() => ended,
-        served = &mut servers => {
-            let cause = served.err().map_or_else(|| "it ended".to_owned(), |error| error.to_string());
-            return Err(Failure::Failed(format!("a listener failed: {cause}")));
-        }
+        served = &mut servers => return Err(listener_failed(served)),
         () = signals.terminated() => {
             tracing::info!("draining; a second signal ends at once");
+            health.draining();
             tokio::select! {
                 ended = applier.drain() => ended,
                 _ = &mut servers => Ended::Drained,
@@ -109,6 +114,8 @@ pub async fn run(config: DaemonConfig, spawn: impl Fn(Worker) -> io::Result<()>)
         }
     };
     stop.send_replace(true);
+    // Answers that are under way, a scan's rows above all, go out before the process ends.
+    let _ = timeout(Duration::from_millis(DRAIN_MS), servers).await;
     match ended {
         Ended::Drained => Ok(()),
         Ended::NotDrained(what) => {
@@ -119,15 +126,30 @@ pub async fn run(config: DaemonConfig, spawn: impl Fn(Worker) -> io::Result<()>)
     }
 }
 
+fn listener_failed(served: io::Result<()>) -> Failure {
+    let cause = served.err().map_or_else(|| "it ended".to_owned(), |error| error.to_string());
+    Failure::Failed(format!("a listener failed: {cause}"))
+}
+
 /// Takes an address before anything else begins.
-pub(super) async fn bind(key: &str, address: std::net::SocketAddr) -> Result<TcpListener, Failure> {
-    TcpListener::bind(address).await.map_err(|error| {
-        Failure::Failed(format!("{key}: cannot listen on {address}: {error}; choose a free port or stop what holds it"))
-    })
+pub(super) async fn bind(key: &str, listen: &Listen, keys: &mut Keyring) -> Result<Listener, Failure> {
+    let bound = TcpListener::bind(listen.address).await.map_err(|error| {
+        let mend = "choose a free port or stop what holds it";
+        Failure::Failed(format!("{key}: cannot listen on {listen}: {error}; {mend}"))
+    })?;
+    let Some(tls) = &listen.tls else { return Ok(bound.into()) };
+    let loaded = keys.server(tls.files.clone()).map_err(|error| Failure::Failed(error.to_string()))?;
+    Ok(Listener::guarded(bound, loaded, &tls.grants))
+}
+
+/// A server's address, with the certificates to reach it.
+fn address(url: &str, tls: Option<&ClientFiles>, keys: &mut Keyring) -> Result<Address, Failure> {
+    let loaded = tls.map(|files| keys.client(files.clone())).transpose();
+    Ok(Address::new(url, loaded.map_err(|error| Failure::Failed(error.to_string()))?))
 }
 
 async fn serve_leader(
-    listener: Option<TcpListener>,
+    listener: Option<Listener>,
     leader: Arc<dyn TransactionLeader>,
     stop: impl Future<Output = ()>,
 ) -> io::Result<()> {
@@ -135,10 +157,8 @@ async fn serve_leader(
         stop.await;
         return Ok(());
     };
-    let service = transaction_service(leader);
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let server = transport::server().add_service(service).serve_with_incoming_shutdown(incoming, stop);
-    server.await.map_err(io::Error::other)
+    let routes = Routes::new(transaction_service(leader)).into_axum_router();
+    access::serve(listener, routes, stop).await.map_err(io::Error::other)
 }
 
 fn settings(config: &DaemonConfig) -> Settings {
@@ -146,7 +166,7 @@ fn settings(config: &DaemonConfig) -> Settings {
         SourceConfig::Postgres(source) => u64::try_from(source.clock_skew.as_micros()).unwrap_or(u64::MAX),
         _ => 0,
     };
-    Settings { release: config.release(), clock_skew_micros, gate: true }
+    Settings { release: config.release(), clock_skew_micros, gate: true, ..Settings::default() }
 }
 
 fn log_engine(log: &LogConfig) -> Result<Box<dyn TransactionLog>, Failure> {
@@ -158,7 +178,11 @@ fn log_engine(log: &LogConfig) -> Result<Box<dyn TransactionLog>, Failure> {
     txn_log::engine(engine).map_err(|error| Failure::Failed(format!("the transaction log: {error}")))
 }
 
-fn tablets(config: &DaemonConfig, spawn: &impl Fn(Worker) -> io::Result<()>) -> Result<Tablets, Failure> {
+fn tablets(
+    config: &DaemonConfig,
+    keys: &mut Keyring,
+    spawn: &impl Fn(Worker) -> io::Result<()>,
+) -> Result<Tablets, Failure> {
     match &config.replica {
         // A process that only pulls has no tablets of its own: an embedded replica lives where the leader does.
         ReplicaConfig::Embedded { tablet_count } => {
@@ -179,7 +203,7 @@ fn tablets(config: &DaemonConfig, spawn: &impl Fn(Worker) -> io::Result<()>) -> 
         ReplicaConfig::Grpc(tablets) => {
             let by_range = tablets.iter().any(|tablet| tablet.from_key.is_some());
             let remote = tablets.iter().map(|tablet| {
-                let leader = GrpcTablet::new(&tablet.url, &tablet.name)
+                let leader = GrpcTablet::new(address(&tablet.url, tablet.tls.as_ref(), keys)?, &tablet.name)
                     .map_err(|error| Failure::Failed(format!("replica tablet {:?}: {error}", tablet.name)))?;
                 let first = tablet.from_key.as_deref().unwrap_or_default();
                 let from_key = by_range.then(|| match first {
@@ -216,14 +240,14 @@ fn postgres_replica(
     Ok(Tablets::new(tablets.collect::<Vec<_>>(), true))
 }
 
-fn sources(config: &DaemonConfig) -> Result<Vec<Arc<dyn Source>>, Failure> {
+fn sources(config: &DaemonConfig, keys: &mut Keyring) -> Result<Vec<Arc<dyn Source>>, Failure> {
     match &config.source {
         SourceConfig::None => Ok(Vec::new()),
         SourceConfig::Postgres(source) => {
             let shared = |source| -> Arc<dyn Source> { Arc::new(source) };
             Ok(postgres(source)?.into_iter().map(shared).collect())
         }
-        SourceConfig::Cdc(tablets) => cdc(tablets),
+        SourceConfig::Cdc(tablets) => cdc(tablets, keys),
     }
 }
 
@@ -238,6 +262,7 @@ pub(super) fn postgres(source: &PostgresSourceConfig) -> Result<Vec<PostgresSour
             password_file: tablet.password_file.clone(),
             publication: tablet.publication.clone(),
             slot: tablet.slot.clone(),
+            tables: Arc::clone(&tablet.tables),
             gids: gids.clone(),
             slot_lock_timeout: SLOT_LOCK_TIMEOUT,
         };
@@ -246,12 +271,14 @@ pub(super) fn postgres(source: &PostgresSourceConfig) -> Result<Vec<PostgresSour
     source.tablets.iter().map(one).collect()
 }
 
-fn cdc(tablets: &[CdcTabletConfig]) -> Result<Vec<Arc<dyn Source>>, Failure> {
+fn cdc(tablets: &[CdcTabletConfig], keys: &mut Keyring) -> Result<Vec<Arc<dyn Source>>, Failure> {
     let streams: StreamNames = tablets.iter().map(|t| (t.tablet.clone(), t.name.clone())).collect();
     let streams = Arc::new(streams);
     let one = |config: &CdcTabletConfig| {
-        let CdcTabletConfig { name, url, tablet } = config.clone();
-        let source = CdcSource::new(CdcTablet { name, url, tablet }, Arc::clone(&streams))
+        let CdcTabletConfig { name, url, tls, tablet } = config.clone();
+        let loaded = tls.map(|files| keys.client(files)).transpose();
+        let loaded = loaded.map_err(|error| Failure::Failed(error.to_string()))?;
+        let source = CdcSource::new(CdcTablet { name, url, tablet }, loaded, Arc::clone(&streams))
             .map_err(|error| Failure::Failed(format!("source tablet {:?}: {error}", config.name)))?;
         let source: Arc<dyn Source> = Arc::new(source);
         Ok(source)

@@ -4,6 +4,8 @@ use super::Failure;
 use super::data_dir::DataDir;
 use super::run::bind;
 use super::signals::Signals;
+use crate::access::Keyring;
+use crate::admin::health::Health;
 use crate::admin::server;
 use crate::config::TabletServerConfig;
 use crate::metrics;
@@ -21,9 +23,10 @@ use tokio::sync::watch;
 pub async fn tablet(config: TabletServerConfig, spawn: impl Fn(Worker) -> io::Result<()>) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
     let recorder = metrics::install().map_err(|error| Failure::Failed(format!("metrics: {error}")))?;
-    let listener = bind("tablet.listen", config.listen).await?;
-    let exporter = match config.metrics {
-        Some(address) => Some(bind("metrics.listen", address).await?),
+    let mut keys = Keyring::default();
+    let listener = bind("tablet.listen", &config.listen, &mut keys).await?;
+    let exporter = match &config.metrics {
+        Some(listen) => Some(bind("metrics.listen", listen, &mut keys).await?),
         None => None,
     };
     let folder = DataDir::open(&config.data_dir)?;
@@ -46,10 +49,12 @@ pub async fn tablet(config: TabletServerConfig, spawn: impl Fn(Worker) -> io::Re
     let until = |mut stopped: watch::Receiver<bool>| async move {
         let _ = stopped.wait_for(|stopped| *stopped).await;
     };
+    let health = Health::default();
+    health.running(None);
     let serve = crate::tablet::server::serve(listener, tablets, Some(wals), until(stopped.clone()));
     let export = async {
         match exporter {
-            Some(exporter) => server::metrics(exporter, recorder, None, until(stopped.clone())).await,
+            Some(exporter) => server::metrics(exporter, recorder, health.clone(), keys, until(stopped.clone())).await,
             None => {
                 until(stopped.clone()).await;
                 Ok(())
@@ -65,6 +70,7 @@ pub async fn tablet(config: TabletServerConfig, spawn: impl Fn(Worker) -> io::Re
     tracing::info!(listen = %config.listen, tablets = %config.names.join(", "), "untorn serves tablets");
     let signalled = async {
         signals.terminated().await;
+        health.draining();
         stop.send_replace(true);
         signals.terminated().await;
     };

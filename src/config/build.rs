@@ -4,6 +4,7 @@ mod replica;
 mod replica_postgres;
 mod section;
 mod source;
+mod tls;
 mod values;
 
 use super::tree::Vars;
@@ -23,7 +24,7 @@ pub fn configuration(tree: &Table, vars: &Vars, faults: Faults) -> Result<Config
     let mut build = Build { vars, faults };
     let root = Section { table: Some(tree), path: String::new() };
     let configuration = if tree.contains_key("tablet") {
-        Configuration::TabletServer(build.tablet_server(&root))
+        Configuration::TabletServer(Box::new(build.tablet_server(&root)))
     } else {
         Configuration::Daemon(Box::new(build.daemon(&root)))
     };
@@ -122,7 +123,7 @@ impl Build<'_> {
             let what = "several processes cannot share tablets that are embedded in one";
             self.faults.push("leader", what, "set replica.kind = \"grpc\"");
         }
-        if let Some(url) = section.text("url") {
+        if section.text("url").is_some() {
             if section.get("listen").is_some() {
                 let what = "cannot stand beside leader.url";
                 self.faults.push("leader.listen", what, "serve the leader here (listen), or reach it elsewhere (url)");
@@ -134,8 +135,8 @@ impl Build<'_> {
                     "remove it, or remove leader.url",
                 );
             }
-            let _ = self.http_url(&section);
-            return LeaderConfig::At(url.to_owned());
+            let (url, tls) = self.http_url(&section);
+            return LeaderConfig::At { url, tls };
         }
         let listen = section.get("listen").map(|_| self.listen(&section, None));
         LeaderConfig::Here { log: self.log(&root.section("log"), data_dir), listen }

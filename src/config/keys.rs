@@ -52,6 +52,15 @@ const fn key(path: &'static str, kind: Kind, default: &'static str, about: &'sta
 use Kind::{Flag, Integer, Names, Text};
 
 const INSECURE: &str = "Stands for: plain and open beyond loopback is meant here";
+const CERT: &str = "File of its certificate, in PEM, with the intermediate ones below it; read again when it changes";
+const KEY: &str = "File of the certificate's private key, in PEM";
+const CLIENT_CA: &str =
+    "File of the authorities of the callers' certificates, in PEM: without one of theirs nobody calls";
+const CA: &str = "File of the authorities of the server's certificate, in PEM";
+const CONNECT_CERT: &str = "File of the certificate to show to the server, in PEM";
+const SERVER_NAME: &str = "The name that the server's certificate must have";
+const IDENTITY: &str = "A name in a caller's certificate: DNS, URI or mail; the common name where it has none of these";
+const ROLE: &str = "What it may do: `viewer`, `operator` or `admin`";
 
 /// Every key.
 pub const KEYS: &[Key] = &[
@@ -65,18 +74,38 @@ pub const KEYS: &[Key] = &[
         "Which part of a gid names the transaction: a regular expression with a group `txn`, or `citus`, `xa` (postgres)",
     ),
     key("source.clock_skew", Text, "500ms", "How far the servers' clocks may differ (postgres)"),
+    key(
+        "source.include",
+        Names,
+        "all",
+        "Of the published tables only these: `schema.table`, a `*` in either part for anything (postgres)",
+    ),
+    key("source.exclude", Names, "none", "Not these tables, whatever is included (postgres)"),
+    key(
+        "source.rename",
+        Names,
+        "none",
+        "Names at the replica: `shop.* -> public.*`; the first that fits a table counts (postgres)",
+    ),
     key("source.poll", Names, "all", "The streams that this process pulls, by name"),
     key("source.tablets[].name", Text, "required", "The stream's name: letters, digits, `_`, `-`, `.`"),
     key(
         "source.tablets[].url",
         Text,
         "required",
-        "`postgres://user@host:5432/database?sslmode=…`, or `http://host:port` (cdc)",
+        "`postgres://user@host:5432/database?sslmode=…`, or `http://host:port`, `https://host:port` (cdc)",
     ),
     key("source.tablets[].publication", Text, "required", "The publication, which must exist (postgres)"),
     key("source.tablets[].slot", Text, "required", "The replication slot, created when missing (postgres)"),
     key("source.tablets[].password_file", Text, "none", "File that holds the password (postgres)"),
+    key("source.tablets[].include", Names, "source.include", "Instead of it, for this server (postgres)"),
+    key("source.tablets[].exclude", Names, "source.exclude", "Instead of it, for this server (postgres)"),
+    key("source.tablets[].rename", Names, "source.rename", "Instead of it, for this server (postgres)"),
     key("source.tablets[].tablet", Text, "the stream's name", "The tablet's name at its server (cdc)"),
+    key("source.tablets[].tls.ca", Text, "required with https", CA),
+    key("source.tablets[].tls.cert", Text, "required with https", CONNECT_CERT),
+    key("source.tablets[].tls.key", Text, "required with https", KEY),
+    key("source.tablets[].tls.server_name", Text, "the URL's host", SERVER_NAME),
     key("source.tablets[].insecure", Flag, "false", INSECURE),
     key(
         "replica.kind",
@@ -119,7 +148,7 @@ pub const KEYS: &[Key] = &[
         "replica.tablets[].url",
         Text,
         "required",
-        "`http://host:port` of the tablet server (grpc), or `postgres://user@host:5432/database?sslmode=…` (postgres)",
+        "`http://host:port` of the tablet server, or `https://host:port` (grpc); `postgres://user@host:5432/database?sslmode=…` (postgres)",
     ),
     key("replica.tablets[].password_file", Text, "none", "File that holds the password (postgres)"),
     key(
@@ -128,6 +157,10 @@ pub const KEYS: &[Key] = &[
         "cut by hash",
         "The lowest value of the first key column that it holds; given for all tablets but the first, in rising order (grpc)",
     ),
+    key("replica.tablets[].tls.ca", Text, "required with https", CA),
+    key("replica.tablets[].tls.cert", Text, "required with https", CONNECT_CERT),
+    key("replica.tablets[].tls.key", Text, "required with https", KEY),
+    key("replica.tablets[].tls.server_name", Text, "the URL's host", SERVER_NAME),
     key("replica.tablets[].insecure", Flag, "false", INSECURE),
     key(
         "log.kind",
@@ -141,10 +174,42 @@ pub const KEYS: &[Key] = &[
         "leader.url",
         Text,
         "in this process",
-        "`http://host:port` of the transaction leader: this process only pulls streams",
+        "`http://host:port` or `https://host:port` of the transaction leader: this process only pulls streams",
     ),
+    key(
+        "leader.tls.cert",
+        Text,
+        "no TLS",
+        "With `leader.listen` its certificate, with `leader.url` the one to show, in PEM",
+    ),
+    key("leader.tls.key", Text, "required with TLS", KEY),
+    key(
+        "leader.tls.client_ca",
+        Text,
+        "required with TLS",
+        "With `leader.listen`: file of the authorities of the callers' certificates",
+    ),
+    key(
+        "leader.tls.ca",
+        Text,
+        "required with https",
+        "With `leader.url`: file of the authorities of the leader's certificate",
+    ),
+    key(
+        "leader.tls.server_name",
+        Text,
+        "the URL's host",
+        "With `leader.url`: the name that the leader's certificate must have",
+    ),
+    key("leader.access[].identity", Text, "required", IDENTITY),
+    key("leader.access[].role", Text, "required", ROLE),
     key("leader.insecure", Flag, "false", INSECURE),
     key("admin.listen", Text, "127.0.0.1:7100", "gRPC and HTTP: status, explain, scan, `/livez`, `/readyz`"),
+    key("admin.tls.cert", Text, "no TLS", CERT),
+    key("admin.tls.key", Text, "required with TLS", KEY),
+    key("admin.tls.client_ca", Text, "required with TLS", CLIENT_CA),
+    key("admin.access[].identity", Text, "required", IDENTITY),
+    key("admin.access[].role", Text, "required", ROLE),
     key("admin.insecure", Flag, "false", INSECURE),
     key(
         "metrics.listen",
@@ -152,6 +217,11 @@ pub const KEYS: &[Key] = &[
         "127.0.0.1:9464; off for a tablet server",
         "`/metrics`, with `/livez` and `/readyz` beside it",
     ),
+    key("metrics.tls.cert", Text, "no TLS", CERT),
+    key("metrics.tls.key", Text, "required with TLS", KEY),
+    key("metrics.tls.client_ca", Text, "required with TLS", CLIENT_CA),
+    key("metrics.access[].identity", Text, "required", IDENTITY),
+    key("metrics.access[].role", Text, "required", ROLE),
     key("metrics.insecure", Flag, "false", INSECURE),
     key("console.listen", Text, "off", "PostgreSQL protocol (refused: not in this version)"),
     key("console.http", Text, "off", "HTTP and WebSocket (refused: not in this version)"),
@@ -169,6 +239,11 @@ pub const KEYS: &[Key] = &[
         "1GiB",
         "A tablet server's file: WAL kept at most, per tablet, for readers that lag",
     ),
+    key("tablet.tls.cert", Text, "no TLS", CERT),
+    key("tablet.tls.key", Text, "required with TLS", KEY),
+    key("tablet.tls.client_ca", Text, "required with TLS", CLIENT_CA),
+    key("tablet.access[].identity", Text, "required", IDENTITY),
+    key("tablet.access[].role", Text, "required", ROLE),
     key("tablet.insecure", Flag, "false", INSECURE),
     key("tracing.format", Text, "text", "Logs on standard error as `text` or `json`"),
     key("tracing.filter", Text, DEFAULT_FILTER, "What is logged, as in `info,untorn::source=debug`"),

@@ -14,9 +14,13 @@ pub use fault::{Fault, Faults};
 pub use tree::Vars;
 pub use value::Secret;
 
+use crate::access::{ClientFiles, Grant, ServerFiles};
 use crate::coordinator::Release;
+use crate::source::postgres::TableRules;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What a file configures.
@@ -25,7 +29,7 @@ pub enum Configuration {
     /// `untorn run`.
     Daemon(Box<DaemonConfig>),
     /// `untorn tablet`: the file has a `[tablet]` section.
-    TabletServer(TabletServerConfig),
+    TabletServer(Box<TabletServerConfig>),
 }
 
 /// The daemon.
@@ -46,9 +50,9 @@ pub struct DaemonConfig {
     /// Who owns the transaction records.
     pub leader: LeaderConfig,
     /// Where status, explain and scan are served.
-    pub admin: SocketAddr,
+    pub admin: Listen,
     /// Where metrics are served.
-    pub metrics: SocketAddr,
+    pub metrics: Listen,
     /// What is logged, and how.
     pub tracing: TracingConfig,
 }
@@ -61,15 +65,39 @@ pub struct TabletServerConfig {
     /// Bound, in bytes, on what its tablets may take in memory.
     pub memory_budget: u64,
     /// Where TabletService and CdcService are served.
-    pub listen: SocketAddr,
+    pub listen: Listen,
     /// The tablets that it holds; at least one, each once.
     pub names: Vec<String>,
     /// Bytes of WAL kept at most, per tablet, for readers that have not acknowledged.
     pub wal_retention: u64,
     /// Where metrics are served, if anywhere.
-    pub metrics: Option<SocketAddr>,
+    pub metrics: Option<Listen>,
     /// What is logged, and how.
     pub tracing: TracingConfig,
+}
+
+/// A listener.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Listen {
+    /// Its address.
+    pub address: SocketAddr,
+    /// Its TLS, and who may call; without it the listener is open.
+    pub tls: Option<ListenTls>,
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.address, f)
+    }
+}
+
+/// A listener's TLS, and who may call.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ListenTls {
+    /// Its files; they were of use when the configuration was read.
+    pub files: ServerFiles,
+    /// Who may call; at least one.
+    pub grants: Vec<Grant>,
 }
 
 /// Where streams come from.
@@ -120,6 +148,8 @@ pub struct PostgresTabletConfig {
     pub publication: String,
     /// The replication slot.
     pub slot: String,
+    /// Which published tables are replicated, and under which names.
+    pub tables: Arc<TableRules>,
 }
 
 /// One tablet of a CDC service.
@@ -127,8 +157,10 @@ pub struct PostgresTabletConfig {
 pub struct CdcTabletConfig {
     /// The stream's name.
     pub name: String,
-    /// `http://host:port`.
+    /// `http://host:port`, or `https://host:port`.
     pub url: String,
+    /// The certificates to reach it with; there with `https`.
+    pub tls: Option<ClientFiles>,
     /// The tablet's name at the service.
     pub tablet: String,
 }
@@ -169,8 +201,10 @@ pub struct PostgresReplicaConfig {
 pub struct GrpcTabletConfig {
     /// Its name at the server, and in the log's map.
     pub name: String,
-    /// `http://host:port`.
+    /// `http://host:port`, or `https://host:port`.
     pub url: String,
+    /// The certificates to reach it with; there with `https`.
+    pub tls: Option<ClientFiles>,
     /// The lowest value of the first key column that it holds. Given for every tablet but the first, rising, or for
     /// none: then the map is cut by hash.
     pub from_key: Option<String>,
@@ -206,10 +240,15 @@ pub enum LeaderConfig {
         /// Its log.
         log: LogConfig,
         /// Where it is served to pollers in other processes.
-        listen: Option<SocketAddr>,
+        listen: Option<Listen>,
     },
-    /// The process at this `http://host:port`: this one only pulls streams.
-    At(String),
+    /// Another process: this one only pulls streams.
+    At {
+        /// `http://host:port`, or `https://host:port`.
+        url: String,
+        /// The certificates to reach it with; there with `https`.
+        tls: Option<ClientFiles>,
+    },
 }
 
 /// The transaction log's engine.
@@ -282,7 +321,7 @@ impl Configuration {
     /// A daemon's file.
     pub fn tablet_server(self) -> Result<TabletServerConfig, Faults> {
         match self {
-            Self::TabletServer(config) => Ok(config),
+            Self::TabletServer(config) => Ok(*config),
             Self::Daemon(_) => Err(Faults::one(
                 "tablet",
                 "is missing",

@@ -1,4 +1,5 @@
 use super::*;
+use crate::access::Role;
 
 fn vars(pairs: &[(&str, &str)]) -> Vars {
     pairs.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect()
@@ -98,14 +99,14 @@ fn every_fault_is_told_at_once() {
         "colour: is not a key that untorn knows; remove it, or write one of: data_dir, memory_budget, source, replica, \
          log, leader, admin, metrics, console, tablet, tracing",
         "admin.insecure: must be true or false, not a string; write true or false without quotes",
-        "metrics.port: is not a key that untorn knows; remove it, or write one of: listen, insecure",
+        "metrics.port: is not a key that untorn knows; remove it, or write one of: listen, tls, access, insecure",
         "console: the console is not part of this version; remove the section",
         "source.tablets[1].name: \"a\" is the name of source.tablets[0].name too; give each its own name",
         "source.gid_pattern: has no group named txn; write it as '^(?<txn>.+)$'",
         "source.clock_skew: \"soon\" is no duration; write a whole number with ms, s, m, h or d: \"500ms\"",
         "source.tablets[0].slot: \"Slot-A\" is no name of a slot; use at most 63 of a-z, 0-9 and _",
-        "source.tablets[0].url: is reached beyond loopback without TLS; add ?sslmode=verify-full to the URL, or set \
-         source.tablets[0].insecure = true",
+        "source.tablets[0].url: is reached beyond loopback without TLS that verifies the server; write \
+         ?sslmode=verify-full in the URL, or set source.tablets[0].insecure = true",
         "source.tablets[0].url: is reached beyond loopback without credentials; set password_file (or PGPASSFILE), or \
          set source.tablets[0].insecure = true",
         "source.tablets[1].tablet: needs source.kind = \"cdc\"; set that, or remove the key",
@@ -117,16 +118,17 @@ fn every_fault_is_told_at_once() {
         "source.poll[1]: \"nobody\" is no source tablet; write a name of [[source.tablets]]",
         "replica.tablet_count: needs replica.kind = \"embedded\"; set that, or remove the key",
         "replica.tablets[0].name: \"r 0\" is no name; use at most 63 letters, digits, `_`, `-` and `.`",
-        "replica.tablets[0].url: asks for TLS, which gRPC connections of this version do not have; write http://host:port",
-        "replica.tablets[1].url: is reached beyond loopback without TLS and credentials; set replica.tablets[1].insecure \
-         = true if that is meant",
+        "replica.tablets[0].url: asks for TLS, and no certificates are named; add replica.tablets[0].tls with ca, cert \
+         and key",
+        "replica.tablets[1].url: is reached beyond loopback without TLS and credentials; write https:// and \
+         replica.tablets[1].tls with ca, cert and key, or set replica.tablets[1].insecure = true",
         "replica.release: \"sometimes\" is unknown; write \"ordered\" or \"atomic\"",
         "leader.listen: \"nowhere\" is no address to listen on; write an IP address and a port: \"127.0.0.1:7200\", \
          \"[::1]:7200\"",
         "log.kind: \"kafka\" is not part of this version; write one that this build has: \"sled\", \"sqlite\", \"memory\"",
         "memory_budget: \"512MB\" is no size; write a whole number with B, KiB, MiB, GiB or TiB: \"512MiB\"",
-        "admin.listen: is reached beyond loopback without TLS and credentials; listen on 127.0.0.1, or set \
-         admin.insecure = true",
+        "admin.listen: is reached beyond loopback without TLS and credentials; listen on 127.0.0.1, add \
+         [admin.tls] and [[admin.access]], or set admin.insecure = true",
         "tracing.format: \"xml\" is unknown; write \"text\" or \"json\"",
         "tracing.filter: is no filter: error parsing level filter: expected one of \"off\", \"error\", \"warn\", \"info\", \
          \"debug\", \"trace\", or a number 0-5; write as in \"info,untorn::source=debug\"",
@@ -331,6 +333,73 @@ fn credentials_may_come_from_a_file_or_from_libpq() {
 }
 
 #[test]
+fn tls_needs_its_files_and_names_for_those_who_call() {
+    let folder = tempfile::tempdir().unwrap();
+    let own = rcgen::generate_simple_self_signed(vec!["untorn.example".into()]).unwrap();
+    let [cert, key, other] = ["cert", "key", "other"].map(|name| folder.path().join(name).display().to_string());
+    std::fs::write(&cert, own.cert.pem()).unwrap();
+    std::fs::write(&key, own.signing_key.serialize_pem()).unwrap();
+    std::fs::write(&other, rcgen::KeyPair::generate().unwrap().serialize_pem()).unwrap();
+    let admin = |more: &str| format!("data_dir='d'\n[admin]\nlisten='0.0.0.0:7100'\n{more}");
+    let files = format!("tls = {{ cert = '{cert}', key = '{key}', client_ca = '{cert}' }}\n");
+    let access = "[[admin.access]]\nidentity='a'\nrole='viewer'\n";
+
+    let tls = daemon(&admin(&format!("{files}{access}")), &[]).admin.tls.unwrap();
+    assert_eq!((tls.grants[0].identity.as_str(), tls.grants[0].role), ("a", Role::Viewer));
+    let replica = |tls: &str| {
+        let entry = format!("name='r'\nurl='https://10.0.0.1:7300'\ntls = {{ {tls} }}");
+        format!("data_dir='d'\n[replica]\nkind='grpc'\n[[replica.tablets]]\n{entry}\n")
+    };
+    let good = format!("ca = '{cert}', cert = '{cert}', key = '{key}', server_name = 'untorn.example'");
+    assert!(faults(&replica(&good)).is_empty());
+
+    let table: &[(&str, String, &str)] = &[
+        ("nobody named", admin(&files), "admin.access: is missing"),
+        ("names without TLS", format!("data_dir='d'\n{access}"), "admin.access: needs [admin.tls]"),
+        (
+            "no such role",
+            admin(&format!("{files}{access}")).replace("viewer", "king"),
+            "admin.access[0].role: \"king\"",
+        ),
+        ("named twice", admin(&format!("{files}{access}{access}")), "admin.access[1].identity: \"a\" stands"),
+        (
+            "no key",
+            admin(&format!("tls = {{ cert = '{cert}', client_ca = '{cert}' }}\n{access}")),
+            "admin.tls.key: is missing",
+        ),
+        ("another key", admin(&format!("{files}{access}")).replace(&key, &other), "admin.tls: "),
+        ("no such file", admin(&format!("{files}{access}")).replace(&key, "/no/such"), "admin.tls: /no/such: "),
+        (
+            "no PEM",
+            admin(&format!("{files}{access}"))
+                .replace(&format!("client_ca = '{cert}'"), &format!("client_ca = '{key}'")),
+            "admin.tls: ",
+        ),
+        (
+            "keys of the other end",
+            format!("data_dir='d'\nreplica.kind='grpc'\n{R}[leader]\nlisten='127.0.0.1:1'\n{files}{access}")
+                .replace("tls = {", "tls = { ca = 'x',")
+                .replace("admin.access", "leader.access"),
+            "leader.tls.ca: needs leader.url",
+        ),
+        (
+            "not used",
+            replica(&good).replace("https", "http").replace("10.0.0.1", "127.0.0.1"),
+            "replica.tablets[0].tls: is not used",
+        ),
+        (
+            "no certificate to show",
+            replica(&format!("ca = '{cert}', key = '{key}'")),
+            "replica.tablets[0].tls.cert: is missing",
+        ),
+    ];
+    for (what, text, expected) in table {
+        let told = faults(text);
+        assert!(told.len() == 1 && told[0].starts_with(expected), "{what}: {told:?}");
+    }
+}
+
+#[test]
 fn a_tablet_servers_file() {
     let text = "data_dir='d'\n[tablet]\nlisten='127.0.0.1:7300'\nnames=['r0','r1']\nwal_retention='64MiB'\n";
     let config = Configuration::parse(text, &Vars::new()).unwrap();
@@ -338,4 +407,28 @@ fn a_tablet_servers_file() {
     let server = config.tablet_server().unwrap();
     assert_eq!((server.names.len(), server.wal_retention, server.metrics), (2, 64 << 20, None));
     assert!(Configuration::parse("data_dir='d'", &Vars::new()).unwrap().tablet_server().is_err());
+}
+
+#[test]
+fn a_servers_rules_stand_instead_of_the_shared_ones() {
+    let file = |rules: [&str; 3]| {
+        let [shared, a, b] = rules;
+        let tablet = |name, rules| {
+            format!(
+                "[[source.tablets]]\nname = '{name}'\nurl = 'postgres://u@127.0.0.1/d'\npublication = 'p'\nslot = '{name}'\n\
+                 {rules}\n"
+            )
+        };
+        format!("data_dir = 'd'\n[source]\nkind = 'postgres'\n{shared}\n{}{}", tablet("a", a), tablet("b", b))
+    };
+    let text = file(["exclude = ['public.x']\nrename = ['shop.* -> public.*']", "", "exclude = []"]);
+    let SourceConfig::Postgres(source) = daemon(&text, &[]).source else { panic!("postgres") };
+    let name = |tablet: usize, schema, table| source.tablets[tablet].tables.name_of(schema, table);
+    assert_eq!([name(0, "public", "x"), name(1, "public", "x")], [None, Some("public.x".into())]);
+    assert_eq!([name(0, "shop", "y"), name(1, "shop", "y")], [Some("public.y".into()), Some("public.y".into())]);
+    let text = file(["include = ['accounts']", "rename = ['public.a -> public.*']", ""]);
+    let found = faults(&text);
+    assert!(found[0].contains("source.include[0]") && found[0].contains("schema.table"), "{found:?}");
+    assert!(found[1].contains("source.tablets[0].rename[0]"), "{found:?}");
+    assert_eq!(found.len(), 2);
 }

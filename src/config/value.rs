@@ -90,8 +90,8 @@ pub struct PostgresParts {
     pub hosts: Vec<String>,
     /// Whether every host is this machine.
     pub loopback: bool,
-    /// Whether the connection is always encrypted.
-    pub tls: bool,
+    /// Whether the connection is always encrypted, and the server verified by its name.
+    pub verified: bool,
     /// Whether it carries a password or a client certificate.
     pub credentials: bool,
     /// Which database it names.
@@ -111,15 +111,15 @@ pub fn postgres_url(url: &str) -> Result<PostgresParts, &'static str> {
     let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
     let (user, hosts) = authority.rsplit_once('@').unwrap_or(("", authority));
     let mut hosts: Vec<String> = hosts.split(',').filter(|host| !host.is_empty()).map(str::to_owned).collect();
-    let mut tls = false;
+    let mut verified = false;
     let mut credentials = user.split_once(':').is_some_and(|(_, password)| !password.is_empty());
     for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
         let (name, value) = parameter.split_once('=').ok_or("has a parameter without a value")?;
         match name {
             "host" | "hostaddr" => hosts.extend(value.split(',').map(str::to_owned)),
             "sslmode" => match value {
-                "require" | "verify-ca" | "verify-full" => tls = true,
-                "disable" | "allow" | "prefer" => tls = false,
+                "verify-full" => verified = true,
+                "disable" | "allow" | "prefer" | "require" | "verify-ca" => verified = false,
                 _ => return Err("has an unknown sslmode"),
             },
             "password" | "sslcert" => credentials = true,
@@ -132,18 +132,16 @@ pub fn postgres_url(url: &str) -> Result<PostgresParts, &'static str> {
         }
     }
     let loopback = hosts.iter().all(|host| is_loopback(without_port(host)));
-    Ok(PostgresParts { hosts, loopback, tls, credentials, database: database.to_owned() })
+    Ok(PostgresParts { hosts, loopback, verified, credentials, database: database.to_owned() })
 }
 
-/// The host of `http://host:port`. `Err` says what is wrong with it.
+/// The host of `http://host:port` or `https://host:port`. `Err` says what is wrong with it.
 ///
 /// # Errors
 /// A sentence's end: "is …".
 pub fn http_host(url: &str) -> Result<String, &'static str> {
-    if url.starts_with("https://") {
-        return Err("asks for TLS, which gRPC connections of this version do not have");
-    }
-    let authority = url.strip_prefix("http://").ok_or("does not begin with http://")?.trim_end_matches('/');
+    let authority = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
+    let authority = authority.ok_or("does not begin with http:// or https://")?.trim_end_matches('/');
     if authority.contains(['/', '?', '@', ' ']) || without_port(authority).is_empty() {
         return Err("is more than http://host:port");
     }
@@ -196,11 +194,14 @@ mod tests {
     #[test]
     fn postgres_urls() {
         let parts = postgres_url("postgres://me:s3cret@10.0.0.1:5432/app?sslmode=verify-full").unwrap();
-        assert!(parts.tls && parts.credentials && !parts.loopback);
+        assert!(parts.verified && parts.credentials && !parts.loopback);
         assert_eq!((parts.hosts, parts.database), (vec!["10.0.0.1:5432".to_owned()], "app".to_owned()));
         assert!(postgres_url("postgres:///app?host=%2Ftmp").unwrap().loopback);
         assert!(!postgres_url("postgres://[::1]:5432,db/app").unwrap().loopback, "one host of two is another machine");
-        assert!(!postgres_url("postgresql://u@db/app?sslmode=prefer").unwrap().tls, "prefer may end up plain");
+        for mode in ["prefer", "require", "verify-ca"] {
+            let parts = postgres_url(&format!("postgresql://u@db/app?sslmode={mode}")).unwrap();
+            assert!(!parts.verified, "{mode} may end up with anybody");
+        }
         for url in ["mysql://db/app", "postgres://db:x/app", "postgres://db/app?sslmode=maybe", "postgres://db/a?x"] {
             assert!(postgres_url(url).is_err(), "{url}");
         }
@@ -210,8 +211,8 @@ mod tests {
     fn http_urls() {
         assert_eq!(http_host("http://127.0.0.1:7200/").as_deref(), Ok("127.0.0.1"));
         assert_eq!(http_host("http://[::1]:7200").as_deref(), Ok("[::1]"));
-        for url in ["https://a:1", "http://a", "http://:1", "http://a:1/path", "http://u@a:1", "a:1", "http://a:66000"]
-        {
+        assert_eq!(http_host("https://a:1").as_deref(), Ok("a"));
+        for url in ["ftp://a:1", "http://a", "http://:1", "http://a:1/path", "http://u@a:1", "a:1", "http://a:66000"] {
             assert!(http_host(url).is_err(), "{url}");
         }
     }

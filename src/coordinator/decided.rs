@@ -24,6 +24,16 @@ pub enum Work {
     },
 }
 
+impl Work {
+    /// The branches that it speaks of.
+    #[must_use]
+    pub fn branches(&self) -> &[BranchId] {
+        match self {
+            Self::Commit { branches, .. } | Self::Discard { branches } => branches,
+        }
+    }
+}
+
 /// One piece of work and the log position of the decision that asks for it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Decided {

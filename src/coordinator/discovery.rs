@@ -28,7 +28,7 @@ pub struct Round {
 }
 
 impl Round {
-    fn position(&self, stream: SourceTabletId) -> Option<OpId> {
+    pub(super) fn position(&self, stream: SourceTabletId) -> Option<OpId> {
         self.positions.iter().find(|(s, _)| *s == stream).map(|(_, at)| *at)
     }
 

@@ -6,7 +6,7 @@ use super::machine::Coordinator;
 use super::state::State;
 use super::stream::Place;
 use super::transaction::{Status, Transaction};
-use crate::wal::{HybridTime, LogPosition, OpId, ReplicaTabletId, SourceTabletId, TransactionId};
+use crate::wal::{HybridTime, OpId, ReplicaTabletId, SourceTabletId, TransactionId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fmt;
@@ -186,8 +186,20 @@ impl Coordinator {
     /// The transaction that has waited to commit for longest.
     #[must_use]
     pub fn oldest_waiting(&self) -> Option<Explanation> {
+        self.longest_waiting(1).pop()
+    }
+
+    /// The transactions that have waited to commit for longest, the oldest first.
+    #[must_use]
+    pub fn longest_waiting(&self, most: usize) -> Vec<Explanation> {
         let waiting = self.state().transactions.iter().filter(|t| t.status() == Status::WaitingToCommit);
-        waiting.min_by_key(|t| (t.since, t.id)).map(|t| self.explain_one(t))
+        let mut waiting: Vec<_> = waiting.map(|t| (t.since, t.id)).collect();
+        if waiting.len() > most {
+            waiting.select_nth_unstable(most);
+            waiting.truncate(most);
+        }
+        waiting.sort_unstable();
+        waiting.into_iter().filter_map(|(_, id)| Some(self.explain_one(self.state().transactions.get(id)?))).collect()
     }
 
     fn explain_one(&self, transaction: &Transaction) -> Explanation {
@@ -278,7 +290,11 @@ impl Coordinator {
         match wait {
             Wait::Log => "its decision is on its way to the transaction log".into(),
             Wait::Apply(tablet) => {
-                format!("it is committed, and replica tablet {} has not applied it yet", self.tablet_name(tablet))
+                let name = self.tablet_name(tablet);
+                match self.refusal(tablet) {
+                    None => format!("it is committed, and replica tablet {name} has not applied it yet"),
+                    Some(cause) => format!("it is committed, and replica tablet {name} refuses to go on: {cause}"),
+                }
             }
             Wait::Copy(stream) => {
                 format!("the initial copy of {} is not over, and nothing is shown before that", name(stream))
@@ -391,12 +407,6 @@ impl Coordinator {
     #[must_use]
     pub fn oldest_invisible(&self) -> Option<HybridTime> {
         self.state().undecided.first().map(|(time, _)| *time)
-    }
-
-    /// The log position up to which every replica tablet has durably applied the log.
-    #[must_use]
-    pub fn applied_everywhere(&self) -> LogPosition {
-        self.state().applied_everywhere()
     }
 }
 

@@ -395,7 +395,10 @@ impl State {
             self.last_time = self.last_time.max(time);
         }
         self.not_running.remove(&id);
-        self.work.push_back((position, Piece::Decided(id)));
+        let wrote = found.branches.iter().any(|branch| !branch.tablets.is_empty());
+        if wrote {
+            self.work.push_back((position, Piece::Decided(id)));
+        }
         match release {
             Release::CommonClock => {}
             Release::Ordered => streams.iter().for_each(|branch| self.advance_cut(branch.stream)),
@@ -412,6 +415,9 @@ impl State {
             if *undecided == 0 {
                 self.start = Start::Over;
             }
+        }
+        if !wrote {
+            self.fold_all_applied(id);
         }
     }
 

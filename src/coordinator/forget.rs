@@ -1,13 +1,13 @@
 //! Forgetting (C13): a finished transaction is kept until nothing of it can come again.
 //!
-//! It goes when every replica tablet has durably applied its decision, every branch has ended, and every stream that
+//! It goes when every replica tablet that it wrote to has durably applied its decision, every branch has ended, and every stream that
 //! spoke of it has acknowledged that to the source. With a common clock a Commit record may stand in several streams, so
 //! it is also kept until safe time has passed it: from then on a Commit record of that time can only be a repetition.
 
 use super::entry::{Outcome, Release};
-use super::state::{Piece, State};
+use super::state::State;
 use super::transaction::Transaction;
-use crate::wal::{HybridTime, LogPosition, OpId, ReplicaTabletId, SourceTabletId, SourceTransactionId, TransactionId};
+use crate::wal::{HybridTime, OpId, SourceTabletId, SourceTransactionId, TransactionId};
 
 impl State {
     /// Whether a Commit record of this time repeats what was forgotten: nothing new can commit at or below safe time.
@@ -23,19 +23,12 @@ impl State {
         transaction.branches.iter().all(|b| !b.unacknowledged && (b.ended || b.bystander || aborted || left(b.stream)))
     }
 
-    pub(super) fn fold_applied(&mut self, tablet: ReplicaTabletId, through: LogPosition) {
-        let applied = self.applied.entry(tablet).or_default();
-        *applied = through.max(*applied);
-        let everywhere = self.applied_everywhere();
-        while self.work.front().is_some_and(|(position, _)| *position <= everywhere) {
-            let Some((_, piece)) = self.work.pop_front() else { return };
-            if let Piece::Decided(id) = piece {
-                if let Some(found) = self.transactions.get_mut(id) {
-                    found.applied = true;
-                }
-                self.forget_if_finished(id);
-            }
+    /// Every replica tablet that holds writes of the transaction has durably applied its decision.
+    pub(super) fn fold_all_applied(&mut self, id: TransactionId) {
+        if let Some(found) = self.transactions.get_mut(id) {
+            found.applied = true;
         }
+        self.forget_if_finished(id);
     }
 
     pub(super) fn fold_acknowledged(&mut self, stream: SourceTabletId, acknowledged: OpId) {

@@ -1,12 +1,14 @@
 //! The machine: inputs in, entries and outputs out. See the room's opening for the protocol.
 
+use super::applying::Handed;
 use super::decided::ReadPoint;
 use super::entry::{Entry, FORMAT_VERSION, Item, MappedTablet, Release, TabletMap};
 use super::fact::{Fact, Involvement};
 use super::output::{Output, Promise};
+use super::pressure::Full;
 use super::questions::Questions;
 use super::state::{Agenda, State};
-use crate::limits::ENTRY_BYTES;
+use crate::limits::{APPLY_WINDOW, ENTRY_BYTES, TRANSACTIONS_HELD};
 use crate::wal::codec::{self, CodecError};
 use crate::wal::{Epoch, HybridTime, LogPosition, OpId, ReplicaTabletId, SourceTabletId, TableSchema, TransactionId};
 use std::collections::{BTreeMap, VecDeque};
@@ -20,11 +22,21 @@ pub struct Settings {
     pub clock_skew_micros: u64,
     /// `false` only in `untorn demo --without-gate`: then the first Applying record opens the gate.
     pub gate: bool,
+    /// Decisions on their way to one replica tablet at once. Others wait in the fold.
+    pub apply_window: usize,
+    /// Transactions held beyond which streams that run ahead are to pause.
+    pub transactions_held: usize,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { release: Release::CommonClock, clock_skew_micros: 500_000, gate: true }
+        Self {
+            release: Release::CommonClock,
+            clock_skew_micros: 500_000,
+            gate: true,
+            apply_window: APPLY_WINDOW,
+            transactions_held: TRANSACTIONS_HELD,
+        }
     }
 }
 
@@ -49,12 +61,12 @@ pub struct Coordinator {
     /// The entry that items go into; empty while there is nothing to say.
     open: Entry,
     open_bytes: usize,
-    /// How many pieces at the front of `state.work` were handed out.
-    pub(super) work_yielded: usize,
     /// What is to be yielded next, one by one.
     pub(super) outputs: VecDeque<Output>,
-    /// What the tablets said and the log does not yet.
-    pub(super) tablets_applied: BTreeMap<ReplicaTabletId, LogPosition>,
+    /// What was handed to the replica tablets, and what they said.
+    pub(super) handed: Handed,
+    /// Set while too much waits.
+    pub(super) full: Option<Full>,
     /// How far each stream is known to have come by reports that were not worth an entry.
     pub(super) heads: BTreeMap<SourceTabletId, OpId>,
     /// Safe points that are not durable yet, and the last one that is.
@@ -92,9 +104,9 @@ impl Coordinator {
             sealed: VecDeque::new(),
             open: Entry::default(),
             open_bytes: 0,
-            work_yielded: 0,
             outputs: VecDeque::new(),
-            tablets_applied: BTreeMap::new(),
+            handed: Handed::default(),
+            full: None,
             heads: BTreeMap::new(),
             safe_pending: VecDeque::new(),
             safe: None,
@@ -193,10 +205,7 @@ impl Coordinator {
             self.open_bytes = 0;
             self.state.begin_entry(position, now);
         }
-        let before = self.state.work.len();
         self.state.fold(&item);
-        // Folding an Applied item takes work off the front; what was taken had been yielded.
-        self.work_yielded = self.work_yielded.saturating_sub(before.saturating_sub(self.state.work.len()));
         self.open_bytes += about_bytes(&item);
         self.open.items.push(item);
         if self.open_bytes >= ENTRY_BYTES {

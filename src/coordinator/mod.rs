@@ -23,8 +23,12 @@
 //! idempotent, so after a crash it is simply done again. A reader fixes a log position before it reads the first tablet,
 //! and each tablet waits until it has heard the log up to there; so two tablets never show it different decisions.
 //!
-//! **Forget.** When all tablets have durably applied it and every stream that spoke of it has acknowledged that to its
-//! source, nothing of it can come again, and its record goes ([`State`] stays at the size of the outstanding work).
+//! A tablet that stalls, or that refuses a decision, holds up nothing but itself and what reads it ([`Coordinator::must_stop`]
+//! names the streams that carried what it refuses); when too much is held, streams that run ahead are asked to pause, and
+//! never one that somebody waits for ([`Coordinator::must_pause`]).
+//!
+//! **Forget.** When all tablets that it wrote to have durably applied it, and every stream that spoke of it has
+//! acknowledged that to its source, nothing of it can come again, and its record goes ([`State`] stays at the size of the outstanding work).
 //!
 //! # States
 //!
@@ -85,6 +89,7 @@ pub mod invariants;
 mod join;
 mod machine;
 mod output;
+mod pressure;
 mod pulling;
 mod questions;
 mod state;

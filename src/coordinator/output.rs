@@ -44,13 +44,6 @@ pub enum Output {
         /// The stream.
         stream: SourceTabletId,
     },
-    /// What this stream reported cannot be true: stop its poller by name.
-    StopStream {
-        /// The stream.
-        stream: SourceTabletId,
-        /// Why, for people.
-        cause: String,
-    },
 }
 
 /// An answer that may be given only once the log is durable up to `after`.

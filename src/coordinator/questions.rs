@@ -97,6 +97,7 @@ impl Coordinator {
             }
         }
         self.tell_applied(now);
+        self.feel_pressure();
         let since = |then: HybridTime| now.micros().saturating_sub(then.micros()) / 1000;
         if since(self.questions.nudged) >= NUDGE_AFTER_MS
             && let Some(stream) = self.lagging_stream()

@@ -202,12 +202,6 @@ impl State {
         }
     }
 
-    /// The position up to which every replica tablet has durably applied the log.
-    #[must_use]
-    pub fn applied_everywhere(&self) -> LogPosition {
-        self.applied.values().min().copied().unwrap_or(self.position)
-    }
-
     /// The newest place at which a stream spoke of a branch: it may be forgotten only once that is acknowledged.
     pub(super) fn mention(&mut self, id: TransactionId, stream: SourceTabletId, opened: Option<OpId>, at: OpId) {
         let Some(transaction) = self.transactions.get_mut(id) else { return };

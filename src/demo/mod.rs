@@ -26,6 +26,7 @@ pub mod workload;
 
 pub use args::DemoArgs;
 
+use crate::admin::health::Health;
 use crate::admin::{self, Format, Inspect};
 use crate::coordinator::ReadPoint;
 use crate::tablet::cdc_service::cdc_service;
@@ -179,13 +180,20 @@ async fn serve_admin(
     let address = listener.as_ref().map(TcpListener::local_addr).transpose()?;
     let serve = async {
         if let (Some(listener), Some(inspect)) = (listener, inspect)
-            && let Err(error) = admin::server::admin(listener, inspect, std::future::pending()).await
+            && let Err(error) =
+                admin::server::admin(listener, Arc::clone(&inspect), running(inspect), std::future::pending()).await
         {
             return error;
         }
         std::future::pending().await
     };
     Ok((address.map(|address| format!("http://{address}")), serve))
+}
+
+fn running(inspect: Arc<dyn Inspect>) -> Health {
+    let health = Health::default();
+    health.running(Some(inspect));
+    health
 }
 
 /// Lets the users work, the auditor audit and people watch; then compares.

@@ -66,7 +66,7 @@ impl Pipeline {
         for name in &plan.source_tablets {
             let url = format!("http://{}", plan.source);
             let tablet = CdcTablet { name: name.clone(), url, tablet: name.clone() };
-            let source = CdcSource::new(tablet, Arc::clone(&streams)).map_err(|error| error.to_string())?;
+            let source = CdcSource::new(tablet, None, Arc::clone(&streams)).map_err(|error| error.to_string())?;
             sources.push(Arc::new(source));
         }
 

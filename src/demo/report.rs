@@ -2,6 +2,7 @@
 
 use super::history::Difference;
 use super::progress::{Latency, Numbers};
+use crate::admin::screen::grouped;
 use serde::Serialize;
 use std::fmt;
 
@@ -69,20 +70,6 @@ impl fmt::Display for Report {
         writeln!(f, "duplicated rows         {}", grouped(self.duplicated_rows))?;
         write!(f, "replica equals source   {equals}")
     }
-}
-
-/// A number with its thousands set apart.
-#[must_use]
-pub fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
-    for (place, digit) in digits.char_indices() {
-        if place > 0 && (digits.len() - place).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
 }
 
 #[cfg(test)]

@@ -1,21 +1,17 @@
 //! The live screen, drawn from what is known and nothing else: no terminal, no clock.
 
 use super::progress::{Latency, Numbers};
-use super::report::grouped;
 use crate::admin::explain::{Explanation, WaitsFor};
+use crate::admin::screen::{History, block, grouped, lag_bar, rate, seconds};
 use crate::admin::status::{State, Status, TransactionCounts};
 use ratatui::Frame;
 use ratatui::layout::{Alignment, Constraint, Layout, Rect};
-use ratatui::style::{Color, Modifier, Style, Stylize};
-use ratatui::text::{Line, Span};
-use ratatui::widgets::{Block, BorderType, Padding, Paragraph, Sparkline, Wrap};
-use std::collections::VecDeque;
+use ratatui::style::{Color, Style, Stylize};
+use ratatui::text::Line;
+use ratatui::widgets::{Padding, Paragraph, Wrap};
 use std::fmt;
 
-/// Rates that the sparkline remembers: more than the widest screen shows.
-const RATES_MAX: usize = 512;
-/// The widest bar of a stream's lag, and the lag that fills it.
-const BAR: usize = 10;
+/// The lag that fills a stream's bar.
 const BAR_SECONDS: f64 = 0.1;
 
 /// What the screen shows.
@@ -32,7 +28,7 @@ pub struct View {
     /// Visible transactions, their rows and snapshots, a second, between the last two looks.
     pub rates: [u64; 3],
     /// Transactions a second at each look, newest last.
-    pub history: VecDeque<u64>,
+    pub history: History,
     /// What the pipeline does.
     pub status: Option<Status>,
     /// The transaction that has waited to commit for longest.
@@ -46,18 +42,14 @@ pub struct View {
 impl View {
     /// Takes a new look.
     pub fn look(&mut self, numbers: Numbers, status: Option<Status>, oldest: Option<Explanation>) {
-        let seconds = numbers.elapsed.saturating_sub(self.numbers.elapsed).as_secs_f64();
-        if seconds > 0.0 {
-            let rate = |now: u64, before: u64| (now.saturating_sub(before) as f64 / seconds).round() as u64;
+        let since = numbers.elapsed.saturating_sub(self.numbers.elapsed).as_secs_f64();
+        if since > 0.0 {
             self.rates = [
-                rate(numbers.visible, self.numbers.visible),
-                rate(numbers.visible_rows, self.numbers.visible_rows),
-                rate(numbers.snapshots, self.numbers.snapshots),
+                rate(numbers.visible, self.numbers.visible, since),
+                rate(numbers.visible_rows, self.numbers.visible_rows, since),
+                rate(numbers.snapshots, self.numbers.snapshots, since),
             ];
-            self.history.push_back(self.rates[0]);
-            if self.history.len() > RATES_MAX {
-                self.history.pop_front();
-            }
+            self.history.push(self.rates[0]);
         }
         self.numbers = numbers;
         self.status = status;
@@ -83,7 +75,7 @@ impl View {
         self.draw_title(frame, title);
         self.draw_transactions(frame, left);
         self.draw_torn(frame, right);
-        self.draw_rates(frame, rates);
+        self.history.draw(frame, rates, "transactions a second");
         self.draw_streams(frame, streams);
         self.draw_waits(frame, waits);
         self.draw_foot(frame, foot);
@@ -136,33 +128,21 @@ impl View {
         frame.render_widget(Paragraph::new(lines).alignment(Alignment::Center).block(block), area);
     }
 
-    fn draw_rates(&self, frame: &mut Frame<'_>, area: Rect) {
-        let block = block("transactions a second");
-        let width = usize::from(block.inner(area).width);
-        let data: Vec<u64> = self.history.iter().copied().skip(self.history.len().saturating_sub(width)).collect();
-        let best = data.iter().max().copied().unwrap_or(0);
-        let block = block.title_top(Line::from(format!(" most {} ", grouped(best))).right_aligned().dim());
-        frame.render_widget(Sparkline::default().data(data).style(Color::Cyan).block(block), area);
-    }
-
     fn draw_streams(&self, frame: &mut Frame<'_>, area: Rect) {
         let room = usize::from(area.height.saturating_sub(2));
         let mut lines = Vec::new();
         for stream in self.status.iter().flat_map(|status| &status.streams).take(room) {
-            let share = (stream.lag_seconds / BAR_SECONDS).clamp(0.0, 1.0);
-            let filled = (share * BAR as f64).round() as usize;
-            let bar = format!("{}{}", "█".repeat(filled), "·".repeat(BAR - filled));
             let holds = self.status.as_ref().and_then(|status| status.held_by.as_ref()) == Some(&stream.name);
-            let (color, word) = match stream.state {
-                State::Running if holds => (Color::Cyan, " ◂ safe".dim()),
-                State::Running => (Color::Cyan, "".into()),
-                State::Stopped => (Color::Red, " stopped".red()),
-                State::Waiting => (Color::Yellow, " waiting".yellow()),
-                State::Copying => (Color::Yellow, " copying".yellow()),
+            let word = match stream.state {
+                State::Running if holds => " ◂ safe".dim(),
+                State::Running => "".into(),
+                State::Stopped => " stopped".red(),
+                State::Waiting => " waiting".yellow(),
+                State::Copying => " copying".yellow(),
             };
-            let lag = format!(" {:>6}", milliseconds(stream.lag_seconds));
+            let lag = format!(" {:>6}", seconds(stream.lag_seconds));
             let name = format!(" {:<10.10} ", stream.name);
-            lines.push(Line::from(vec![name.into(), Span::styled(bar, color), lag.bold(), word]));
+            lines.push(Line::from(vec![name.into(), lag_bar(stream, BAR_SECONDS), lag.bold(), word]));
         }
         frame.render_widget(Paragraph::new(lines).block(block("streams, lag")), area);
     }
@@ -176,7 +156,7 @@ impl View {
             count(counts.committed_not_applied, " are being applied"),
         ];
         if let Some(Explanation { source_id, since_seconds, waits_for: Some(waits), .. }) = &self.oldest {
-            let since = format!(" for {}", milliseconds(*since_seconds));
+            let since = format!(" for {}", seconds(*since_seconds));
             lines.push(Line::from(vec![source_id.clone().bold(), since.dim()]));
             lines.push(Line::from(waits.text.clone()).yellow());
         }
@@ -207,19 +187,10 @@ impl fmt::Display for View {
         if let Some(Explanation { source_id, since_seconds, waits_for: Some(waits), .. }) = &self.oldest
             && let WaitsFor { tablet: Some(tablet), .. } = waits
         {
-            write!(f, " ({source_id} for {tablet}, {})", milliseconds(*since_seconds))?;
+            write!(f, " ({source_id} for {tablet}, {})", seconds(*since_seconds))?;
         }
         write!(f, "  snapshots {}  torn {}", grouped(self.numbers.snapshots), grouped(self.numbers.torn))
     }
-}
-
-fn block(title: &str) -> Block<'static> {
-    let title = Line::from(format!(" {title} ")).style(Style::new().add_modifier(Modifier::BOLD));
-    Block::bordered().border_type(BorderType::Rounded).border_style(Style::new().dim()).title(title)
-}
-
-fn milliseconds(seconds: f64) -> String {
-    if seconds < 10.0 { format!("{:.0} ms", seconds * 1_000.0) } else { format!("{seconds:.0} s") }
 }
 
 /// A number three lines high.
@@ -263,6 +234,7 @@ mod tests {
             durable: position,
             checkpointed: position,
             lag_seconds: 0.042,
+            records_total: 0,
             copy: CopyStatus { state: CopyPhase::Done, rows: 0, total: None },
         });
         let numbers = Numbers {

@@ -3,10 +3,9 @@
 use super::progress::Progress;
 use super::replica::Replica;
 use super::screen::View;
-use crate::admin::Format;
+use crate::admin::{Format, screen};
 use ratatui::DefaultTerminal;
-use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyModifiers};
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
@@ -65,8 +64,8 @@ impl Show {
             view.notice = *notice.borrow();
             match self {
                 Self::Screen(terminal) => {
-                    while event::poll(Duration::ZERO)? {
-                        if quits(&event::read()?) && stop.send_replace(true) {
+                    for _ in 0..screen::quits_pressed()? {
+                        if stop.send_replace(true) {
                             return Ok(());
                         }
                     }
@@ -91,30 +90,5 @@ impl Drop for Show {
 /// Whether a person watches: the demo then runs until it is told to stop.
 #[must_use]
 pub fn is_interactive(format: Format) -> bool {
-    format == Format::Text && io::stdout().is_terminal() && io::stdin().is_terminal()
-}
-
-/// Ctrl-C is a key like any other while the screen is on.
-fn quits(event: &Event) -> bool {
-    let Event::Key(KeyEvent { code, modifiers, .. }) = event else { return false };
-    match code {
-        KeyCode::Char('q') | KeyCode::Esc => true,
-        KeyCode::Char('c') => modifiers.contains(KeyModifiers::CONTROL),
-        _ => false,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn q_escape_and_control_c_quit() {
-        let key = |code, modifiers| Event::Key(KeyEvent::new(code, modifiers));
-        assert!(quits(&key(KeyCode::Char('q'), KeyModifiers::NONE)));
-        assert!(quits(&key(KeyCode::Esc, KeyModifiers::NONE)));
-        assert!(quits(&key(KeyCode::Char('c'), KeyModifiers::CONTROL)));
-        assert!(!quits(&key(KeyCode::Char('c'), KeyModifiers::NONE)));
-        assert!(!quits(&Event::FocusGained));
-    }
+    format == Format::Text && screen::is_interactive()
 }

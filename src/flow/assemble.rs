@@ -3,9 +3,9 @@
 use crate::coordinator::{ApplyingFact, Fact, InvolvedStream, Involvement, Report, TabletMap};
 use crate::limits::APPLIED_BRANCHES_REMEMBERED;
 use crate::router::Router;
-use crate::tablet::{Adopt, BranchWrites, ChunkBatch, Conflict, ProvisionalBatch};
+use crate::tablet::{Adopt, BranchWrites, ChunkBatch, Conflict, FillRequest, ProvisionalBatch};
 use crate::wal::{
-    BranchId, Cell, ChunkOrigin, Epoch, HybridTime, Involved, Key, OpId, Record, ReplicaTabletId, SourceBatch,
+    BranchId, Cell, ChunkOrigin, Epoch, HybridTime, Involved, Key, OpId, Record, ReplicaTabletId, Row, SourceBatch,
     SourceTabletId, SourceTransactionId, StagedChunk, TableId, TableSchema, Write, WriteOp,
 };
 use rustc_hash::FxHashMap;
@@ -37,6 +37,9 @@ pub struct Opening {
     pub marks: Vec<(ReplicaTabletId, OpId)>,
 }
 
+/// Why nothing can be routed.
+const NO_TABLETS: &str = "the log's map names no replica tablets";
+
 /// A run of a stream, ready to go out: first the parts to their tablets, then, when all are durable, the report.
 #[derive(Debug, Default, PartialEq)]
 pub struct Assembled {
@@ -66,6 +69,29 @@ impl Assembled {
                 after.sort_unstable();
                 after.dedup();
             }
+        }
+    }
+}
+
+/// A chunk, ready to go out.
+#[derive(Debug, Default, PartialEq)]
+pub struct RoutedChunk {
+    /// What each tablet is to stage.
+    pub parts: Vec<(ReplicaTabletId, ChunkBatch)>,
+    /// What is to be asked first: the row of the chunk's first write is to be filled, at this tablet. Not before
+    /// everything that was taken in until then is stored.
+    pub fill: Option<(ReplicaTabletId, FillRequest)>,
+    /// The part that the chunk's first write is in.
+    first: usize,
+}
+
+impl RoutedChunk {
+    /// The answer: the row of the first write.
+    pub fn filled(&mut self, filled: Row) {
+        let write = self.parts.get_mut(self.first).and_then(|(_, part)| part.writes.first_mut());
+        if let Some(Write { op: WriteOp::Put { row, fill_from }, .. }) = write {
+            *row = filled;
+            *fill_from = None;
         }
     }
 }
@@ -180,6 +206,8 @@ struct Gathered {
     unsaid: Vec<SourceTransactionId>,
     schemas: Vec<TableSchema>,
     safe_time: Option<HybridTime>,
+    /// Where branches opened that the source rolled back.
+    rolled_back: Vec<OpId>,
     upto: OpId,
     head: OpId,
     bytes: usize,
@@ -286,6 +314,12 @@ impl Assembler {
         self.gathered.upto
     }
 
+    /// Whether everything was taken.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        !self.gathered.anything
+    }
+
     /// Bytes gathered and not taken yet.
     #[must_use]
     pub fn bytes(&self) -> usize {
@@ -306,7 +340,8 @@ impl Assembler {
                 self.gathered.facts.push(fact);
             }
         }
-        let Gathered { run, mut facts, schemas, safe_time, upto, head, bytes, .. } = std::mem::take(&mut self.gathered);
+        let Gathered { run, mut facts, schemas, safe_time, rolled_back, upto, head, bytes, .. } =
+            std::mem::take(&mut self.gathered);
         // A run that does not move the stream goes to no tablet: shapes wait for one that does.
         let (schemas, waiting) = if upto > self.follows { (schemas, Vec::new()) } else { (Vec::new(), schemas) };
         self.gathered.schemas = waiting;
@@ -316,7 +351,8 @@ impl Assembler {
         let mut stored = Vec::new();
         for tablet in &mut self.tablets {
             let branches = std::mem::take(&mut tablet.branches);
-            if (!branches.is_empty() || !schemas.is_empty()) && tablet.mark < upto {
+            let says_anything = !branches.is_empty() || !schemas.is_empty() || !rolled_back.is_empty();
+            if says_anything && tablet.mark < upto {
                 let batch = ProvisionalBatch {
                     stream: self.stream,
                     owner: self.owner,
@@ -325,6 +361,7 @@ impl Assembler {
                     upto,
                     schemas: schemas.clone(),
                     branches,
+                    rolled_back: rolled_back.clone(),
                     report_conflicts: self.report_conflicts,
                 };
                 tablet.mark = upto;
@@ -356,19 +393,28 @@ impl Assembler {
     ///
     /// # Errors
     /// As [`Assembler::push`].
-    pub fn chunk(&mut self, chunk: StagedChunk) -> Result<Vec<(ReplicaTabletId, ChunkBatch)>, String> {
+    pub fn chunk(&mut self, mut chunk: StagedChunk) -> Result<RoutedChunk, String> {
+        let fill = self.fill_request(&mut chunk)?;
+        let mut first_at = None;
         let mut routed: Vec<Vec<Write>> = vec![Vec::new(); self.tablets.len()];
         for mut write in chunk.writes {
             match self.target(&mut write)? {
-                Some(tablet) => routed[tablet].push(write),
+                Some(tablet) => {
+                    first_at.get_or_insert(tablet);
+                    routed[tablet].push(write);
+                }
                 None => routed.iter_mut().for_each(|writes| writes.push(write.clone())),
             }
         }
         let numbers = self.chunks.entry((chunk.connection, chunk.xid)).or_insert_with(|| vec![0; self.tablets.len()]);
-        let mut batches = Vec::new();
-        for ((tablet, number), writes) in self.tablets.iter().zip(numbers).zip(routed) {
+        let mut parts = Vec::new();
+        let mut first = 0;
+        for (index, ((tablet, number), writes)) in self.tablets.iter().zip(numbers).zip(routed).enumerate() {
             if writes.is_empty() {
                 continue;
+            }
+            if first_at == Some(index) {
+                first = parts.len();
             }
             *number += 1;
             let mut tables: Vec<_> = writes.iter().map(|write| write.table).collect();
@@ -385,9 +431,33 @@ impl Assembler {
                 schemas: tables.iter().filter_map(|table| self.schemas.get(table).cloned()).collect(),
                 writes,
             };
-            batches.push((tablet.id, batch));
+            parts.push((tablet.id, batch));
         }
-        Ok(batches)
+        Ok(RoutedChunk { parts, fill, first })
+    }
+
+    /// What is to be asked before a chunk can be staged whose first write changed its key and not all of its cells.
+    fn fill_request(&self, chunk: &mut StagedChunk) -> Result<Option<(ReplicaTabletId, FillRequest)>, String> {
+        let rolled_back = std::mem::take(&mut chunk.rolled_back);
+        let Some(Write { table, op: WriteOp::Put { row, fill_from }, .. }) = chunk.writes.first_mut() else {
+            return Ok(None);
+        };
+        let Some(from) = fill_from.take() else { return Ok(None) };
+        let holder = self.router.route(*table, &from).ok_or(NO_TABLETS)?;
+        let request = FillRequest {
+            stream: self.stream,
+            owner: self.owner,
+            puller: self.puller,
+            connection: chunk.connection,
+            xid: chunk.xid,
+            rolled_back,
+            upto: self.last,
+            schemas: self.schemas.get(table).cloned().into_iter().collect(),
+            table: *table,
+            from,
+            row: row.clone(),
+        };
+        Ok(Some((holder, request)))
     }
 
     /// Chunks of a transaction take their place: its branch opens with them.
@@ -452,6 +522,7 @@ impl Assembler {
                     self.open.remove(&transaction);
                 }
                 let branch = branch.map(|branch| branch.opened);
+                self.gathered.rolled_back.extend(branch);
                 self.gathered.facts.push(Fact::Aborted { transaction, branch, at });
             }
             Record::SafeTime { time } => {
@@ -518,7 +589,7 @@ impl Assembler {
     fn target(&self, write: &mut Write) -> Result<Option<usize>, String> {
         let route = |key: &Key| {
             let tablet = self.router.route(write.table, key).and_then(|id| self.index.get(&id).copied());
-            tablet.ok_or_else(|| "the log's map names no replica tablets".to_owned())
+            tablet.ok_or_else(|| NO_TABLETS.to_owned())
         };
         match &mut write.op {
             WriteOp::Truncate => Ok(None),
@@ -532,8 +603,7 @@ impl Assembler {
                         let table = self.schemas.get(&write.table).map_or("?", |schema| &schema.name);
                         return Err(format!(
                             "an update of {table} moved key {old:?} to {:?}, on another replica tablet, without its \
-                             large unchanged columns; make the source send them: ALTER TABLE {table} REPLICA IDENTITY \
-                             FULL, then ask for a new copy",
+                             unchanged columns; the source must send every column where a key changes",
                             write.key
                         ));
                     }

@@ -205,7 +205,7 @@ fn what_cannot_be_true_stops_by_name() {
 }
 
 #[test]
-fn a_fill_from_another_tablet_stops_by_name_unless_nothing_is_to_be_filled() {
+fn outside_of_chunks_a_fill_from_another_tablet_stops_by_name_unless_nothing_is_to_be_filled() {
     let router = Router::new(map(2));
     let key = |n: u32| Key::from_columns([n.to_string().as_bytes()]);
     let other = (1..).find(|n| router.route(TableId(0), &key(*n)) != router.route(TableId(0), &key(0))).unwrap();
@@ -217,7 +217,43 @@ fn a_fill_from_another_tablet_stops_by_name_unless_nothing_is_to_be_filled() {
     };
     Assembler::new(opening(2, Vec::new())).push(moved(Cell::Null)).unwrap();
     let error = Assembler::new(opening(2, Vec::new())).push(moved(Cell::Unchanged)).unwrap_err();
-    assert!(error.contains("REPLICA IDENTITY FULL"), "{error}");
+    assert!(error.contains("on another replica tablet"), "{error}");
+}
+
+#[test]
+fn a_chunk_that_begins_with_a_fill_is_asked_for_where_its_old_key_lives() {
+    let router = Router::new(map(2));
+    let key = |n: u64| Key::from_columns([n.to_string().as_bytes()]);
+    let of = |n: u64| router.route(TableId(0), &key(n)).unwrap();
+    let other = (1..).find(|n| of(*n) != of(0)).unwrap();
+    let row = |cell| Row { schema_version: 1, cells: vec![cell] };
+    let mut moved = put(1, 0);
+    moved.op = WriteOp::Put { row: row(Cell::Unchanged), fill_from: Some(key(other)) };
+    let deleted = Write { at: at(2), table: TableId(0), key: key(other), op: WriteOp::Delete };
+    let writes = vec![moved, deleted];
+    let mut assembler = Assembler::new(opening(2, Vec::new()));
+    assembler.push(batch(vec![write(1, 1, 1), applying(2, 1, 1)])).unwrap();
+    assert!(!assembler.is_empty());
+    let chunk = StagedChunk { connection: 9, xid: 7, sub_xid: 8, writes, rolled_back: vec![5], bytes: 0 };
+    let mut routed = assembler.chunk(chunk).unwrap();
+    let (holder, request) = routed.fill.take().unwrap();
+    assert_eq!((holder, &request.from, request.upto), (of(other), &key(other), at(2)));
+    assert_eq!((request.connection, request.xid, &request.rolled_back[..]), (9, 7, &[5][..]));
+    routed.filled(row(Cell::Null));
+    let ops: Vec<_> = routed.parts.iter().map(|(tablet, part)| (*tablet, part.writes[0].op.clone())).collect();
+    let mut expected =
+        vec![(of(0), WriteOp::Put { row: row(Cell::Null), fill_from: None }), (of(other), WriteOp::Delete)];
+    expected.sort_by_key(|(tablet, _)| *tablet);
+    assert_eq!(ops, expected);
+}
+
+#[test]
+fn a_rollback_is_said_to_every_tablet() {
+    let mut assembler = Assembler::new(opening(2, vec![(ReplicaTabletId(0), at(1))]));
+    let branch = Some(BranchId { stream: STREAM, opened: at(1) });
+    assembler.push(batch(vec![(at(2), Record::Aborted { transaction: id(1), branch })])).unwrap();
+    let parts = assembler.take().unwrap().parts;
+    assert_eq!(parts.iter().map(|(_, part)| &part.rolled_back[..]).collect::<Vec<_>>(), [[at(1)], [at(1)]]);
 }
 
 #[test]
@@ -238,11 +274,12 @@ fn chunks_are_numbered_at_each_tablet_and_adopted_by_name() {
         xid: 77,
         sub_xid: 77,
         writes: keys.map(|n| put(n, n)).collect(),
+        rolled_back: Vec::new(),
         bytes: 0,
     };
     let mut last = BTreeMap::new();
     for keys in [0..20, 20..40, 40..41] {
-        for (tablet, batch) in assembler.chunk(chunk(keys)).unwrap() {
+        for (tablet, batch) in assembler.chunk(chunk(keys)).unwrap().parts {
             let before: u64 = last.insert(tablet, batch.number).unwrap_or(0);
             assert_eq!(batch.number, before + 1);
         }
@@ -285,6 +322,7 @@ fn a_shape_goes_to_every_tablet_with_the_first_run_that_moves() {
     let parts = assembler.take().unwrap().parts;
     assert_eq!(parts.len(), 2);
     assert!(parts.iter().all(|(_, part)| part.schemas == std::slice::from_ref(&schema)));
-    let chunk = StagedChunk { connection: 1, xid: 1, sub_xid: 1, writes: vec![put(1, 1)], bytes: 1 };
-    assert_eq!(assembler.chunk(chunk).unwrap()[0].1.schemas, [schema]);
+    let writes = vec![put(1, 1)];
+    let chunk = StagedChunk { connection: 1, xid: 1, sub_xid: 1, writes, rolled_back: Vec::new(), bytes: 1 };
+    assert_eq!(assembler.chunk(chunk).unwrap().parts[0].1.schemas, [schema]);
 }

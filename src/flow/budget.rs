@@ -41,6 +41,12 @@ impl Budget {
         }
     }
 
+    /// What one stream holds, in bytes.
+    #[must_use]
+    pub fn held_by(&self, stream: usize) -> usize {
+        self.used.get(stream).copied().unwrap_or_default()
+    }
+
     /// What all streams hold, in bytes.
     #[must_use]
     pub fn in_use(&self) -> usize {

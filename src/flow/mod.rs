@@ -8,7 +8,7 @@ mod budget;
 mod retention;
 mod window;
 
-pub use assemble::{Assembled, Assembler, Opening};
+pub use assemble::{Assembled, Assembler, Opening, RoutedChunk};
 pub use backoff::Backoff;
 pub use budget::Budget;
 pub use retention::{Forecast, Retention, Warning};

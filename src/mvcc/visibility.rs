@@ -56,6 +56,27 @@ impl Truncations {
         }
     }
 
+    /// Forgets one.
+    pub fn remove(&mut self, table: TableId, stream: SourceTabletId, truncation: Truncation) {
+        if let Some(of_origin) = self.by_origin.get_mut(&(table, stream)) {
+            of_origin.retain(|known| *known != truncation);
+            if of_origin.is_empty() {
+                self.by_origin.remove(&(table, stream));
+            }
+        }
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.by_origin.is_empty()
+    }
+
+    /// Every one, by table and stream, times rising.
+    pub fn iter(&self) -> impl Iterator<Item = (TableId, SourceTabletId, Truncation)> + '_ {
+        self.by_origin.iter().flat_map(|(&(table, stream), all)| all.iter().map(move |t| (table, stream, *t)))
+    }
+
     /// What a reader at `at` makes of a version.
     #[must_use]
     pub fn fate(&self, table: TableId, stamp: &Stamp, at: ReadPoint) -> Fate {

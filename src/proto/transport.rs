@@ -1,40 +1,10 @@
-//! How untorn's gRPC connections are set up, at both ends.
+//! How untorn's gRPC servers are set up, and what a status says.
 
-use crate::limits::{GRPC_CONNECT_MS, GRPC_KEEPALIVE_MS, GRPC_WINDOW_BYTES};
+use crate::limits::{GRPC_CALL_MS_MAX, GRPC_HEADER_BYTES_MAX, GRPC_KEEPALIVE_MS, GRPC_STREAMS_MAX, GRPC_WINDOW_BYTES};
 use std::error::Error;
 use std::time::Duration;
 use tonic::Status;
-use tonic::transport::{Channel, Endpoint, Server};
-
-/// A URL that no connection can be made to.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{url:?} is no gRPC address ({fault}); write it as http://HOST:PORT")]
-pub struct BadUrl {
-    url: String,
-    fault: String,
-}
-
-/// A channel to `url` (`http://host:port`) that connects when it is first used, and again whenever it must. To be called
-/// within a tokio runtime. Calls have no deadline of their own.
-///
-/// # Errors
-/// [`BadUrl`].
-pub fn channel(url: &str) -> Result<Channel, BadUrl> {
-    let bad = |fault: &str| BadUrl { url: url.to_owned(), fault: fault.to_owned() };
-    let uri: tonic::codegen::http::Uri =
-        url.parse().map_err(|fault: tonic::codegen::http::uri::InvalidUri| bad(&fault.to_string()))?;
-    if uri.scheme_str() != Some("http") || uri.port().is_none() {
-        return Err(bad("its scheme is not http or it has no port"));
-    }
-    let keepalive = Duration::from_millis(GRPC_KEEPALIVE_MS);
-    let endpoint = Endpoint::from(uri)
-        .connect_timeout(Duration::from_millis(GRPC_CONNECT_MS))
-        .http2_keep_alive_interval(keepalive)
-        .keep_alive_timeout(keepalive)
-        .initial_stream_window_size(GRPC_WINDOW_BYTES)
-        .initial_connection_window_size(GRPC_WINDOW_BYTES * 4);
-    Ok(endpoint.connect_lazy())
-}
+use tonic::transport::Server;
 
 /// A server with untorn's settings and no services yet.
 #[must_use]
@@ -45,13 +15,21 @@ pub fn server() -> Server {
         .http2_keepalive_timeout(keepalive)
         .initial_stream_window_size(GRPC_WINDOW_BYTES)
         .initial_connection_window_size(GRPC_WINDOW_BYTES * 4)
+        .max_concurrent_streams(GRPC_STREAMS_MAX)
+        .http2_max_header_list_size(GRPC_HEADER_BYTES_MAX)
+        .timeout(Duration::from_millis(GRPC_CALL_MS_MAX))
 }
 
 /// What a status says, with the causes that tonic keeps beneath it: "tcp connect error" alone helps nobody.
 #[must_use]
 pub fn describe(status: &Status) -> String {
-    let mut text = format!("{:?}: {}", status.code(), status.message());
-    let mut cause = status.source();
+    let text = format!("{:?}: {}", status.code(), status.message());
+    with_causes(text, status.source())
+}
+
+/// A sentence with the causes beneath it that it does not tell already.
+#[must_use]
+pub fn with_causes(mut text: String, mut cause: Option<&(dyn Error + 'static)>) -> String {
     while let Some(error) = cause {
         let beneath = error.to_string();
         if !text.contains(&beneath) {

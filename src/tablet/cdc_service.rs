@@ -166,9 +166,9 @@ impl Drop for Poll {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::access::Address;
     use crate::proto::cdc::cdc_record::Record;
     use crate::proto::cdc::cdc_service_client::CdcServiceClient;
-    use crate::proto::transport;
     use crate::tablet::change_log::{ChangePage, NotRunning};
     use crate::tablet::grpc::Tablets;
     use crate::tablet::server::serve;
@@ -231,7 +231,7 @@ mod tests {
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (shut_down, down) = oneshot::channel();
         tokio::spawn(serve(listener, Tablets::new(), Some(log.clone()), async { drop(down.await) }));
-        (log, CdcServiceClient::new(transport::channel(&url).unwrap()), shut_down)
+        (log, CdcServiceClient::new(Address::from(&url).channel().unwrap()), shut_down)
     }
 
     fn after(index: u64) -> pb::GetCdcRecordsRequest {

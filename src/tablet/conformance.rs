@@ -3,8 +3,8 @@
 //! An engine's tests say `tablet_conformance!(open)`, where `open` makes a [`Rig`]; each rule becomes a test of its own.
 
 use super::{
-    Adopt, ApplyBatch, BranchWrites, ChunkBatch, CopyBatch, Decided, ProvisionalBatch, ReadPoint, ReadRequest, Stored,
-    TabletError, TabletLeader, Work,
+    Adopt, ApplyBatch, BranchWrites, ChunkBatch, CopyBatch, Decided, FillRequest, ProvisionalBatch, ReadPoint,
+    ReadRequest, Stored, TabletError, TabletLeader, Work,
 };
 use crate::limits::PAGE_BYTES;
 use crate::wal::{
@@ -113,6 +113,7 @@ fn batch(stream: SourceTabletId, follows: u64, branches: Vec<(u64, Vec<Write>)>)
             .into_iter()
             .map(|(opened, writes)| BranchWrites { branch: branch(stream, opened), writes, adopt: None })
             .collect(),
+        rolled_back: Vec::new(),
         report_conflicts: false,
     }
 }
@@ -130,6 +131,7 @@ fn decisions(follows: u64, through: u64, work: Vec<Decided>) -> ApplyBatch {
         follows: LogPosition(follows),
         through: LogPosition(through),
         safe_time: HybridTime::MIN,
+        one_writer: false,
         work,
     }
 }
@@ -196,6 +198,26 @@ impl Rig {
             writes,
         };
         self.tablet().stage_chunk(chunk).await
+    }
+
+    /// What a row that was `from` before, and kept its value, is filled with: by connection 1, behind `upto`.
+    async fn filled(&self, from: &str, upto: u64, rolled_back: &[u32]) -> Result<String, TabletError> {
+        let request = FillRequest {
+            stream: S1,
+            owner: OWNER,
+            puller: PULLER,
+            connection: 1,
+            xid: 7,
+            rolled_back: rolled_back.to_vec(),
+            upto: at(upto),
+            schemas: vec![schema()],
+            table: TABLE,
+            from: key(from),
+            row: Row { schema_version: 1, cells: vec![text("new"), Cell::Unchanged] },
+        };
+        let (name, value) = shown(&self.tablet().fill(request).await?);
+        assert_eq!(name, "new");
+        Ok(value)
     }
 
     async fn copy(&self, stream: SourceTabletId, attempt: u32, ends: (bool, bool), rows: &[(&str, &str)]) {
@@ -462,6 +484,54 @@ pub async fn fills_unchanged_cells(rig: Rig) {
     assert!(matches!(damage, Err(TabletError::Refused(_))), "{damage:?}");
 }
 
+/// A row whose key changed is filled before it is stored from the newest write of its old key *before it*: one that is
+/// decided, one that is not, one of its own transaction; never one that was rolled back, or comes later (trace 37).
+pub async fn fills_a_row_from_the_key_it_had(rig: Rig) {
+    let mut rig = rig.announced().await;
+    let value = |value: &str| Ok(value.to_owned());
+    rig.copy(S1, 1, (true, true), &[("a", "copied")]).await;
+    rig.copy(S2, 1, (true, true), &[("b", "another stream's")]).await;
+    assert_eq!(rig.filled("a", 0, &[]).await, value("copied"));
+    let nowhere = rig.filled("b", 0, &[]).await;
+    assert!(matches!(nowhere, Err(TabletError::Refused(_))), "{nowhere:?}");
+    rig.transaction(S1, 1, 10, 0, vec![put(1, "a", "decided")]).await;
+    assert_eq!(rig.filled("a", 1, &[]).await, value("decided"));
+
+    // One branch writes the row, the next leaves its value as it is; a third, rolled back, is later than the row at 4.
+    let branches = vec![(2, vec![put(2, "a", "undecided")]), (3, vec![unchanged(3, "a", None), put(4, "b", "1")])];
+    rig.store(batch(S1, 1, branches)).await;
+    rig.store(batch(S1, 4, vec![(5, vec![put(5, "a", "rolled back")])])).await;
+    assert_eq!(rig.filled("a", 4, &[]).await, value("undecided"));
+    assert_eq!(rig.filled("a", 5, &[]).await, value("rolled back"), "nobody has said so");
+    let said = ProvisionalBatch { rolled_back: vec![at(5), at(77)], upto: at(6), ..batch(S1, 5, vec![]) };
+    rig.store(said).await;
+    assert_eq!(rig.filled("a", 6, &[]).await, value("undecided"));
+    rig.restart();
+    assert_eq!(rig.filled("a", 6, &[]).await, value("undecided"));
+    assert_eq!(rig.filled("a", 1, &[]).await, value("decided"), "what comes later does not change the answer");
+
+    // The row's own transaction comes first, as far as it is staged, without what it rolled back.
+    rig.chunk(1, 7, 1, vec![put(1, "a", "own"), put(2, "c", "own")]).await.unwrap();
+    rig.chunk(1, 8, 2, vec![delete(3, "a"), put(4, "c", "rolled back")]).await.unwrap();
+    assert_eq!(rig.filled("a", 6, &[8]).await, value("own"));
+    let gone = rig.filled("a", 6, &[]).await;
+    assert!(matches!(gone, Err(TabletError::Refused(_))), "{gone:?}");
+    rig.chunk(1, 7, 3, vec![unchanged(5, "c", None)]).await.unwrap();
+    assert_eq!(rig.filled("c", 6, &[8]).await, value("own"));
+    assert_eq!(rig.filled("c", 6, &[]).await, value("rolled back"));
+    rig.chunk(1, 9, 4, vec![truncate(6)]).await.unwrap();
+    let emptied = rig.filled("c", 6, &[8]).await;
+    assert!(matches!(emptied, Err(TabletError::Refused(_))), "{emptied:?}");
+    assert_eq!(rig.filled("c", 6, &[8, 9]).await, value("own"));
+
+    // What was discarded leaves no trace.
+    let discard = Decided { position: LogPosition(2), work: Work::Discard { branches: vec![branch(S1, 5)] } };
+    rig.decide(1, vec![discard, commit(3, 30, vec![branch(S1, 2)]), commit(4, 40, vec![branch(S1, 3)])]).await;
+    rig.restart();
+    assert_eq!(rig.filled("a", 6, &[8, 9]).await, value("own"));
+    assert_eq!(rig.rows(4, LATEST).await, pairs(&[("a", "undecided"), ("b", "1")]));
+}
+
 /// Earlier undecided branches of the same stream that wrote the same keys are named (trace 9).
 pub async fn reports_conflicts(rig: Rig) {
     let rig = rig.announced().await;
@@ -551,6 +621,82 @@ pub async fn collects_old_versions(rig: Rig) {
     assert!(left < 40, "{left} of 80 versions are left");
 }
 
+/// A truncation is forgotten once nothing is left of what it removed: rows that are shown at lower times again would
+/// tell. Other streams' rows stay.
+pub async fn forgets_truncations(rig: Rig) {
+    let mut rig = rig.announced().await;
+    let second = |n: u64| HybridTime::from_micros(n * 1_000_000).to_u64();
+    rig.copy(S1, 1, (true, true), &[("copied", "1")]).await;
+    rig.copy(S2, 1, (true, true), &[("other", "1")]).await;
+    rig.transaction(S1, 1, second(1), 0, vec![put(1, "a", "1")]).await;
+    rig.transaction(S1, 2, second(2), 1, vec![truncate(2)]).await;
+    for n in 3..=40 {
+        rig.store(batch(S1, n - 1, vec![(n, vec![put(n, "b", &n.to_string())])])).await;
+        let mut decided = decisions(n - 1, n, vec![commit(n, second(n * 60), vec![branch(S1, n)])]);
+        decided.safe_time = HybridTime::from_u64(second(n * 60));
+        rig.tablet().apply(decided).await.unwrap();
+        assert_eq!(rig.rows(n, LATEST).await, pairs(&[("b", &n.to_string()), ("other", "1")]));
+    }
+    rig.tablet().sync().await.unwrap();
+    rig.restart();
+    rig.copy(S1, 3, (false, true), &[("copied", "again")]).await;
+    assert_eq!(rig.rows(40, LATEST).await, pairs(&[("b", "40"), ("copied", "again"), ("other", "1")]));
+}
+
+/// Without a common clock, whoever puts a row under a key where another stream's is, is refused until that one is gone;
+/// a row that moves from one to the other is not (trace 13).
+pub async fn lets_a_key_have_one_writer(rig: Rig) {
+    let mut rig = rig.announced().await;
+    let next = |stream, follows| batch(stream, follows, vec![(follows + 1, vec![put(follows + 1, "next", "1")])]);
+    let refused =
+        |key: &str, first| Err(TabletError::WrittenTwice { table: "public.t".into(), key: format!("({key})"), first });
+    let commit = async |rig: &Rig, position: u64, branches: Vec<BranchId>| {
+        let decided = vec![commit(position, position * 10, branches)];
+        let decided = ApplyBatch { one_writer: true, ..decisions(position - 1, position, decided) };
+        rig.tablet().apply(decided).await.unwrap();
+    };
+    // Moved within one transaction, whichever branch comes first, and by one after the other.
+    rig.store(batch(S1, 0, vec![(1, vec![put(1, "m", "1"), put(2, "n", "1"), put(3, "a", "first")])])).await;
+    commit(&rig, 1, vec![branch(S1, 1)]).await;
+    rig.store(batch(S1, 3, vec![(4, vec![delete(4, "m")])])).await;
+    rig.store(batch(S2, 0, vec![(1, vec![put(1, "m", "2")])])).await;
+    commit(&rig, 2, vec![branch(S2, 1), branch(S1, 4)]).await;
+    rig.store(batch(S1, 4, vec![(5, vec![delete(5, "n")])])).await;
+    commit(&rig, 3, vec![branch(S1, 5)]).await;
+    rig.store(batch(S2, 1, vec![(2, vec![put(2, "n", "2"), put(3, "own", "2")])])).await;
+    commit(&rig, 4, vec![branch(S2, 2)]).await;
+
+    rig.store(batch(S2, 3, vec![(4, vec![put(4, "a", "second")])])).await;
+    commit(&rig, 5, vec![branch(S2, 4)]).await;
+    assert_eq!(rig.tablet().write_provisional(next(S2, 4)).await.map(drop), refused("a", S1));
+    rig.restart();
+    assert_eq!(rig.tablet().announce_puller(S2, OWNER, PULLER).await.map(drop), refused("a", S1));
+    let shown = pairs(&[("a", "second"), ("m", "2"), ("n", "2"), ("own", "2")]);
+    assert_eq!(rig.rows(5, LATEST).await, shown, "what was decided is shown whole");
+    // The first one's row goes, and takes the second one's not with it.
+    rig.store(batch(S1, 5, vec![(6, vec![delete(6, "a")])])).await;
+    commit(&rig, 6, vec![branch(S1, 6)]).await;
+    assert_eq!(rig.rows(6, LATEST).await, shown);
+    rig.store(next(S2, 4)).await;
+
+    // Two rows of one key in one transaction; then the first one's goes, and its others.
+    let both = |stream, follows, value| {
+        batch(stream, follows, vec![(follows + 1, vec![put(follows + 1, "b", value), put(follows + 2, "c", value)])])
+    };
+    rig.store(both(S1, 6, "first")).await;
+    rig.store(both(S2, 5, "second")).await;
+    commit(&rig, 7, vec![branch(S1, 7), branch(S2, 6)]).await;
+    assert_eq!(rig.tablet().write_provisional(next(S2, 7)).await.map(drop), refused("b", S1));
+    rig.store(batch(S1, 8, vec![(9, vec![delete(9, "b")])])).await;
+    commit(&rig, 8, vec![branch(S1, 9)]).await;
+    assert_eq!(rig.tablet().write_provisional(next(S2, 7)).await.map(drop), refused("c", S1));
+    rig.store(batch(S1, 9, vec![(10, vec![truncate(10)])])).await;
+    commit(&rig, 9, vec![branch(S1, 10)]).await;
+    rig.store(next(S2, 7)).await;
+    let shown = [("a", "second"), ("b", "second"), ("c", "second"), ("m", "2"), ("n", "2"), ("own", "2")];
+    assert_eq!(rig.rows(9, LATEST).await, pairs(&shown));
+}
+
 /// Makes one test of each rule. `$open` is a function that returns a [`Rig`].
 macro_rules! tablet_conformance {
     ($open:expr) => {
@@ -559,7 +705,8 @@ macro_rules! tablet_conformance {
             applies_in_order_and_again, applies_a_large_transaction, discards_aborted_branches,
             keeps_older_commits_as_history, resolves_writes_of_one_transaction, truncates_one_streams_rows,
             copies_again_from_the_start, adopts_chunks, drops_chunks_of_earlier_connections, fills_unchanged_cells,
-            reports_conflicts, reads_wait_for_the_log, reads_long_chains, refuses_malformed_batches, collects_old_versions);
+            fills_a_row_from_the_key_it_had, reports_conflicts, reads_wait_for_the_log, reads_long_chains, refuses_malformed_batches, collects_old_versions,
+            forgets_truncations, lets_a_key_have_one_writer);
     };
     ($open:expr; $($rule:ident),*) => {
         $(#[tokio::test]

@@ -24,8 +24,14 @@ pub enum Kind {
     Horizon = 6,
     /// A branch whose transaction was applied in part, by branch.
     PartlyApplied = 7,
+    /// An undecided branch that the source has rolled back, by branch.
+    RolledBack = 8,
+    /// A stream that writes to a table, by both.
+    Writer = 9,
+    /// A key of which two streams hold a row, by table and key.
+    Twice = 10,
     /// The newest decision that was applied elsewhere, where versions live elsewhere. One key.
-    Elsewhere = 8,
+    Elsewhere = 11,
     /// A provisional record, by branch and number.
     Provisional = 16,
     /// A chunk, by stream, connection, xid and number.
@@ -110,6 +116,30 @@ fn branch(kind: Kind, branch: BranchId, more: usize) -> Vec<u8> {
 #[must_use]
 pub fn partly_applied(of: BranchId) -> Vec<u8> {
     branch(Kind::PartlyApplied, of, 0)
+}
+
+/// See [`Kind::RolledBack`].
+#[must_use]
+pub fn rolled_back(of: BranchId) -> Vec<u8> {
+    branch(Kind::RolledBack, of, 0)
+}
+
+/// See [`Kind::Writer`].
+#[must_use]
+pub fn writer(table: TableId, stream: SourceTabletId) -> Vec<u8> {
+    let mut out = key(Kind::Writer, 8);
+    out.extend(table.0.to_be_bytes());
+    out.extend(stream.0.to_be_bytes());
+    out
+}
+
+/// See [`Kind::Twice`].
+#[must_use]
+pub fn twice(table: TableId, row: &[u8]) -> Vec<u8> {
+    let mut out = key(Kind::Twice, 4 + row.len());
+    out.extend(table.0.to_be_bytes());
+    out.extend(row);
+    out
 }
 
 /// See [`Kind::Provisional`].
@@ -278,6 +308,9 @@ mod tests {
         assert_eq!(Kind::Horizon.only(), [6]);
         let branch_key = [0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 4];
         assert_eq!(partly_applied(of), [&[7][..], &branch_key].concat());
+        assert_eq!(rolled_back(of), [&[8][..], &branch_key].concat());
+        assert_eq!(writer(TableId(1), SourceTabletId(2)), [9, 0, 0, 0, 1, 0, 0, 0, 2]);
+        assert_eq!(twice(TableId(1), b"k\0\x01"), [10, 0, 0, 0, 1, b'k', 0, 1]);
         assert_eq!(provisional(of, 9), [&[16][..], &branch_key, &[0, 0, 0, 9]].concat());
         let expected = [17, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 1];
         assert_eq!(chunk(SourceTabletId(2), 8, 7, 1), expected);
@@ -286,7 +319,7 @@ mod tests {
         assert_eq!(wal(258), [48, 0, 0, 0, 0, 0, 0, 1, 2]);
         assert_eq!(wal_reader("a"), [49, b'a']);
         assert_eq!(Kind::WalEnd.only(), [50]);
-        assert_eq!(Kind::Elsewhere.only(), [8]);
+        assert_eq!(Kind::Elsewhere.only(), [11]);
     }
 
     #[test]

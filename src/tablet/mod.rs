@@ -93,6 +93,9 @@ pub struct ProvisionalBatch {
     pub schemas: Vec<TableSchema>,
     /// The writes.
     pub branches: Vec<BranchWrites>,
+    /// Where branches of this stream opened that the source has rolled back: nothing is filled from them any more,
+    /// although they may stay undecided until every branch of their transaction has ended.
+    pub rolled_back: Vec<OpId>,
     /// Whether to answer which earlier undecided branches wrote the same keys (`release = "atomic"`).
     pub report_conflicts: bool,
 }
@@ -134,6 +137,40 @@ pub struct ChunkBatch {
     pub writes: Vec<Write>,
 }
 
+/// A row that an update gave another key without sending the cells that did not change: they are filled before it is
+/// stored, because its old key may live on another tablet than its new one. This is asked at the old key's.
+///
+/// The newest write of the old key before the row is looked for in this order: the row's own transaction, as far as it
+/// is staged here; branches of the stream that ended before it, decided or not, those that were rolled back excepted;
+/// versions that the stream wrote; the copied row. The key was locked at the source from that write's commit on until
+/// the row's, so nothing that comes later, or again after a crash, changes the answer.
+#[derive(Clone, PartialEq, Debug)]
+pub struct FillRequest {
+    /// The stream.
+    pub stream: SourceTabletId,
+    /// The owner's epoch.
+    pub owner: Epoch,
+    /// The puller's epoch.
+    pub puller: Epoch,
+    /// The connection that brings the row's transaction.
+    pub connection: u64,
+    /// The transaction's number within it.
+    pub xid: u32,
+    /// Its sub-transactions that were rolled back so far.
+    pub rolled_back: Vec<u32>,
+    /// What the stream carried before the row: branches that opened above this are later, or the row's own, stored
+    /// before a crash.
+    pub upto: OpId,
+    /// Shapes of tables that this tablet may not know yet.
+    pub schemas: Vec<TableSchema>,
+    /// The table.
+    pub table: TableId,
+    /// The key that the row had before.
+    pub from: Key,
+    /// The row.
+    pub row: Row,
+}
+
 /// Rows of an initial copy for one tablet: they become versions at once, at a hybrid time that is the attempt's number,
 /// below every commit, and stay unseen because nothing is shown before the start fence is passed.
 #[derive(Clone, PartialEq, Debug)]
@@ -168,6 +205,9 @@ pub struct ApplyBatch {
     pub through: LogPosition,
     /// The newest safe time at or below `through`, for the tablet's own WAL and for collection.
     pub safe_time: HybridTime,
+    /// Whether a key has one writer, because no clock orders two. Then a stream that puts a row under a key where another
+    /// stream's is, is refused from then on ([`TabletError::WrittenTwice`]), and a delete removes its own stream's row only.
+    pub one_writer: bool,
     /// The work, positions rising.
     pub work: Vec<Decided>,
 }
@@ -262,6 +302,17 @@ pub enum TabletError {
     /// goes through once the cause is mended, or the transaction is skipped because somebody said so.
     #[error("{0}")]
     RefusedWrite(Box<RefusedWrite>),
+    /// Determinate: this stream put a row under a key where another stream's row was, and nothing says which came first.
+    /// Nothing more is taken from it while that row is there.
+    #[error("key {key} of {table} was written by stream {first} as well")]
+    WrittenTwice {
+        /// The table's name.
+        table: String,
+        /// The key, for people.
+        key: String,
+        /// Whose row was there.
+        first: SourceTabletId,
+    },
     /// Determinate: the read point lies below what the tablet still keeps apart.
     #[error("the read point {asked} lies below {kept}, the oldest that is kept")]
     TooOld {
@@ -335,8 +386,11 @@ pub trait TabletLeader: Send + Sync {
     /// Stores provisional records; answers once they are durable, with the mark in the same atomic batch.
     async fn write_provisional(&self, batch: ProvisionalBatch) -> Result<Stored, TabletError>;
 
-    /// Stages a chunk.
+    /// Stages a chunk. Its writes are filled already.
     async fn stage_chunk(&self, chunk: ChunkBatch) -> Result<(), TabletError>;
+
+    /// The row with its unchanged cells filled. Everything that the stream carried before it must be stored here.
+    async fn fill(&self, request: FillRequest) -> Result<Row, TabletError>;
 
     /// Stores rows of an initial copy; answers once they are durable, because they come once and carry no numbers.
     async fn copy_rows(&self, batch: CopyBatch) -> Result<(), TabletError>;

@@ -1,6 +1,6 @@
 //! What a source hands over at once.
 
-use super::{HybridTime, OpId, Record, SourceTransactionId, Write};
+use super::{HybridTime, OpId, Record, SourceTransactionId, Write, WriteOp};
 
 /// A run of records of one stream.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -48,8 +48,21 @@ pub struct StagedChunk {
     pub xid: u32,
     /// The sub-transaction that wrote it (equal to `xid` for the top one).
     pub sub_xid: u32,
-    /// The writes; their positions are only their order (term 0, index counting up within the transaction).
+    /// The writes; their positions are only their order (term 0, index counting up within the transaction). One whose
+    /// unchanged cells are filled from another key stands first: what it is filled from lies in earlier chunks, or in
+    /// transactions before.
     pub writes: Vec<Write>,
+    /// Sub-transactions that were rolled back so far: nothing is filled from their chunks. Only said where the first
+    /// write is to be filled.
+    pub rolled_back: Vec<u32>,
     /// About how many bytes they take in memory.
     pub bytes: usize,
+}
+
+impl StagedChunk {
+    /// Whether the first write is filled from another key.
+    #[must_use]
+    pub fn begins_with_fill(&self) -> bool {
+        matches!(self.writes.first(), Some(Write { op: WriteOp::Put { fill_from: Some(_), .. }, .. }))
+    }
 }

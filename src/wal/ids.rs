@@ -61,8 +61,8 @@ impl LogPosition {
 }
 
 /// What the source calls a transaction: its id and its incarnation. A source may use an id again; then the incarnation
-/// differs, and it is another transaction. For PostgreSQL the id is the gid's `txn` group (or `tablet:xid` for an
-/// ordinary commit), its streams always say incarnation 0, and the coordinator tells the uses apart.
+/// differs, and it is another transaction. For PostgreSQL the id is the gid's `txn` group (or
+/// [`SourceTransactionId::ordinary`]), its streams always say incarnation 0, and the coordinator tells the uses apart.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct SourceTransactionId {
     /// The source's bytes: a uuid, a gid, …
@@ -77,12 +77,27 @@ impl SourceTransactionId {
     pub fn first(id: &[u8]) -> Self {
         Self { id: Arc::from(id), incarnation: 0 }
     }
+
+    /// A transaction of one source tablet that has no id but its number there. Its bytes are the tablet's name, NUL, and
+    /// the number: no gid holds a NUL, so none is ever taken for it, not even one that reads `tablet:number`, which is
+    /// how it is shown and asked for.
+    #[must_use]
+    pub fn ordinary(tablet: &str, number: u32) -> Self {
+        Self::first(format!("{tablet}\0{number}").as_bytes())
+    }
+
+    /// The tablet and number of an ordinary transaction.
+    fn as_ordinary(&self) -> Option<(&str, u32)> {
+        let (tablet, number) = std::str::from_utf8(&self.id).ok()?.split_once('\0')?;
+        Some((tablet, number.parse().ok()?))
+    }
 }
 
 impl fmt::Display for SourceTransactionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match std::str::from_utf8(&self.id) {
-            Ok(text) if text.chars().all(|c| !c.is_control()) => f.write_str(text)?,
+        match (self.as_ordinary(), std::str::from_utf8(&self.id)) {
+            (Some((tablet, number)), _) => write!(f, "{tablet}:{number}")?,
+            (None, Ok(text)) if text.chars().all(|c| !c.is_control()) => f.write_str(text)?,
             _ => {
                 for byte in self.id.iter() {
                     write!(f, "{byte:02x}")?;
@@ -133,5 +148,20 @@ impl fmt::Display for BranchId {
 impl fmt::Debug for BranchId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gid_that_reads_like_an_ordinary_transaction_is_another_one() {
+        let ordinary = SourceTransactionId::ordinary("shard-a", 755);
+        let gid = SourceTransactionId::first(b"shard-a:755");
+        assert_ne!(ordinary, gid);
+        assert_eq!((ordinary.to_string(), gid.to_string()), ("shard-a:755".into(), "shard-a:755".into()));
+        assert_eq!(&ordinary.id[..], b"shard-a\x00755", "these bytes stand in logs");
+        assert_eq!(SourceTransactionId::first(b"gid\0").to_string(), "67696400");
     }
 }

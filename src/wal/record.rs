@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 pub enum WriteOp {
     /// The row is now this. `fill_from` is given when an update changed the key and unchanged cells must be filled from
     /// the old one. The old key's delete is a write of its own and comes after this one, so that the old key's newest
-    /// earlier write is the row to fill from.
+    /// earlier write is the row to fill from. At the head of a chunk it is filled before it is stored, from whichever
+    /// replica tablet holds the old key; elsewhere when its transaction is applied, and both keys must live on one.
     Put {
         /// The new row.
         row: Row,

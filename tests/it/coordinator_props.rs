@@ -435,7 +435,7 @@ impl<'h> Run<'h> {
                 Output::TakeFence => self.fence = Some(self.source_now),
                 Output::CheckPrepared { stream, transactions } => self.prepared.push((stream, transactions)),
                 Output::CheckRunning { stream, transactions } => self.running.push((stream, transactions)),
-                Output::Nudge { .. } | Output::StopStream { .. } => {}
+                Output::Nudge { .. } => {}
             }
         }
         self.readable_from = self.readable_from.or(self.machine.latest().map(|latest| latest.position));

@@ -98,4 +98,7 @@ async fn a_standby_that_lacks_what_the_replica_has_is_refused_by_name() {
     standby.execute("INSERT INTO t VALUES (3)").await;
     let cause = until_stopped(&daemon).await;
     assert!(cause.contains("had not received everything: timeline 2 begins at"), "{cause}");
+    let refused = daemon.ask(&["verify"]);
+    let told = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(1) && told.contains("not ready: shard-a has stopped"), "{told}");
 }

@@ -84,6 +84,7 @@ fn batch(of: u64, number: u64) -> ProvisionalBatch {
         upto: OpId::end_of_term(number),
         schemas: vec![],
         branches: vec![BranchWrites { branch: branch(of, number), writes, adopt: None }],
+        rolled_back: Vec::new(),
         report_conflicts: false,
     }
 }
@@ -105,6 +106,7 @@ fn decisions(follows: u64, through: u64) -> ApplyBatch {
         follows: LogPosition(follows),
         through: LogPosition(through),
         safe_time: HybridTime::from_u64(follows),
+        one_writer: false,
         work: (follows + 1..=through).map(commit).collect(),
     }
 }

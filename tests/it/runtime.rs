@@ -22,20 +22,24 @@ use untorn::txn_log::{Faults, MemoryLog, TransactionLog, Unreliable};
 use untorn::wal::{Cell, HybridTime};
 
 /// How long anything may take before a test gives up: no property, only a bound.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What outlives an applier: the log, the tablets' stores, the source.
-struct World {
-    log: MemoryLog,
+pub struct World {
+    pub log: MemoryLog,
     stores: Vec<MemoryStore>,
-    script: Arc<Script>,
-    sources: Vec<Arc<ScriptedSource>>,
+    pub script: Arc<Script>,
+    pub sources: Vec<Arc<ScriptedSource>>,
 }
 
 impl World {
-    fn new(streams: usize, tablets: usize, transactions: u64, seed: u64) -> Self {
-        let script = Arc::new(Script::generate(streams, transactions, seed));
-        let sources = (0..streams).map(|stream| ScriptedSource::new(&script, stream)).collect();
+    pub fn new(streams: usize, tablets: usize, transactions: u64, seed: u64) -> Self {
+        Self::of(Script::generate(streams, transactions, seed), tablets)
+    }
+
+    pub fn of(script: Script, tablets: usize) -> Self {
+        let script = Arc::new(script);
+        let sources = (0..script.stream_count()).map(|stream| ScriptedSource::new(&script, stream)).collect();
         Self { log: MemoryLog::default(), stores: Vec::new(), script, sources }.with_tablets(tablets)
     }
 
@@ -45,19 +49,33 @@ impl World {
     }
 
     /// The tablets' processes, over what their stores hold.
-    fn tablets(&self) -> (Tablets, Vec<JoinHandle<()>>) {
+    pub fn engines(&self) -> (Vec<Arc<dyn TabletLeader>>, Vec<JoinHandle<()>>) {
         let mut threads = Vec::new();
         let options = TabletOptions { keep_age: None, ..TabletOptions::default() };
-        let named = self.stores.iter().enumerate().map(|(number, store)| {
+        let engines = self.stores.iter().map(|store| {
             let (engine, workers) = memory::open(store.clone(), options).unwrap();
             threads.extend(workers.into_iter().map(|worker| std::thread::spawn(|| worker.run())));
-            let leader: Arc<dyn TabletLeader> = Arc::new(engine);
-            NamedTablet { name: format!("replica-{number}"), from_key: None, leader }
+            Arc::new(engine) as Arc<dyn TabletLeader>
         });
-        (Tablets::new(named.collect::<Vec<_>>(), true), threads)
+        (engines.collect(), threads)
     }
 
-    fn components(&self, log: Box<dyn TransactionLog>, tablets: Tablets) -> Components {
+    /// The same by name.
+    pub fn tablets(&self) -> (Tablets, Vec<JoinHandle<()>>) {
+        let (engines, threads) = self.engines();
+        (Self::named(engines), threads)
+    }
+
+    pub fn named(engines: Vec<Arc<dyn TabletLeader>>) -> Tablets {
+        let named = engines.into_iter().enumerate().map(|(number, leader)| NamedTablet {
+            name: format!("replica-{number}"),
+            from_key: None,
+            leader,
+        });
+        Tablets::new(named.collect::<Vec<_>>(), true)
+    }
+
+    pub fn components(&self, log: Box<dyn TransactionLog>, tablets: Tablets) -> Components {
         Components {
             leadership: Leadership::Here { log, settings: Settings::default() },
             tablets,
@@ -68,7 +86,7 @@ impl World {
         }
     }
 
-    fn finish(&self) {
+    pub fn finish(&self) {
         self.sources.iter().for_each(|source| source.finish());
     }
 }
@@ -136,7 +154,7 @@ async fn reached(applier: &Applier, time: HybridTime) {
 }
 
 /// Everything has arrived, exactly once.
-async fn assert_complete(applier: &Applier, script: &Script) {
+pub async fn assert_complete(applier: &Applier, script: &Script) {
     reached(applier, script.end()).await;
     let reader = &applier.reader().unwrap();
     let at = reader.safe().unwrap();

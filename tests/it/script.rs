@@ -17,6 +17,8 @@ use untorn::wal::{
 /// The table that every transfer writes to.
 pub const TABLE: &str = "public.accounts";
 const ACCOUNTS: usize = 24;
+/// The transaction that never ends.
+pub const ORPHAN: u64 = 9_999_999;
 
 /// What one record of a script says; tables are named, because numbers come from the log.
 #[derive(Clone)]
@@ -142,6 +144,14 @@ impl Script {
         script
     }
 
+    /// A transaction that writes in every stream and never ends.
+    pub fn add_orphan(&mut self) {
+        for account in 0..self.streams.len() {
+            let said = Said::Put { account, balance: -1 };
+            self.streams[account].push(Scripted { transaction: ORPHAN, said });
+        }
+    }
+
     fn begin(&mut self, id: u64, writes: Vec<(usize, i64)>, aborts: bool) -> Open {
         let mut rest: BTreeMap<usize, Vec<Said>> = BTreeMap::new();
         let mut counts: BTreeMap<usize, u64> = BTreeMap::new();
@@ -160,6 +170,10 @@ impl Script {
             }
         }
         Open { id, rest, writes, counts, aborts, time: None }
+    }
+
+    pub fn stream_count(&self) -> usize {
+        self.streams.len()
     }
 
     /// The time of the last commit: a replica that has reached it has everything.
@@ -233,6 +247,8 @@ pub struct ScriptedSource {
     pub damaged: Arc<AtomicBool>,
     /// The highest position that was acknowledged; nothing at or below it may be asked for again.
     pub acknowledged: Arc<Mutex<OpId>>,
+    /// Set: the source knows no transaction as running.
+    pub nothing_runs: AtomicBool,
     opened: AtomicUsize,
 }
 
@@ -246,6 +262,7 @@ impl ScriptedSource {
             happened: Arc::default(),
             damaged: Arc::default(),
             acknowledged: Arc::new(Mutex::new(OpId::ZERO)),
+            nothing_runs: AtomicBool::new(false),
             opened: AtomicUsize::new(0),
         })
     }
@@ -302,9 +319,10 @@ impl Source for ScriptedSource {
 
     async fn not_running(
         &self,
-        _transactions: Vec<SourceTransactionId>,
+        transactions: Vec<SourceTransactionId>,
     ) -> Result<(Vec<SourceTransactionId>, OpId), SourceError> {
-        Ok((Vec::new(), OpId::ZERO))
+        let position = OpId::new(1, self.happened.load(Ordering::SeqCst) as u64);
+        Ok(if self.nothing_runs.load(Ordering::SeqCst) { (transactions, position) } else { (Vec::new(), position) })
     }
 
     async fn nudge(&self) -> Result<(), SourceError> {

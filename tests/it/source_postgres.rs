@@ -4,7 +4,7 @@ use crate::support::postgres::{Postgres, execute};
 use crate::support::replay::Replay;
 use std::sync::Arc;
 use std::time::Duration;
-use untorn::source::postgres::{GidPattern, Options, PostgresSource};
+use untorn::source::postgres::{GidPattern, Options, Pattern, PostgresSource, Rename, TableRules};
 use untorn::source::{Source, SourceError};
 
 fn options(url: String) -> Options {
@@ -14,6 +14,7 @@ fn options(url: String) -> Options {
         password_file: None,
         publication: "untorn".into(),
         slot: "untorn_a".into(),
+        tables: Arc::default(),
         gids: GidPattern::default(),
         slot_lock_timeout: Duration::from_secs(20),
     }
@@ -196,10 +197,9 @@ async fn rows_of_every_kind_of_change_follow_the_server() {
     let told: Vec<&String> =
         replay.told.iter().filter(|told| told.contains(" put ") || told.contains("delete")).collect();
     assert_eq!(told[0], "a:# put public.keyed(1,a) 1|a|~|1", "what did not change is not sent");
-    assert_eq!(told[1], "a:# put public.keyed(1,b) 1|b|~|1 from (1,a)");
-    assert_eq!(told[2], "a:# delete public.keyed(1,a)");
-    assert!(told[3].starts_with("a:# put public.full_rows(2) 2|longlong"), "FULL sends the old row");
-    for table in ["full_rows", "by_index", "events"] {
+    assert!(told[1].starts_with("a:# put public.full_rows(2) 2|longlong"), "FULL sends the old row");
+    assert_eq!(replay.chunks, 1, "a row to be filled from another key stands at the head of a chunk");
+    for table in ["keyed", "full_rows", "by_index", "events"] {
         let rows =
             postgres.execute(&format!("SELECT * FROM {table} t ORDER BY concat_ws('|', t.*) COLLATE \"C\"")).await;
         assert_eq!(replay.table(&format!("public.{table}")), rows);
@@ -649,4 +649,43 @@ async fn tls_verifies_what_its_mode_asks_for() {
         let error = with(host, &parameters).check().await.unwrap_err();
         assert!(line(error, true).contains("certificate"), "{parameters}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_are_left_out_and_renamed_as_the_rules_say() {
+    let (postgres, _) = server(
+        "CREATE SCHEMA shop; CREATE TABLE shop.kunden (id int PRIMARY KEY, name text, secret text);
+         CREATE TABLE kept (id int PRIMARY KEY); CREATE TABLE tmp_1 (id int PRIMARY KEY);
+         INSERT INTO shop.kunden VALUES (1, 'copied', 'x'), (-1, 'filtered', 'x'); INSERT INTO tmp_1 VALUES (1)",
+    )
+    .await;
+    let some = "CREATE PUBLICATION untorn FOR TABLE shop.kunden (id, name) WHERE (id > 0), kept, tmp_1";
+    postgres.execute(&format!("DROP PUBLICATION untorn; {some}")).await;
+    let rules = TableRules {
+        include: vec![Pattern::parse("shop.*").unwrap(), Pattern::parse("public.*").unwrap()],
+        exclude: vec![Pattern::parse("public.tmp_*").unwrap(), Pattern::parse("public.nowhere").unwrap()],
+        rename: vec![Rename::parse("shop.kunden -> public.customers").unwrap()],
+    };
+    let with =
+        |rules| PostgresSource::new(Options { tables: Arc::new(rules), ..options(postgres.url("postgres")) }).unwrap();
+    let source = with(rules.clone());
+    let findings = source.check().await.unwrap().findings;
+    let texts: Vec<_> = findings.iter().map(|finding| finding.text.as_str()).collect();
+    assert!(texts.iter().any(|text| text.contains("`exclude` has \"public.nowhere\"")), "{texts:?}");
+    let mut replay = Replay::new();
+    replay.begin(&source).await;
+    postgres
+        .execute(
+            "BEGIN; INSERT INTO tmp_1 VALUES (2); UPDATE tmp_1 SET id = 3 WHERE id = 2; DELETE FROM tmp_1; TRUNCATE tmp_1, kept;
+             INSERT INTO shop.kunden VALUES (2, 'streamed', 'x'), (-2, 'filtered', 'x'); COMMIT;
+             INSERT INTO kept VALUES (7)",
+        )
+        .await;
+    replay.catch_up(&source).await;
+    assert_eq!(replay.table("public.customers"), ["1|copied", "2|streamed"], "the publication's columns and its WHERE");
+    assert_eq!(replay.table("public.kept"), ["7"]);
+    assert!(replay.rows.keys().all(|(table, _)| !table.contains("tmp")), "{:?}", replay.rows.keys());
+    let clash = TableRules { rename: vec![Rename::parse("*.* -> public.one").unwrap()], ..rules };
+    let findings = with(clash).check().await.unwrap().findings;
+    assert!(findings.iter().any(|finding| finding.fault && finding.text.contains("both to be called public.one")));
 }

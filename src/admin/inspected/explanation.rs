@@ -92,7 +92,11 @@ pub(super) struct Explained {
     tablet: Option<String>,
 }
 
-pub(super) fn explained(coordinator: &Coordinator, now: HybridTime, transaction: &str) -> Vec<Explained> {
+pub(super) fn explained(
+    coordinator: &Coordinator,
+    now: HybridTime,
+    explanations: Vec<coordinator::Explanation>,
+) -> Vec<Explained> {
     let names: Vec<_> = coordinator.state().streams.iter().map(|s| (s.stream, s.name.clone())).collect();
     let names = Arc::new(names);
     let one = |explanation: coordinator::Explanation| Explained {
@@ -104,5 +108,5 @@ pub(super) fn explained(coordinator: &Coordinator, now: HybridTime, transaction:
         now,
         names: Arc::clone(&names),
     };
-    coordinator.explain(transaction).into_iter().map(one).collect()
+    explanations.into_iter().map(one).collect()
 }

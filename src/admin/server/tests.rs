@@ -7,6 +7,7 @@ use crate::admin::verify::{self, VerifyError};
 use crate::wal::{Column, HybridTime};
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 
 /// A daemon with one transaction and a few tables.
 struct Fake;
@@ -19,6 +20,10 @@ impl Inspect for Fake {
 
     async fn explain(&self, transaction: &str) -> Vec<Explanation> {
         if transaction == "order-4711" { vec![explain::tests::sample(); 2] } else { Vec::new() }
+    }
+
+    async fn waiting(&self) -> Vec<Explanation> {
+        vec![explain::tests::sample()]
     }
 
     async fn scan(&self, table: &str, at: ScanAt) -> Result<Scan, ScanError> {
@@ -61,7 +66,9 @@ impl Inspect for Fake {
 async fn serve() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    tokio::spawn(admin(listener, Arc::new(Fake), std::future::pending()));
+    let health = Health::default();
+    health.running(Some(Arc::new(Fake)));
+    tokio::spawn(admin(listener, Arc::new(Fake), health, std::future::pending()));
     address.to_string()
 }
 
@@ -168,10 +175,17 @@ async fn metrics_are_rendered_beside_health() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let server = tokio::spawn(metrics(listener, handle, None, async { drop(stopped.await) }));
+    let health = Health::default();
+    let server =
+        tokio::spawn(metrics(listener, handle, health.clone(), Keyring::default(), async { drop(stopped.await) }));
     let (code, body) = get_text(&address, "/metrics").await;
     assert!(code == 200 && body.contains("untorn_log_appends_total 3"), "{body}");
-    assert_eq!(get_text(&address, "/readyz").await.0, 200);
+    assert_eq!(get_text(&address, "/readyz").await, (503, "not ready: it is starting\n".to_owned()));
+    health.running(None);
+    assert_eq!(get_text(&address, "/readyz").await, (200, "ready\n".to_owned()));
+    health.draining();
+    assert_eq!(get_text(&address, "/readyz").await, (503, "not ready: it is draining\n".to_owned()));
+    assert_eq!(get_text(&address, "/livez").await.0, 200);
     stop.send(()).unwrap();
     server.await.unwrap().unwrap();
 }

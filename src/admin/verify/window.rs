@@ -1,11 +1,12 @@
 //! Moments of the servers, and the replica's read points around them ([`super::settle`] says what for).
 
 use super::run::VerifyError;
+use crate::applier::leader::StreamState;
 use crate::applier::{Inspector, Reader};
 use crate::coordinator::{Coordinator, ReadPoint};
 use crate::limits::{VERIFY_QUIET, VERIFY_WAIT};
 use crate::source::Source;
-use crate::wal::{HybridTime, OpId, TransactionId};
+use crate::wal::{HybridTime, OpId, SourceTabletId, TransactionId};
 use futures::future::try_join_all;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,8 +25,8 @@ pub(super) struct World {
 
 /// How far the replica is on its way behind some positions.
 enum Passed {
-    /// A stream has not come so far.
-    Not,
+    /// This stream has not come so far.
+    Not(SourceTabletId, String),
     /// All have; what is not decided of it has a number at or below this one, if there is any.
     Heard(Option<TransactionId>),
     /// Nothing of it is undecided; the largest hybrid time decided.
@@ -74,7 +75,11 @@ impl World {
                 Err(error) => return Err(VerifyError::NotReady(error.to_string())),
                 Ok(Passed::Decided(time)) => break time,
                 Ok(Passed::Heard(last)) => upto = last,
-                Ok(Passed::Not) => {}
+                Ok(Passed::Not(stream, name)) => {
+                    if let StreamState::Stopped { cause } = self.inspector.stream_state(stream, &name) {
+                        return Err(VerifyError::NotReady(format!("{name} has stopped: {cause}")));
+                    }
+                }
             }
             self.patience(begun, "streams have not passed what their servers have committed")?;
             sleep(LOOK_EVERY).await;
@@ -102,9 +107,12 @@ impl World {
 /// when the last stream has passed; `upto` is the largest number of these.
 fn passed(coordinator: &Coordinator, positions: &[(String, OpId)], upto: Option<TransactionId>) -> Passed {
     let state = coordinator.state();
-    let short = |(name, at): &(String, OpId)| coordinator.head(name).is_none_or(|head| head < *at);
-    if upto.is_none() && positions.iter().any(short) {
-        return Passed::Not;
+    let short = |(name, at): &&(String, OpId)| coordinator.head(name).is_none_or(|head| head < *at);
+    if upto.is_none()
+        && let Some((name, _)) = positions.iter().find(short)
+    {
+        let stream = state.stream_named(name).map_or_else(SourceTabletId::default, |record| record.stream);
+        return Passed::Not(stream, name.clone());
     }
     let undecided = state.undecided.iter().map(|(_, id)| *id);
     match undecided.filter(|id| upto.is_none_or(|upto| *id <= upto)).max() {

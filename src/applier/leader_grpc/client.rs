@@ -1,13 +1,13 @@
 //! The client: a [`TransactionLeader`] that lives in another process.
 
-use super::super::leader::{LeaderError, Reported, StreamOpened, StreamState, TransactionLeader};
+use super::super::leader::{LeaderError, Reported, StreamOpened, StreamState, TransactionLeader, Wanted};
 use super::convert::report_bytes;
 use super::error::from_status;
+use crate::access::{Address, BadAddress};
 use crate::coordinator::{CopyState, Report};
 use crate::limits::{CALL_MS, GRPC_MESSAGE_BYTES_MAX};
 use crate::proto::transaction as pb;
 use crate::proto::transaction::transaction_service_client::TransactionServiceClient;
-use crate::proto::transport::{self, BadUrl};
 use crate::wal::{Column, Epoch, OpId, SourceTabletId, TableSchema, TransactionId};
 use async_trait::async_trait;
 use std::fmt::Display;
@@ -24,15 +24,16 @@ pub struct GrpcLeader {
 }
 
 impl GrpcLeader {
-    /// The leader at `url` (`http://host:port`). To be called within a tokio runtime.
+    /// The leader at this address. To be called within a tokio runtime.
     ///
     /// # Errors
-    /// [`BadUrl`].
-    pub fn new(url: &str) -> Result<Self, BadUrl> {
-        let client = TransactionServiceClient::new(transport::channel(url)?)
+    /// [`BadAddress`].
+    pub fn new(server: impl Into<Address>) -> Result<Self, BadAddress> {
+        let server = server.into();
+        let client = TransactionServiceClient::new(server.channel()?)
             .max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX)
             .max_encoding_message_size(GRPC_MESSAGE_BYTES_MAX);
-        Ok(Self { client, url: url.to_owned() })
+        Ok(Self { client, url: server.to_string() })
     }
 
     /// Who did not answer, and why.
@@ -59,8 +60,9 @@ fn request<T>(message: T) -> Request<T> {
 // Cloning a generated client is cheap, and its calls want it mutable: each call has its own.
 #[async_trait]
 impl TransactionLeader for GrpcLeader {
-    async fn open_stream(&self, name: &str, puller: &str) -> Result<StreamOpened, LeaderError> {
-        let message = pb::OpenStreamRequest { name: name.to_owned(), puller: puller.to_owned() };
+    async fn open_stream(&self, name: &str, puller: &str, held: Option<Epoch>) -> Result<StreamOpened, LeaderError> {
+        let (name, puller) = (name.to_owned(), puller.to_owned());
+        let message = pb::OpenStreamRequest { name, puller, held: held.map(|epoch| epoch.0) };
         let opened = self.answer(self.client.clone().open_stream(request(message)).await)?;
         opened.try_into().map_err(|fault| self.unavailable(fault))
     }
@@ -109,10 +111,14 @@ impl TransactionLeader for GrpcLeader {
         Ok(())
     }
 
-    async fn stream_state(&self, stream: SourceTabletId, puller: Epoch, state: StreamState) -> Result<(), LeaderError> {
+    async fn stream_state(
+        &self,
+        stream: SourceTabletId,
+        puller: Epoch,
+        state: StreamState,
+    ) -> Result<Wanted, LeaderError> {
         let message = pb::StreamStateRequest { stream: stream.0, puller: puller.0, state: Some(state.into()) };
-        let pb::StreamStateResponse {} = self.answer(self.client.clone().set_stream_state(request(message)).await)?;
-        Ok(())
+        Ok(self.answer(self.client.clone().set_stream_state(request(message)).await)?.into())
     }
 
     async fn transaction_record(

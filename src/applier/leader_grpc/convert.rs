@@ -1,6 +1,6 @@
 //! Messages of `transaction.proto` to and from the contract's types.
 
-use super::super::leader::{Reported, StreamOpened, StreamState};
+use super::super::leader::{Reported, StreamOpened, StreamState, Wanted};
 use crate::coordinator::{CopyState, FORMAT_VERSION, MappedTablet, Release, Report, TabletMap};
 use crate::proto::transaction as pb;
 use crate::proto::wire::{Malformed, op_id, required};
@@ -75,6 +75,20 @@ impl TryFrom<pb::StreamState> for StreamState {
             pb::stream_state::State::BackPressure(tablet) => Self::BackPressure { tablet },
             pb::stream_state::State::Stopped(cause) => Self::Stopped { cause },
         })
+    }
+}
+
+impl From<Wanted> for pb::StreamStateResponse {
+    fn from(wanted: Wanted) -> Self {
+        let check_running = wanted.check_running.iter().map(Into::into).collect();
+        Self { pause_for: wanted.pause_for, check_running }
+    }
+}
+
+impl From<pb::StreamStateResponse> for Wanted {
+    fn from(response: pb::StreamStateResponse) -> Self {
+        let check_running = response.check_running.into_iter().map(Into::into).collect();
+        Self { pause_for: response.pause_for, check_running }
     }
 }
 

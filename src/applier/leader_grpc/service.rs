@@ -40,7 +40,11 @@ impl TransactionService for Service {
         request: Request<pb::OpenStreamRequest>,
     ) -> Result<Response<pb::OpenStreamResponse>, Status> {
         let request = request.into_inner();
-        let opened = self.leader.open_stream(&request.name, &request.puller).await.map_err(to_status)?;
+        let opened = self
+            .leader
+            .open_stream(&request.name, &request.puller, request.held.map(Epoch))
+            .await
+            .map_err(to_status)?;
         self.order.opened(opened.stream, opened.puller, opened.resume.after);
         Ok(Response::new(opened.into()))
     }
@@ -88,8 +92,8 @@ impl TransactionService for Service {
         let request = request.into_inner();
         let (stream, puller) = (SourceTabletId(request.stream), Epoch(request.puller));
         let state = required("state", request.state).and_then(TryInto::try_into).map_err(malformed)?;
-        self.leader.stream_state(stream, puller, state).await.map_err(to_status)?;
-        Ok(Response::new(pb::StreamStateResponse {}))
+        let wanted = self.leader.stream_state(stream, puller, state).await.map_err(to_status)?;
+        Ok(Response::new(wanted.into()))
     }
 
     async fn get_transaction_record(

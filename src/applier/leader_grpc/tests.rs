@@ -1,6 +1,6 @@
 //! A leader behind the service and its client is the leader itself, its errors included.
 
-use super::super::leader::{LeaderError, Reported, StreamOpened, StreamState, TransactionLeader};
+use super::super::leader::{LeaderError, Reported, StreamOpened, StreamState, TransactionLeader, Wanted};
 use super::convert::{report_bytes, report_from};
 use super::error::from_status;
 use super::{GrpcLeader, transaction_service};
@@ -67,6 +67,11 @@ fn opened() -> StreamOpened {
     }
 }
 
+fn wanted() -> Wanted {
+    let check_running = vec![SourceTransactionId { id: Arc::from(&b"orphan"[..]), incarnation: 1 }];
+    Wanted { pause_for: Some("replica-2".to_owned()), check_running }
+}
+
 fn record() -> pb::TransactionRecord {
     pb::TransactionRecord {
         transaction_id: 5,
@@ -78,7 +83,8 @@ fn record() -> pb::TransactionRecord {
 
 #[async_trait]
 impl TransactionLeader for Told {
-    async fn open_stream(&self, _: &str, _: &str) -> Result<StreamOpened, LeaderError> {
+    async fn open_stream(&self, _: &str, _: &str, held: Option<Epoch>) -> Result<StreamOpened, LeaderError> {
+        assert_eq!(held, Some(Epoch(7)));
         self.answer(opened())
     }
 
@@ -101,9 +107,9 @@ impl TransactionLeader for Told {
         self.answer(())
     }
 
-    async fn stream_state(&self, _: SourceTabletId, _: Epoch, state: StreamState) -> Result<(), LeaderError> {
+    async fn stream_state(&self, _: SourceTabletId, _: Epoch, state: StreamState) -> Result<Wanted, LeaderError> {
         self.states.lock().unwrap().push(state);
-        self.answer(())
+        self.answer(wanted())
     }
 
     async fn transaction_record(
@@ -137,7 +143,7 @@ fn report(number: u64) -> Report {
 async fn everything_comes_through() {
     let told = Arc::new(Told::default());
     let leader = behind_grpc(told.clone()).await;
-    assert_eq!(leader.open_stream("shard-a", "here").await, Ok(opened()));
+    assert_eq!(leader.open_stream("shard-a", "here", Some(Epoch(7))).await, Ok(opened()));
     let reported = Reported { checkpoint: OpId::new(4, 1), acknowledge: OpId::new(4, 0) };
     assert_eq!(leader.report(report(0)).await, Ok(reported));
     assert_eq!(*told.reports.lock().unwrap(), [report(0)]);
@@ -155,7 +161,7 @@ async fn everything_comes_through() {
         StreamState::Stopped { cause: "damage".to_owned() },
     ];
     for state in states.clone() {
-        leader.stream_state(SourceTabletId(3), Epoch(8), state).await.unwrap();
+        assert_eq!(leader.stream_state(SourceTabletId(3), Epoch(8), state).await, Ok(wanted()));
     }
     assert_eq!(*told.states.lock().unwrap(), states);
     let snapshot = OpId::new(9, 9);
@@ -182,7 +188,7 @@ async fn errors_come_through_as_they_are() {
     for error in errors {
         let told = Told { refuses_with: Some(error.clone()), ..Told::default() };
         let leader = behind_grpc(Arc::new(told)).await;
-        assert_eq!(leader.open_stream("shard-a", "here").await, Err(error.clone()));
+        assert_eq!(leader.open_stream("shard-a", "here", Some(Epoch(7))).await, Err(error.clone()));
         assert_eq!(leader.report(report(0)).await, Err(error.clone()));
         assert_eq!(leader.transaction_record(TransactionId(5)).await, Err(error));
     }
@@ -201,7 +207,7 @@ async fn a_leader_that_is_gone_is_unavailable() {
 async fn reports_that_overtake_each_other_are_handed_in_in_order() {
     let told = Arc::new(Told::default());
     let leader = behind_grpc(told.clone()).await;
-    leader.open_stream("shard-a", "here").await.unwrap();
+    leader.open_stream("shard-a", "here", Some(Epoch(7))).await.unwrap();
     let answers = join_all((0..100).rev().map(|number| leader.report(report(number)))).await;
     assert!(answers.iter().all(Result::is_ok));
     assert_eq!(*told.reports.lock().unwrap(), (0..100).map(report).collect::<Vec<_>>());

@@ -71,7 +71,8 @@ impl Build<'_> {
                 }
             }
             below = from_key.or(below);
-            out.push(GrpcTabletConfig { name, url: self.http_url(tablet), from_key: from_key.map(str::to_owned) });
+            let (url, tls) = self.http_url(tablet);
+            out.push(GrpcTabletConfig { name, url, tls, from_key: from_key.map(str::to_owned) });
         }
         out
     }

@@ -4,8 +4,10 @@ use super::{Build, Section};
 use crate::config::value::{self, PostgresParts, Secret};
 use crate::config::{CdcTabletConfig, PostgresSourceConfig, PostgresTabletConfig, SourceConfig};
 use crate::limits;
+use crate::source::postgres::{Pattern, Rename, TableRules};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 impl Build<'_> {
@@ -23,7 +25,8 @@ impl Build<'_> {
             }
         }
         if kind == Some("cdc") {
-            self.foreign(section, &["gid_pattern", "clock_skew"], "source.kind = \"postgres\"");
+            let foreign = ["gid_pattern", "clock_skew", "include", "exclude", "rename"];
+            self.foreign(section, &foreign, "source.kind = \"postgres\"");
         }
         if tablets.len() > limits::STREAMS_MAX {
             let what = format!("has {} entries, {} at most are served", tablets.len(), limits::STREAMS_MAX);
@@ -39,7 +42,7 @@ impl Build<'_> {
             Some("postgres") => SourceConfig::Postgres(PostgresSourceConfig {
                 gid_pattern: self.gid_pattern(section),
                 clock_skew: self.duration(section, "clock_skew", Duration::from_millis(500)),
-                tablets: self.postgres_tablets(&tablets),
+                tablets: self.postgres_tablets(section, &tablets),
             }),
             _ => SourceConfig::None,
         }
@@ -47,15 +50,18 @@ impl Build<'_> {
     }
 
     fn cdc_tablet(&mut self, tablet: &Section<'_>) -> CdcTabletConfig {
-        self.foreign(tablet, &["publication", "slot", "password_file"], "source.kind = \"postgres\"");
+        let foreign = ["publication", "slot", "password_file", "include", "exclude", "rename"];
+        self.foreign(tablet, &foreign, "source.kind = \"postgres\"");
         let name = tablet.text("name").unwrap_or_default().to_owned();
-        CdcTabletConfig { url: self.http_url(tablet), tablet: tablet.text("tablet").unwrap_or(&name).to_owned(), name }
+        let (url, tls) = self.http_url(tablet);
+        CdcTabletConfig { url, tls, tablet: tablet.text("tablet").unwrap_or(&name).to_owned(), name }
     }
 
-    fn postgres_tablets(&mut self, tablets: &[Section<'_>]) -> Vec<PostgresTabletConfig> {
+    fn postgres_tablets(&mut self, source: &Section<'_>, tablets: &[Section<'_>]) -> Vec<PostgresTabletConfig> {
         let mut slots = BTreeMap::new();
+        let shared = self.rules(source, &TableRules::default());
         let mut read = |tablet: &Section<'_>| {
-            self.foreign(tablet, &["tablet"], "source.kind = \"cdc\"");
+            self.foreign(tablet, &["tablet", "tls"], "source.kind = \"cdc\"");
             let slot = self.required(tablet, "slot", "name the replication slot; it is created when missing");
             if !slot.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_')) || slot.len() > 63 {
                 let what = format!("{slot:?} is no name of a slot");
@@ -72,7 +78,8 @@ impl Build<'_> {
                 self.faults.push(&tablet.key("slot"), what, "give each stream a slot of its own");
             }
             let name = tablet.text("name").unwrap_or_default().to_owned();
-            PostgresTabletConfig { name, url: Secret::new(url), password_file, publication, slot }
+            let tables = Arc::new(self.rules(tablet, &shared));
+            PostgresTabletConfig { name, url: Secret::new(url), password_file, publication, slot, tables }
         };
         tablets.iter().map(&mut read).collect()
     }
@@ -91,9 +98,10 @@ impl Build<'_> {
         };
         if !parts.loopback && !tablet.flag("insecure") {
             let insecure = tablet.key("insecure");
-            if !parts.tls {
-                let mend = format!("add ?sslmode=verify-full to the URL, or set {insecure} = true");
-                self.faults.push(&key, "is reached beyond loopback without TLS", mend);
+            if !parts.verified {
+                let what = "is reached beyond loopback without TLS that verifies the server";
+                let mend = format!("write ?sslmode=verify-full in the URL, or set {insecure} = true");
+                self.faults.push(&key, what, mend);
             }
             if !parts.credentials && !password && !self.libpq_credentials() {
                 let mend = format!("set password_file (or PGPASSFILE), or set {insecure} = true");
@@ -128,6 +136,38 @@ impl Build<'_> {
             }
         }
         Some(PathBuf::from(file))
+    }
+
+    /// The rules of a section; where it has none of a kind, the ones that `shared` has.
+    fn rules(&mut self, section: &Section<'_>, shared: &TableRules) -> TableRules {
+        const MEND: &str = "write it as \"public.accounts\", or \"public.*\"";
+        const MEND_RENAME: &str = "write it as \"shop.* -> public.*\"";
+        TableRules {
+            include: self.rule(section, "include", &shared.include, Pattern::parse, MEND),
+            exclude: self.rule(section, "exclude", &shared.exclude, Pattern::parse, MEND),
+            rename: self.rule(section, "rename", &shared.rename, Rename::parse, MEND_RENAME),
+        }
+    }
+
+    fn rule<T: Clone>(
+        &mut self,
+        section: &Section<'_>,
+        name: &str,
+        shared: &[T],
+        parse: fn(&str) -> Result<T, String>,
+        mend: &str,
+    ) -> Vec<T> {
+        let Some(texts) = section.names(name) else { return shared.to_vec() };
+        let mut rules = Vec::with_capacity(texts.len());
+        for (i, text) in texts.iter().enumerate() {
+            match parse(text) {
+                Ok(rule) => rules.push(rule),
+                Err(what) => {
+                    self.faults.push(&format!("{}[{i}]", section.key(name)), format!("{text:?} {what}"), mend);
+                }
+            }
+        }
+        rules
     }
 
     fn gid_pattern(&mut self, section: &Section<'_>) -> Option<String> {

@@ -1,6 +1,8 @@
 //! Single keys: a text, a word of a few, a size, an address. What cannot be read is a fault, and a stand-in goes on.
 
 use super::{Build, Section};
+use crate::access::ClientFiles;
+use crate::config::Listen;
 use crate::config::value;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -76,8 +78,20 @@ impl Build<'_> {
         })
     }
 
-    /// The section's `listen`; required when there is no default.
-    pub(super) fn listen(&mut self, section: &Section<'_>, default: Option<&str>) -> SocketAddr {
+    /// The section's `listen`, required when there is no default, with its TLS.
+    pub(super) fn listen(&mut self, section: &Section<'_>, default: Option<&str>) -> Listen {
+        let tls = self.listen_tls(section);
+        let address = self.listen_address(section, default);
+        let named = section.section("tls").table.is_some();
+        if !address.ip().is_loopback() && !named && !section.flag("insecure") {
+            let (tls, access, insecure) = (section.key("tls"), section.key("access"), section.key("insecure"));
+            let mend = format!("listen on 127.0.0.1, add [{tls}] and [[{access}]], or set {insecure} = true");
+            self.faults.push(&section.key("listen"), LOOPBACK_ONLY, mend);
+        }
+        Listen { address, tls }
+    }
+
+    fn listen_address(&mut self, section: &Section<'_>, default: Option<&str>) -> SocketAddr {
         let key = section.key("listen");
         let fallback = SocketAddr::from(([127, 0, 0, 1], 0));
         let text = match (section.text("listen"), default) {
@@ -88,36 +102,34 @@ impl Build<'_> {
         if text.is_empty() {
             return fallback;
         }
-        let Some(address) = value::listen(&text) else {
+        value::listen(&text).unwrap_or_else(|| {
             let what = format!("{text:?} is no address to listen on");
             self.faults.push(&key, what, "write an IP address and a port: \"127.0.0.1:7200\", \"[::1]:7200\"");
-            return fallback;
-        };
-        if !address.ip().is_loopback() && !section.flag("insecure") {
-            let mend = format!("listen on 127.0.0.1, or set {} = true", section.key("insecure"));
-            self.faults.push(&key, LOOPBACK_ONLY, mend);
-        }
-        address
+            fallback
+        })
     }
 
-    /// The section's `url` of a gRPC server.
-    pub(super) fn http_url(&mut self, section: &Section<'_>) -> String {
-        let key = section.key("url");
-        let url = self.required(section, "url", "write http://host:port");
-        if url.is_empty() {
-            return url;
+    /// The section's `url` of a gRPC server, and its TLS.
+    pub(super) fn http_url(&mut self, section: &Section<'_>) -> (String, Option<ClientFiles>) {
+        let url = self.required(section, "url", "write http://host:port, or https://host:port and tls");
+        let tls = self.connect_tls(section, url.is_empty() || url.starts_with("https://"));
+        if !url.is_empty() {
+            self.http_host(section, &url);
         }
-        match value::http_host(&url) {
-            Err(what) => self.faults.push(&key, what, "write http://host:port"),
-            Ok(host) if !value::is_loopback(&host) && !section.flag("insecure") => {
-                self.faults.push(
-                    &key,
-                    LOOPBACK_ONLY,
-                    format!("set {} = true if that is meant", section.key("insecure")),
-                );
+        (url, tls)
+    }
+
+    fn http_host(&mut self, section: &Section<'_>, url: &str) {
+        let key = section.key("url");
+        let tls = url.starts_with("https://");
+        match value::http_host(url) {
+            Err(what) => self.faults.push(&key, what, "write http://host:port, or https://host:port and tls"),
+            Ok(host) if !tls && !value::is_loopback(&host) && !section.flag("insecure") => {
+                let (tls, insecure) = (section.key("tls"), section.key("insecure"));
+                let mend = format!("write https:// and {tls} with ca, cert and key, or set {insecure} = true");
+                self.faults.push(&key, LOOPBACK_ONLY, mend);
             }
             Ok(_) => {}
         }
-        url
     }
 }

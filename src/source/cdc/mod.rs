@@ -12,10 +12,10 @@ mod stream;
 mod tests;
 
 use super::{Catalog, CopyEvent, CopyReader, Keeper, NewSlot, Prepared, Resume, Source, SourceError, Stream};
+use crate::access::{Address, BadAddress, ClientKeys};
 use crate::limits::{CALL_MS, CHECK_TRANSACTIONS_MAX, GRPC_MESSAGE_BYTES_MAX};
 use crate::proto::cdc as pb;
 use crate::proto::cdc::cdc_service_client::CdcServiceClient;
-use crate::proto::transport::{self, BadUrl};
 use crate::proto::wire::op_id;
 use crate::wal::{OpId, SourceTransactionId};
 use async_trait::async_trait;
@@ -37,7 +37,7 @@ pub type StreamNames = BTreeMap<String, String>;
 pub struct CdcTablet {
     /// The stream's name.
     pub name: String,
-    /// The service's address, `http://host:port`.
+    /// The service's address, `http://host:port`, or `https://host:port` with TLS.
     pub url: String,
     /// The tablet's name there.
     pub tablet: String,
@@ -51,12 +51,17 @@ pub struct CdcSource {
 }
 
 impl CdcSource {
-    /// A source of this tablet, among all `streams` of the configuration. To be called within a tokio runtime.
+    /// A source of this tablet, among all `streams` of the configuration, reached with these keys, if any. To be called
+    /// within a tokio runtime.
     ///
     /// # Errors
-    /// [`BadUrl`].
-    pub fn new(tablet: CdcTablet, streams: Arc<StreamNames>) -> Result<Self, BadUrl> {
-        let client = CdcServiceClient::new(transport::channel(&tablet.url)?)
+    /// [`BadAddress`].
+    pub fn new(
+        tablet: CdcTablet,
+        keys: Option<Arc<ClientKeys>>,
+        streams: Arc<StreamNames>,
+    ) -> Result<Self, BadAddress> {
+        let client = CdcServiceClient::new(Address::new(&tablet.url, keys).channel()?)
             .max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX)
             .max_encoding_message_size(GRPC_MESSAGE_BYTES_MAX);
         Ok(Self { tablet, streams, client })

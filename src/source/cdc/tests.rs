@@ -103,7 +103,7 @@ fn stream_names() -> Arc<StreamNames> {
 }
 
 fn source_at(url: &str) -> CdcSource {
-    CdcSource::new(source_tablet(url), stream_names()).unwrap()
+    CdcSource::new(source_tablet(url), None, stream_names()).unwrap()
 }
 
 /// A source whose service gives these answers.

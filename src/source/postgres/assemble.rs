@@ -17,6 +17,10 @@
 //! that this stream carried: a transaction that only locked rows sends no PREPARE, and one that was prepared before the
 //! slot stood and rolled back sends its end alone.
 //!
+//! **Changed keys.** An update that changes a row's key sends no cells that stayed in TOAST. Its row is to be filled from
+//! the old key's newest earlier write, which may live on another replica tablet; such a transaction goes out in chunks,
+//! and such a row at the head of one, when everything before it has gone out.
+//!
 //! **Copied tables.** The slot's own snapshot waits for every running and prepared transaction, so whatever the slot
 //! sends committed above it, and nothing is dropped. A table that is copied again has a snapshot inside the stream:
 //! writes of transactions that *commit* at or below it are in the copy and are dropped here. For an ordinary commit its
@@ -25,13 +29,13 @@
 //! no prepared or streamed transaction of that table reaches across, and one that does stops the stream by name.
 
 use super::gid::GidPattern;
-use super::transaction::Transaction;
+use super::transaction::{Transaction, begins_chunk};
 use super::tuple::Shape;
 use crate::limits::{BATCH_BYTES, CHUNK_BYTES};
 use crate::source::{Resume, StreamEvent};
 use crate::wal::{
-    BranchId, HybridTime, Involved, Key, OpId, Record, SourceBatch, SourceTabletId, SourceTransactionId, TableSchema,
-    WriteOp,
+    BranchId, HybridTime, Involved, Key, OpId, Record, SourceBatch, SourceTabletId, SourceTransactionId, StagedChunk,
+    TableSchema, WriteOp,
 };
 use pg_walstream::protocol::LogicalReplicationMessage as Message;
 use std::collections::{HashMap, VecDeque};
@@ -79,7 +83,8 @@ pub struct Assembler {
     streamed: HashMap<u32, Transaction>,
     /// The streamed transaction whose block is being sent.
     block: Option<u32>,
-    relations: HashMap<u32, Arc<Shape>>,
+    /// Every relation that was sent; `None` for one that is not replicated.
+    relations: HashMap<u32, Option<Arc<Shape>>>,
     /// Shapes that no record has said yet. The next branch says them: replica tablets fill unchanged cells by the names
     /// of columns, across versions.
     unsaid: Vec<TableSchema>,
@@ -146,6 +151,15 @@ impl Assembler {
         if !self.unsaid.contains(&shape.schema) {
             self.unsaid.push(shape.schema.clone());
         }
+        self.learn(relation, Some(shape));
+    }
+
+    /// A relation that is not replicated: its changes are left out.
+    pub fn exclude(&mut self, relation: u32) {
+        self.learn(relation, None);
+    }
+
+    fn learn(&mut self, relation: u32, shape: Option<Arc<Shape>>) {
         let relations = match self.block.and_then(|xid| self.streamed.get_mut(&xid)) {
             Some(transaction) => &mut transaction.relations,
             None => &mut self.relations,
@@ -209,7 +223,7 @@ impl Assembler {
                 Ok(())
             }
             Message::Insert { relation_id, tuple } => {
-                let shape = self.shape(relation_id)?;
+                let Some(shape) = self.shape(relation_id)? else { return Ok(()) };
                 let name = self.name.clone();
                 let transaction = self.transaction(&shape)?;
                 let keyless = || invented_key(&name, change.wal_at, transaction.nth_from(change.wal_at));
@@ -217,7 +231,7 @@ impl Assembler {
                 self.write(change.sub_xid, &shape, key, op)
             }
             Message::Update { relation_id, old_tuple, new_tuple, .. } => {
-                let shape = self.shape(relation_id)?;
+                let Some(shape) = self.shape(relation_id)? else { return Ok(()) };
                 let updated = shape.update(old_tuple, new_tuple);
                 let (old, key, op) = updated.map_err(|e| format!("{}: {e}", shape.schema.name))?;
                 // The new row comes first: what did not change is filled from the old key's newest earlier write, and
@@ -226,13 +240,13 @@ impl Assembler {
                 old.map_or(Ok(()), |old| self.write(change.sub_xid, &shape, old, WriteOp::Delete))
             }
             Message::Delete { relation_id, old_tuple, .. } => {
-                let shape = self.shape(relation_id)?;
+                let Some(shape) = self.shape(relation_id)? else { return Ok(()) };
                 let key = shape.delete(old_tuple).map_err(|e| format!("{}: {e}", shape.schema.name))?;
                 self.write(change.sub_xid, &shape, key, WriteOp::Delete)
             }
             Message::Truncate { relation_ids, .. } => {
                 for relation in relation_ids {
-                    let shape = self.shape(relation)?;
+                    let Some(shape) = self.shape(relation)? else { continue };
                     self.write(change.sub_xid, &shape, Key::default(), WriteOp::Truncate)?;
                 }
                 Ok(())
@@ -269,12 +283,11 @@ impl Assembler {
             None => transaction.copied = transaction.copied.max(copied),
         }
         let sub_xid = if in_block { sub_xid } else { transaction.xid() };
+        let before = if begins_chunk(&op) { transaction.take_chunks(connection) } else { Vec::new() };
         transaction.push(sub_xid, shape.schema.table, key, op);
-        if transaction.bytes() >= CHUNK_BYTES {
-            let chunks = transaction.take_chunks(connection);
-            self.flush();
-            self.ready.extend(chunks.into_iter().map(StreamEvent::Chunk));
-        }
+        let after = if transaction.bytes() >= CHUNK_BYTES { transaction.take_chunks(connection) } else { Vec::new() };
+        self.hand_over(before);
+        self.hand_over(after);
         Ok(())
     }
 
@@ -291,7 +304,7 @@ impl Assembler {
         if end <= self.position {
             return Ok(());
         }
-        let id = SourceTransactionId::first(format!("{}:{}", self.name, transaction.xid()).as_bytes());
+        let id = SourceTransactionId::ordinary(&self.name, transaction.xid());
         if !transaction.is_empty() {
             let index = self.branch(transaction, end, &id, None, None)?;
             // It ends its own branch: one that is never said to have ended is never forgotten.
@@ -387,6 +400,10 @@ impl Assembler {
     /// Hands a transaction's writes over in chunks, behind everything that ended before.
     fn stage(&mut self, transaction: &mut Transaction) {
         let chunks = transaction.take_chunks(self.connection);
+        self.hand_over(chunks);
+    }
+
+    fn hand_over(&mut self, chunks: Vec<StagedChunk>) {
         if !chunks.is_empty() {
             self.flush();
             self.ready.extend(chunks.into_iter().map(StreamEvent::Chunk));
@@ -420,7 +437,7 @@ impl Assembler {
         self.streamed.remove(&xid).ok_or_else(|| format!("{what} of transaction {xid}, which never began"))
     }
 
-    fn shape(&self, relation: u32) -> Result<Arc<Shape>, String> {
+    fn shape(&self, relation: u32) -> Result<Option<Arc<Shape>>, String> {
         let own = self.block.and_then(|xid| self.streamed.get(&xid)).and_then(|t| t.relations.get(&relation));
         let shape = own.or_else(|| self.relations.get(&relation));
         shape.cloned().ok_or_else(|| format!("a change of relation {relation}, whose columns were never sent"))

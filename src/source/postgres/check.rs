@@ -100,7 +100,9 @@ impl PostgresSource {
         slots::check(sql, slot, target, &server, findings).await?;
         let published = if server.publication {
             tables::publication(sql, publication, findings).await?;
-            relation::published(sql, publication).await?
+            let mut published = relation::published(sql, publication).await?;
+            tables::rules(&mut published, &self.options.tables, findings);
+            published
         } else {
             let create = format!("CREATE PUBLICATION {} FOR ALL TABLES;", quote(publication));
             findings.fault(format!("publication {publication:?} does not exist"), create);

@@ -1,6 +1,7 @@
 //! The initial copy: the publication's tables, one after the other, from the slot's snapshot.
 
 use super::relation::{self, Published};
+use super::rules::TableRules;
 use super::tuple::Shape;
 use crate::limits::PAGE_BYTES;
 use crate::postgres::{Sql, Target, quote};
@@ -18,6 +19,7 @@ pub struct Copy {
     target: Target,
     sql: Sql,
     publication: String,
+    rules: Arc<TableRules>,
     catalog: Arc<dyn Catalog>,
     /// The tables to come; `None` before they were asked for.
     tables: Option<VecDeque<Published>>,
@@ -37,8 +39,14 @@ struct Table {
 impl Copy {
     /// From a session in a transaction that sees the snapshot.
     #[must_use]
-    pub fn new(target: Target, sql: Sql, publication: String, catalog: Arc<dyn Catalog>) -> Self {
-        Self { target, sql, publication, catalog, tables: None, current: None }
+    pub fn new(
+        target: Target,
+        sql: Sql,
+        publication: String,
+        rules: Arc<TableRules>,
+        catalog: Arc<dyn Catalog>,
+    ) -> Self {
+        Self { target, sql, publication, rules, catalog, tables: None, current: None }
     }
 
     /// Of these tables only, each in a statement of its own.
@@ -50,7 +58,7 @@ impl Copy {
         catalog: Arc<dyn Catalog>,
         tables: impl Into<VecDeque<Published>>,
     ) -> Self {
-        Self { tables: Some(tables.into()), ..Self::new(target, sql, publication, catalog) }
+        Self { tables: Some(tables.into()), ..Self::new(target, sql, publication, Arc::default(), catalog) }
     }
 
     async fn begin(&mut self, table: Published) -> Result<CopyEvent, SourceError> {
@@ -82,7 +90,10 @@ impl Copy {
             for line in lines(&mut table.partial, piece) {
                 let number = table.count;
                 let invented = || invented_key(self.target.name(), number);
-                let row = cells(&line).and_then(|cells| table.shape.copied(cells, invented));
+                // A table without columns has empty lines, as one empty text has.
+                let none = table.shape.schema.columns.is_empty();
+                let row = if none { Ok(Vec::new()) } else { cells(&line) };
+                let row = row.and_then(|cells| table.shape.copied(cells, invented));
                 let damage = |e| SourceError::Stop(format!("{label}: copying {}: {e}", table.shape.schema.name));
                 page.push(row.map_err(damage)?);
                 table.count += 1;
@@ -106,8 +117,10 @@ impl CopyReader for Copy {
         let tables = match &mut self.tables {
             Some(tables) => tables,
             None => {
+                let label = self.target.label();
                 let asked = relation::published(&mut self.sql, &self.publication).await;
-                let found = asked.map_err(|failure| failure.at(&self.target.label()))?;
+                let mut found = asked.map_err(|failure| failure.at(&label))?;
+                relation::keep(&mut found, &self.rules).map_err(|e| SourceError::Stop(format!("{label}: {e}")))?;
                 self.tables.insert(found.into())
             }
         };
@@ -142,10 +155,6 @@ fn lines(partial: &mut BytesMut, mut piece: Bytes) -> Vec<Bytes> {
 /// The cells of a line of a copy's text form.
 fn cells(line: &Bytes) -> Result<Vec<Cell>, String> {
     let mut cells = Vec::new();
-    // A table without columns has empty lines.
-    if line.is_empty() {
-        return Ok(vec![Cell::Text(Bytes::new())]);
-    }
     let mut from = 0;
     for end in memchr::memchr_iter(b'\t', line).chain([line.len()]) {
         let field = line.slice(from..end);

@@ -14,6 +14,7 @@ mod gid;
 mod relation;
 mod retention;
 mod rows;
+mod rules;
 mod session;
 mod slot;
 mod stream;
@@ -24,6 +25,7 @@ mod wire;
 pub use check::{Checked, Clock, Finding};
 pub use gid::GidPattern;
 pub use retention::Dropped;
+pub use rules::{Pattern, Rename, TableRules};
 
 use super::{Catalog, CopyReader, Keeper, NewSlot, Prepared, Resume, Source, SourceError};
 use crate::flow::Retention;
@@ -34,6 +36,7 @@ use assemble::Assembler;
 use async_trait::async_trait;
 use failover::Identity;
 use rand::{RngCore, SeedableRng};
+use rules::Renaming;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -54,6 +57,8 @@ pub struct Options {
     pub publication: String,
     /// The slot, created when missing.
     pub slot: String,
+    /// Which published tables are replicated, and under which names.
+    pub tables: Arc<TableRules>,
     /// What of a gid names the transaction.
     pub gids: GidPattern,
     /// How long creating the slot waits for any one transaction; [`limits::SLOT_LOCK_TIMEOUT`] unless a test is in a
@@ -108,6 +113,10 @@ impl PostgresSource {
         answer.map_err(|failure| self.at(&failure))
     }
 
+    fn renaming(&self, catalog: Arc<dyn Catalog>) -> Arc<dyn Catalog> {
+        Arc::new(Renaming { catalog, rules: Arc::clone(&self.options.tables) })
+    }
+
     fn positions(&self) -> std::sync::MutexGuard<'_, Arc<Positions>> {
         self.positions.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
@@ -122,7 +131,8 @@ impl Source for PostgresSource {
     async fn create_slot(&self, catalog: Arc<dyn Catalog>) -> Result<Option<NewSlot>, SourceError> {
         let Options { publication, slot, slot_lock_timeout, .. } = &self.options;
         let created = slot::create(&self.target, publication, slot, *slot_lock_timeout, &self.unfinished).await?;
-        let copy = copy::Copy::new(self.target.clone(), created.snapshot, publication.clone(), catalog);
+        let (catalog, rules) = (self.renaming(catalog), Arc::clone(&self.options.tables));
+        let copy = copy::Copy::new(self.target.clone(), created.snapshot, publication.clone(), rules, catalog);
         let start = OpId::end_of_term(created.start);
         Ok(Some(NewSlot { start, identity: created.identity, copy: Box::new(copy) }))
     }
@@ -159,7 +169,8 @@ impl Source for PostgresSource {
             target: self.target.clone(),
             groups,
             positions,
-            catalog,
+            catalog: self.renaming(catalog),
+            rules: Arc::clone(&self.options.tables),
             sql: Some(sql),
             assembler: Assembler::new(self.target.name(), gids.clone(), connection, &resume),
             state: State::after(resume.after),

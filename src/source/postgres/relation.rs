@@ -1,5 +1,6 @@
 //! Published tables: what the server calls them and their columns, and the shape that the log gives them.
 
+use super::rules::TableRules;
 use super::tuple::{Identity, Shape};
 use crate::postgres::{Failure, Sql, quote};
 use crate::source::{Catalog, SourceError};
@@ -99,7 +100,12 @@ impl Relation {
             return Err(SourceError::Stop(format!("{server}: {}", self.indistinct())));
         }
         let types: Vec<u32> = self.columns.iter().map(|column| column.type_id).collect();
-        let question = "SELECT oid, typname::text FROM pg_catalog.pg_type WHERE oid = ANY ($1)";
+        // A domain's values look like those of the type below it.
+        let question = "WITH RECURSIVE based(oid, base) AS (
+                SELECT oid, oid FROM pg_catalog.pg_type WHERE oid = ANY ($1)
+                UNION ALL SELECT b.oid, t.typbasetype FROM based b JOIN pg_catalog.pg_type t ON t.oid = b.base
+                WHERE t.typtype = 'd')
+             SELECT b.oid, t.typname::text FROM based b JOIN pg_catalog.pg_type t ON t.oid = b.base WHERE t.typtype <> 'd'";
         let rows = sql.query(question, &[&types]).await.map_err(|failure| failure.at(server))?;
         let names: HashMap<u32, String> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
         let column = |column: &Described| Column {
@@ -194,4 +200,22 @@ pub async fn published(sql: &mut Sql, publication: &str) -> Result<Vec<Published
         }
     }
     Ok(tables)
+}
+
+/// Leaves the tables that are replicated.
+///
+/// # Errors
+/// Two of them would have one name at the replica.
+pub fn keep(tables: &mut Vec<Published>, rules: &TableRules) -> Result<(), String> {
+    let mut names: HashMap<String, String> = HashMap::new();
+    let mut clash = None;
+    tables.retain(|table| {
+        let relation = &table.relation;
+        let Some(name) = rules.name_of(&relation.namespace, &relation.name) else { return false };
+        if let Some(other) = names.insert(name.clone(), relation.quoted()) {
+            clash.get_or_insert(format!("tables {other} and {} are both to be called {name}", relation.quoted()));
+        }
+        true
+    });
+    clash.map_or(Ok(()), |clash| Err(format!("{clash}; mend `rename`, or exclude one of them")))
 }

@@ -20,11 +20,15 @@ impl Catalog for AsTheServerSays {
 }
 
 impl PostgresSource {
-    /// The names of the published tables.
+    /// The names, at the replica, of the tables that are replicated.
     pub(super) async fn published_names(&self) -> Result<Vec<String>, SourceError> {
         let publication = self.options.publication.clone();
         let tables = self.ask(async |sql| relation::published(sql, &publication).await).await?;
-        Ok(tables.iter().map(|table| table.relation.name()).collect())
+        Ok(tables.iter().filter_map(|table| self.name_of(table)).collect())
+    }
+
+    fn name_of(&self, table: &Published) -> Option<String> {
+        self.options.tables.name_of(&table.relation.namespace, &table.relation.name)
     }
 
     /// A table's rows in one statement, which sees one moment; with keys, only the rows of these.
@@ -36,7 +40,8 @@ impl PostgresSource {
         let at = |failure: Failure| failure.at(&self.target.label());
         let mut sql = self.target.session().await?;
         let tables = relation::published(&mut sql, &self.options.publication).await.map_err(at)?;
-        let Some(mut found) = tables.into_iter().find(|published| published.relation.name() == table) else {
+        let Some(mut found) = tables.into_iter().find(|published| self.name_of(published).as_deref() == Some(table))
+        else {
             return Ok(None);
         };
         if let Some(keys) = keys {
@@ -44,7 +49,7 @@ impl PostgresSource {
             found.filter = Some(found.filter.map_or(only.clone(), |filter| format!("({filter}) AND {only}")));
         }
         let (target, publication) = (self.target.clone(), self.options.publication.clone());
-        Ok(Some(Box::new(Copy::of(target, sql, publication, Arc::new(AsTheServerSays), vec![found]))))
+        Ok(Some(Box::new(Copy::of(target, sql, publication, self.renaming(Arc::new(AsTheServerSays)), vec![found]))))
     }
 
     /// The number of the oldest transaction that is open in the cluster, prepared ones among them, and of the next one.

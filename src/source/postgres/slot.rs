@@ -12,6 +12,9 @@ use std::time::Duration;
 /// The oldest server that decodes prepared transactions for us.
 pub const VERSION_MIN: i32 = 150_000;
 
+/// The oldest server whose standbys keep a slot that decodes prepared transactions, where they are told to.
+const FAILOVER_FROM: i32 = 180_000;
+
 /// What a server says of itself and of a slot.
 #[derive(Debug, Clone)]
 pub struct Server {
@@ -187,7 +190,9 @@ pub async fn create(
     }
     let mut session = target.replication(lock_timeout).await?;
     let identity = Identity::ask(&mut session).await.map_err(at)?.to_string();
-    let command = format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput (SNAPSHOT 'export', TWO_PHASE)", quote(slot));
+    let failover = if server.version >= FAILOVER_FROM { ", FAILOVER" } else { "" };
+    let command =
+        format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput (SNAPSHOT 'export', TWO_PHASE{failover})", quote(slot));
     unfinished.store(true, Ordering::Release);
     let row = session.command(&command).await;
     if row.as_ref().is_err_and(|failure| !failure.code.is_empty()) {

@@ -5,6 +5,7 @@ use super::assemble::{Assembler, Change};
 use super::confirm::Confirmable;
 use super::decode::{self, Decoder, Frame};
 use super::relation::Relation;
+use super::rules::TableRules;
 use super::wire::Replication;
 use crate::limits;
 use crate::postgres::{Failure, Sql, Target};
@@ -157,6 +158,8 @@ pub struct PostgresStream {
     pub positions: Arc<Positions>,
     /// The log's catalog of tables.
     pub catalog: Arc<dyn Catalog>,
+    /// Which tables are replicated.
+    pub rules: Arc<TableRules>,
     /// A session to ask for the columns of tables.
     pub sql: Option<Sql>,
     /// Where the messages go.
@@ -208,9 +211,14 @@ impl PostgresStream {
     /// Learns the shape of the table that waits for it. Starts anew when it is cancelled, but keeps the session: else a
     /// server farther away than its caller is patient would be connected to for ever.
     async fn learn(&mut self) -> Result<(), SourceError> {
-        let Self { target, catalog, sql, state, .. } = self;
+        let Self { target, catalog, rules, sql, state, .. } = self;
         let Some(mut relation) = state.relation.as_deref().and_then(Relation::from_message) else { return Ok(()) };
         let id = relation.id;
+        if rules.name_of(&relation.namespace, &relation.name).is_none() {
+            self.assembler.exclude(id);
+            self.state.relation = None;
+            return Ok(());
+        }
         let server = target.label();
         let session = match sql {
             Some(session) => session,

@@ -2,15 +2,15 @@
 
 use super::tuple::Shape;
 use crate::wal::{Cell, ChunkOrigin, Key, OpId, StagedChunk, TableId, Write, WriteOp};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Bytes that a write takes beside its key and cells, about.
 const WRITE_OVERHEAD: usize = 96;
 
-/// Writes of one sub-transaction that are still in memory.
-#[derive(Default)]
+/// Writes that one sub-transaction made one after another, still in memory.
 struct Part {
+    sub_xid: u32,
     writes: Vec<Write>,
     bytes: usize,
 }
@@ -19,9 +19,12 @@ struct Part {
 #[derive(Default)]
 pub struct Transaction {
     xid: u32,
-    parts: BTreeMap<u32, Part>,
+    /// In the order of their writes: a later write of one key is another sub-transaction's as often as not.
+    parts: Vec<Part>,
     bytes: usize,
     last_index: u64,
+    /// Whether a row was to be filled from another key: then it all goes out in chunks.
+    fills: bool,
     /// The newest change's place in the WAL, and how many writes came from there: one record may hold many rows.
     newest: (u64, u64),
     /// How many writes went out in chunks, by sub-transaction.
@@ -30,7 +33,7 @@ pub struct Transaction {
     /// The highest copy position among its tables: a commit at or below it is in that copy.
     pub copied: u64,
     /// Shapes that only this transaction has seen so far: it may have changed them itself.
-    pub relations: HashMap<u32, Arc<Shape>>,
+    pub relations: HashMap<u32, Option<Arc<Shape>>>,
 }
 
 /// A transaction's writes at its end.
@@ -82,38 +85,47 @@ impl Transaction {
     pub fn push(&mut self, sub_xid: u32, table: TableId, key: Key, op: WriteOp) {
         self.last_index += 1;
         let bytes = WRITE_OVERHEAD + key.0.len() + op_bytes(&op);
-        let part = self.parts.entry(sub_xid).or_default();
-        part.writes.push(Write { at: OpId::new(0, self.last_index), table, key, op });
-        part.bytes += bytes;
+        self.fills |= begins_chunk(&op);
+        let write = Write { at: OpId::new(0, self.last_index), table, key, op };
         self.bytes += bytes;
+        match self.parts.last_mut().filter(|part| part.sub_xid == sub_xid) {
+            Some(part) => {
+                part.writes.push(write);
+                part.bytes += bytes;
+            }
+            None => self.parts.push(Part { sub_xid, writes: vec![write], bytes }),
+        }
     }
 
     /// Forgets a sub-transaction that was rolled back.
     pub fn roll_back(&mut self, sub_xid: u32) {
-        if let Some(part) = self.parts.remove(&sub_xid) {
-            self.bytes -= part.bytes;
-        }
+        self.parts.retain(|part| part.sub_xid != sub_xid);
+        self.bytes = self.parts.iter().map(|part| part.bytes).sum();
         if self.staged.remove(&sub_xid).is_some() {
             self.rolled_back.push(sub_xid);
         }
     }
 
-    /// Takes what is in memory out as chunks, one a sub-transaction.
+    /// Takes what is in memory out as chunks, in order; each is of one sub-transaction.
     pub fn take_chunks(&mut self, connection: u64) -> Vec<StagedChunk> {
         self.bytes = 0;
         let mut chunks = Vec::with_capacity(self.parts.len());
-        for (sub_xid, part) in std::mem::take(&mut self.parts) {
-            *self.staged.entry(sub_xid).or_default() += part.writes.len() as u64;
-            let (writes, bytes) = (part.writes, part.bytes);
-            chunks.push(StagedChunk { connection, xid: self.xid, sub_xid, writes, bytes });
+        for Part { sub_xid, writes, bytes } in std::mem::take(&mut self.parts) {
+            *self.staged.entry(sub_xid).or_default() += writes.len() as u64;
+            let rolled_back = Vec::new();
+            let mut chunk = StagedChunk { connection, xid: self.xid, sub_xid, writes, rolled_back, bytes };
+            if chunk.begins_with_fill() {
+                chunk.rolled_back = self.rolled_back.clone();
+            }
+            chunks.push(chunk);
         }
         chunks
     }
 
-    /// Whether any of it went out in chunks.
+    /// Whether any of it went out in chunks, or must.
     #[must_use]
     pub fn is_staged(&self) -> bool {
-        !self.staged.is_empty() || !self.rolled_back.is_empty()
+        self.fills || !self.staged.is_empty() || !self.rolled_back.is_empty()
     }
 
     /// Ends it: everything takes its position in `term`. What is staged keeps its order, which may have gaps where
@@ -134,14 +146,20 @@ impl Transaction {
             let next_index = self.last_index + 1;
             return Ended { writes: Vec::new(), adopted: Some(adopted), records, next_index, bytes: 0 };
         }
-        let mut writes: Vec<Write> = self.parts.into_values().flat_map(|part| part.writes).collect();
-        writes.sort_unstable_by_key(|write| write.at);
+        let mut writes: Vec<Write> = self.parts.into_iter().flat_map(|part| part.writes).collect();
         for (write, index) in writes.iter_mut().zip(1..) {
             write.at = OpId::new(term, index);
         }
         let records = writes.len() as u64;
         Ended { writes, adopted: None, records, next_index: records + 1, bytes: self.bytes }
     }
+}
+
+/// Whether a write must be the first of its chunk: its row is filled from another key's newest earlier write, which
+/// must have been handed over before it.
+#[must_use]
+pub fn begins_chunk(op: &WriteOp) -> bool {
+    matches!(op, WriteOp::Put { fill_from: Some(_), .. })
 }
 
 fn op_bytes(op: &WriteOp) -> usize {

@@ -5,6 +5,7 @@
 //! in the last step of all, so nobody sees a part.
 
 use super::fill::Filling;
+use super::one_writer::{Unwritten, Verdict};
 use super::state::{Branch, State};
 use super::wal::Place;
 use crate::coordinator::{Applied, Decided, Work};
@@ -24,17 +25,20 @@ pub(super) struct Step {
     pub(super) batch: StoreBatch,
     finished: Vec<BranchId>,
     truncations: Vec<(TableId, SourceTabletId, Truncation)>,
+    pub(super) unwritten: Unwritten,
     /// Where it moves the end of the tablet's own WAL.
     pub(super) wal_end: Option<Place>,
 }
 
 /// The transaction that is being applied.
 pub(super) struct Applying {
-    transaction: TransactionId,
-    time: HybridTime,
-    position: LogPosition,
+    pub(super) transaction: TransactionId,
+    pub(super) time: HybridTime,
+    pub(super) position: LogPosition,
     /// Whether it wrote here through more than one stream.
     several_streams: bool,
+    /// Whether a key has one writer.
+    one_writer: bool,
     /// Set when a write fills cells from another key.
     filling: Option<Filling>,
 }
@@ -68,6 +72,7 @@ impl<S: Store> State<S> {
                         time: *time,
                         position: *position,
                         filling: None,
+                        one_writer: batch.one_writer,
                         several_streams: branches
                             .iter()
                             .any(|branch| Some(branch.stream) != branches.first().map(|b| b.stream)),
@@ -103,7 +108,7 @@ impl<S: Store> State<S> {
 
     /// Writes a step, then makes it true in memory.
     pub(super) fn finish(&mut self, step: &mut Step) -> Result<(), TabletError> {
-        let Step { batch, finished, truncations, wal_end } = std::mem::take(step);
+        let Step { batch, finished, truncations, wal_end, .. } = std::mem::take(step);
         self.store.write(batch)?;
         if let Some(end) = wal_end {
             self.wal_written(end);
@@ -137,6 +142,9 @@ impl<S: Store> State<S> {
                 self.staging.release((id.stream, connection, xid));
             }
             step.batch.delete(Space::Undecided, key);
+        }
+        if self.branches.get(&id).is_some_and(|branch| branch.rolled_back) {
+            step.batch.delete(Space::Undecided, keys::rolled_back(id));
         }
         step.finished.push(id);
         Ok(())
@@ -172,7 +180,7 @@ impl<S: Store> State<S> {
                 if emptied {
                     return Ok(());
                 }
-                state.apply_write(step, &mut applying, id.stream, write)?;
+                state.apply_write(step, &mut applying, *id, write)?;
                 if step.batch.bytes >= APPLY_BYTES {
                     state.finish_part(step, &applying, *id)?;
                 }
@@ -220,10 +228,11 @@ impl<S: Store> State<S> {
         &mut self,
         step: &mut Step,
         applying: &mut Applying,
-        stream: SourceTabletId,
+        id: BranchId,
         write: &StoredWrite<'_>,
     ) -> Result<(), TabletError> {
         let &Applying { transaction, time, position, several_streams, .. } = &*applying;
+        let stream = id.stream;
         let filled;
         let row = match write.op {
             StoredOp::Put(row) => Some(row),
@@ -237,14 +246,25 @@ impl<S: Store> State<S> {
             StoredOp::Delete => None,
             StoredOp::Truncate => {
                 let truncation = Truncation { time, position };
+                self.forget_twice(step, stream, |(table, _)| *table == write.table);
+                if self.options.wal {
+                    self.wal_truncate(step, applying, id, write)?;
+                }
                 step.batch.put(Space::Undecided, keys::truncation(write.table, stream, truncation), Vec::new());
                 step.truncations.push((write.table, stream, truncation));
-                return if self.options.wal { self.wal_write(step, transaction, write, None) } else { Ok(()) };
+                return Ok(());
             }
         };
         if applying.filling.is_some() && row.is_none() {
             self.finish(step)?;
             self.remember_deleted(applying, stream, write)?;
+        }
+        if applying.one_writer && self.note_writer(&mut step.batch, write.table, stream) {
+            match self.judge(step, applying, stream, write, row.is_none())? {
+                Verdict::Counts => {}
+                Verdict::AnotherServersRow => return Ok(()),
+                Verdict::Uncovers(second) => return self.uncover(step, applying, second, write),
+            }
         }
         let key = keys::version(write.table, write.key.0, time, stream);
         step.batch.put(Space::Versions, key, encode(&StoredVersion { position, row })?);
@@ -262,7 +282,12 @@ impl<S: Store> State<S> {
     }
 
     /// Writes a step in the middle of a branch.
-    fn finish_part(&mut self, step: &mut Step, applying: &Applying, id: BranchId) -> Result<(), TabletError> {
+    pub(super) fn finish_part(
+        &mut self,
+        step: &mut Step,
+        applying: &Applying,
+        id: BranchId,
+    ) -> Result<(), TabletError> {
         if applying.filling.is_some() {
             step.batch.put(Space::Undecided, keys::partly_applied(id), Vec::new());
         }

@@ -3,15 +3,20 @@
 //! A chunk is written once. The batch that ends its transaction binds it to a branch by number, without rewriting it,
 //! and that batch's barrier makes it durable: all of it stands in one journal, in order.
 
+use super::conflicts::key_hash;
 use super::state::{Branch, State};
-use crate::tablet::format::{Chunk, ProvisionalRecord, decode, encode, encoded_rows, stored_writes};
+use crate::limits::STAGED_KEYS_MAX;
+use crate::tablet::format::{Chunk, ProvisionalRecord, StoredWrite, decode, encode, encoded_rows, stored_writes};
 use crate::tablet::keys::{self, Kind, Parts};
 use crate::tablet::store::{Space, Store, StoreBatch};
 use crate::tablet::{Adopt, ChunkBatch, TabletError};
-use crate::wal::SourceTabletId;
+use crate::wal::{SourceTabletId, TableId};
+use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet};
 
-type Transaction = (SourceTabletId, u64, u32);
+/// A transaction that has not ended: its stream, connection and number within that.
+pub(super) type Transaction = (SourceTabletId, u64, u32);
 
 /// One staged chunk: its number, who wrote it, and what it adds to a branch.
 #[derive(Clone, Debug)]
@@ -21,11 +26,45 @@ struct StagedChunk {
     adds: Branch,
 }
 
+/// Which chunks of a transaction wrote a key, by the key's hash. Only for transactions that ask for rows.
+#[derive(Default, Debug)]
+enum WrittenKeys {
+    /// It never asked.
+    #[default]
+    NotAsked,
+    /// The numbers of the chunks of each key.
+    Known(FxHashMap<u64, SmallVec<[u64; 2]>>),
+    /// More than [`STAGED_KEYS_MAX`]: every chunk may have written any key.
+    TooMany,
+}
+
+impl WrittenKeys {
+    fn note(&mut self, number: u64, writes: &[StoredWrite<'_>]) {
+        let Self::Known(keys) = self else { return };
+        for write in writes {
+            let chunks = keys.entry(key_hash(write.table, write.key.0)).or_default();
+            if chunks.last() != Some(&number) {
+                chunks.push(number);
+            }
+        }
+        if keys.len() > STAGED_KEYS_MAX {
+            *self = Self::TooMany;
+        }
+    }
+}
+
+/// What is staged of one transaction, in order.
+#[derive(Default, Debug)]
+struct Staged {
+    chunks: Vec<StagedChunk>,
+    keys: WrittenKeys,
+}
+
 /// Chunks, by stream, connection and xid.
 #[derive(Default, Debug)]
 pub(super) struct Staging {
     /// Those that nobody adopted yet.
-    transactions: BTreeMap<Transaction, Vec<StagedChunk>>,
+    transactions: BTreeMap<Transaction, Staged>,
     /// Whose chunks an undecided branch holds: their numbers are taken.
     adopted: BTreeSet<Transaction>,
 }
@@ -61,7 +100,7 @@ impl Staging {
             let mut id = || Some(((SourceTabletId(parts.u32()?), parts.u64()?, parts.u32()?), parts.u64()?));
             let (id, number) = id().ok_or_else(|| TabletError::Poisoned("a chunk key is damaged".into()))?;
             let (sub_xid, adds) = summary(value.as_ref())?;
-            staging.transactions.entry(id).or_default().push(StagedChunk { number, sub_xid, adds });
+            staging.transactions.entry(id).or_default().chunks.push(StagedChunk { number, sub_xid, adds });
         }
         Ok(staging)
     }
@@ -96,7 +135,7 @@ impl Staging {
     }
 
     fn last(&self, id: Transaction) -> u64 {
-        self.transactions.get(&id).and_then(|chunks| chunks.last()).map_or(0, |chunk| chunk.number)
+        self.transactions.get(&id).and_then(|staged| staged.chunks.last()).map_or(0, |chunk| chunk.number)
     }
 
     /// Binds what is staged to a branch, without the chunks of rolled-back sub-transactions, which are deleted. `None`
@@ -110,8 +149,8 @@ impl Staging {
     ) -> Option<ProvisionalRecord<'static>> {
         let &Adopt { connection, xid, .. } = adopt;
         let staged = self.transactions.remove(&(stream, connection, xid)).unwrap_or_default();
-        let mut chunks = Vec::with_capacity(staged.len());
-        for StagedChunk { number, sub_xid, adds } in staged {
+        let mut chunks = Vec::with_capacity(staged.chunks.len());
+        for StagedChunk { number, sub_xid, adds } in staged.chunks {
             if adopt.rolled_back.contains(&sub_xid) {
                 batch.delete(Space::Undecided, keys::chunk(stream, connection, xid, number));
             } else {
@@ -135,7 +174,7 @@ impl Staging {
         let of_stream = (stream, 0, 0)..=(stream, u64::MAX, u32::MAX);
         let stale = self.transactions.range(of_stream).map(|(&id, _)| id).filter(|id| id.1 != connection);
         for id in stale.collect::<Vec<_>>() {
-            for chunk in self.transactions.remove(&id).unwrap_or_default() {
+            for chunk in self.transactions.remove(&id).unwrap_or_default().chunks {
                 batch.delete(Space::Undecided, keys::chunk(id.0, id.1, id.2, chunk.number));
             }
         }
@@ -165,11 +204,56 @@ impl<S: Store> State<S> {
         self.learn(&chunk.schemas)?;
         self.staging.keep_only(chunk.stream, chunk.connection, &mut batch);
         let rows = encoded_rows(&chunk.writes)?;
-        let value = encode(&Chunk { sub_xid: chunk.sub_xid, writes: stored_writes(&chunk.writes, &rows) })?;
+        let stored = Chunk { sub_xid: chunk.sub_xid, writes: stored_writes(&chunk.writes, &rows) };
+        let value = encode(&stored)?;
         let (sub_xid, adds) = summary(&value)?;
         batch.put(Space::Undecided, keys::chunk(id.0, id.1, id.2, next), value);
         self.store.write(batch)?;
-        self.staging.transactions.entry(id).or_default().push(StagedChunk { number: next, sub_xid, adds });
+        let staged = self.staging.transactions.entry(id).or_default();
+        staged.keys.note(next, &stored.writes);
+        staged.chunks.push(StagedChunk { number: next, sub_xid, adds });
         Ok(())
+    }
+
+    /// Hands every write of a chunk to `with`, in order.
+    pub(super) fn each_staged(
+        &self,
+        (stream, connection, xid): Transaction,
+        number: u64,
+        with: &mut dyn FnMut(&Self, &StoredWrite<'_>) -> Result<(), TabletError>,
+    ) -> Result<(), TabletError> {
+        let value = read_chunk(&self.store, &keys::chunk(stream, connection, xid, number))?;
+        let chunk: Chunk<'_> = decode("a chunk", value.as_ref())?;
+        chunk.writes.iter().try_for_each(|write| with(self, write))
+    }
+
+    /// The numbers of the chunks that may have written a key, in order, without those of rolled-back sub-transactions.
+    pub(super) fn chunks_that_wrote(
+        &mut self,
+        id: Transaction,
+        rolled_back: &[u32],
+        table: TableId,
+        key: &[u8],
+    ) -> Result<Vec<u64>, TabletError> {
+        let Some(mut staged) = self.staging.transactions.remove(&id) else { return Ok(Vec::new()) };
+        if matches!(staged.keys, WrittenKeys::NotAsked) {
+            staged.keys = WrittenKeys::Known(FxHashMap::default());
+            for chunk in &staged.chunks {
+                let value = read_chunk(&self.store, &keys::chunk(id.0, id.1, id.2, chunk.number))?;
+                staged.keys.note(chunk.number, &decode::<Chunk<'_>>("a chunk", value.as_ref())?.writes);
+            }
+        }
+        let wrote = match &staged.keys {
+            WrittenKeys::Known(keys) => Some(keys.get(&key_hash(table, key)).map_or(&[][..], SmallVec::as_slice)),
+            WrittenKeys::NotAsked | WrittenKeys::TooMany => None,
+        };
+        let candidates = staged.chunks.iter().filter(|chunk| {
+            let emptied = || chunk.adds.truncations.iter().any(|(emptied, _)| *emptied == table);
+            wrote.is_none_or(|wrote| wrote.binary_search(&chunk.number).is_ok() || emptied())
+        });
+        let counting = candidates.filter(|chunk| !rolled_back.contains(&chunk.sub_xid));
+        let numbers = counting.map(|chunk| chunk.number).collect();
+        self.staging.transactions.insert(id, staged);
+        Ok(numbers)
     }
 }

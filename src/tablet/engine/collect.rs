@@ -1,4 +1,5 @@
-//! Dropping versions that no reader can see any more: a sweep through all keys, a little with every apply.
+//! Dropping versions that no reader can see any more: a sweep through all keys, a little with every apply. Once it has
+//! been through all of them, truncations that no version lies below any more are forgotten.
 //!
 //! The horizon is the safe time of `keep_age` ago, with the log position that had been heard when that was the safe time.
 //! Readers below it are refused from the moment it rises ([`TabletError::TooOld`]), and only then is anything dropped.
@@ -6,13 +7,13 @@
 use super::apply::Step;
 use super::state::State;
 use crate::coordinator::ReadPoint;
-use crate::mvcc::{Stamp, collectable};
+use crate::mvcc::{Stamp, Truncation, collectable};
 use crate::tablet::TabletError;
 use crate::tablet::format::{StoredVersion, decode, encode};
 use crate::tablet::keys::{self, Kind, VersionKey};
 use crate::tablet::store::{Space, Store};
 use crate::wal::{HybridTime, SourceTabletId, TableId};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 /// Versions looked at for each version written. Above 1, so that the sweep is faster than what it sweeps up.
 const LOOKED_AT_FOR_EACH: usize = 2;
@@ -26,8 +27,29 @@ const POINTS: u64 = 64;
 pub(super) struct Collection {
     /// Where it goes on; empty is the start.
     cursor: Vec<u8>,
+    /// The round that it is in.
+    round: Round,
     /// Safe times, each with the position that had been heard then; rising.
     points: VecDeque<ReadPoint>,
+}
+
+/// One way of the sweep through all keys.
+#[derive(Default, Debug)]
+struct Round {
+    /// The horizon when it began.
+    horizon: Option<ReadPoint>,
+    /// The oldest version that it left, by table and stream.
+    oldest: BTreeMap<(TableId, SourceTabletId), HybridTime>,
+}
+
+impl Round {
+    /// Whether nothing is left that a truncation removes, and nothing will come: what lies at or below the horizon was
+    /// decided before the round began.
+    fn has_done_away_with(&self, table: TableId, stream: SourceTabletId, truncation: Truncation) -> bool {
+        let settled = |horizon: ReadPoint| truncation.time <= horizon.time && truncation.position <= horizon.position;
+        let left = self.oldest.get(&(table, stream));
+        self.horizon.is_some_and(settled) && left.is_none_or(|oldest| *oldest >= truncation.time)
+    }
 }
 
 /// The versions of one key, as far as the sweep needs them.
@@ -62,13 +84,29 @@ impl<S: Store> State<S> {
             self.shared.keep_from(horizon);
             step.batch.put(Space::Undecided, Kind::Horizon.only(), encode(&(horizon.position, horizon.time))?);
         }
-        if horizon.time > HybridTime::MIN && written > 0 {
-            self.sweep(&mut step, horizon, written * LOOKED_AT_FOR_EACH)?;
+        let mut forgotten = Vec::new();
+        if horizon.time > HybridTime::MIN
+            && written > 0
+            && self.sweep(&mut step, horizon, written * LOOKED_AT_FOR_EACH)?
+        {
+            let round = std::mem::take(&mut self.collection.round);
+            let truncations = self.shared.truncations();
+            forgotten
+                .extend(truncations.iter().filter(|&(table, stream, t)| round.has_done_away_with(table, stream, t)));
         }
-        self.finish(&mut step)
+        for &(table, stream, truncation) in &forgotten {
+            step.batch.delete(Space::Undecided, keys::truncation(table, stream, truncation));
+        }
+        self.finish(&mut step)?;
+        for (table, stream, truncation) in forgotten {
+            self.shared.forget_truncation(table, stream, truncation);
+        }
+        Ok(())
     }
 
-    fn sweep(&mut self, step: &mut Step, horizon: ReadPoint, budget: usize) -> Result<(), TabletError> {
+    /// Sweeps on; whether it has come to the end.
+    fn sweep(&mut self, step: &mut Step, horizon: ReadPoint, budget: usize) -> Result<bool, TabletError> {
+        self.collection.round.horizon.get_or_insert(horizon);
         let (start, below) = Kind::Version.all();
         let store = self.store.clone();
         let steps_before_search = STEPS_BEFORE_SEARCH.max(self.options.keep_versions);
@@ -85,7 +123,7 @@ impl<S: Store> State<S> {
                     self.drop_versions(step, &of, horizon);
                     if looked_at >= budget {
                         self.collection.cursor = key.as_ref().to_vec();
-                        return Ok(());
+                        return Ok(false);
                     }
                     of = KeyVersions { table: parsed.table, row: parsed.row.to_vec(), stamps: Vec::new() };
                 }
@@ -99,15 +137,22 @@ impl<S: Store> State<S> {
                 }
             }
             self.drop_versions(step, &of, horizon);
-            return Ok(());
+            return Ok(true);
         }
     }
 
-    fn drop_versions(&self, step: &mut Step, of: &KeyVersions, horizon: ReadPoint) {
+    fn drop_versions(&mut self, step: &mut Step, of: &KeyVersions, horizon: ReadPoint) {
         let truncations = self.shared.truncations();
-        for index in collectable(of.table, &of.stamps, horizon, self.options.keep_versions, &truncations) {
-            if let Some(stamp) = of.stamps.get(index) {
+        let mut dropped =
+            collectable(of.table, &of.stamps, horizon, self.options.keep_versions, &truncations).into_iter();
+        let mut next = dropped.next();
+        for (index, stamp) in of.stamps.iter().enumerate() {
+            if next == Some(index) {
                 step.batch.delete(Space::Versions, keys::version(of.table, &of.row, stamp.time, stamp.stream));
+                next = dropped.next();
+            } else if !truncations.is_empty() {
+                let oldest = self.collection.round.oldest.entry((of.table, stamp.stream)).or_insert(stamp.time);
+                *oldest = stamp.time.min(*oldest);
             }
         }
     }

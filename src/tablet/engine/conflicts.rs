@@ -1,4 +1,5 @@
-//! Which undecided branches of a stream wrote the same keys (`release = "atomic"`, trace 9).
+//! Which undecided branches of a stream wrote the same keys: those that wait for one another (`release = "atomic"`,
+//! trace 9), and those that a row is filled from.
 
 use super::state::State;
 use crate::limits::CONFLICT_KEYS_MAX;
@@ -6,13 +7,21 @@ use crate::tablet::TabletError;
 use crate::tablet::format::{Chunk, ProvisionalRecord, StoredOp, StoredWrite, decode};
 use crate::tablet::keys;
 use crate::tablet::store::{Space, Store};
-use crate::wal::BranchId;
+use crate::wal::{BranchId, OpId, SourceTabletId, TableId};
 use rustc_hash::{FxHashMap, FxHasher};
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hasher;
 
-/// Keys by hash: two keys of one hash only make a transaction wait that need not.
+/// What a key is remembered by.
+pub(super) fn key_hash(table: TableId, key: &[u8]) -> u64 {
+    let mut hasher = FxHasher::default();
+    hasher.write_u32(table.0);
+    hasher.write(key);
+    hasher.finish()
+}
+
+/// Keys by hash: two keys of one hash only make a transaction wait that need not, or a branch be read in vain.
 #[derive(Default, Debug)]
 pub(super) struct Conflicts {
     writers: FxHashMap<u64, SmallVec<[BranchId; 1]>>,
@@ -34,10 +43,7 @@ impl Conflicts {
                 self.wide.insert(branch);
                 continue;
             }
-            let mut hasher = FxHasher::default();
-            hasher.write_u32(write.table.0);
-            hasher.write(write.key.0);
-            let hash = hasher.finish();
+            let hash = key_hash(write.table, write.key.0);
             let writers = self.writers.entry(hash).or_default();
             earlier.extend(writers.iter().filter(same_stream));
             if !writers.contains(&branch) {
@@ -70,18 +76,7 @@ impl<S: Store> State<S> {
         &mut self,
         written: &[(BranchId, u32)],
     ) -> Result<Vec<(BranchId, Vec<BranchId>)>, TabletError> {
-        let mut index = match self.conflicts.take() {
-            Some(index) => index,
-            None => {
-                let mut index = Conflicts::default();
-                for (&branch, held) in &self.branches {
-                    let is_new = written.iter().find(|(new, _)| *new == branch);
-                    let old_records = is_new.map_or(held.records, |(_, first_record)| *first_record);
-                    self.note_records(&mut index, branch, 0..old_records)?;
-                }
-                index
-            }
-        };
+        let mut index = self.take_index(written)?;
         let mut conflicts = Vec::new();
         for &(branch, first_record) in written {
             let records = first_record..self.branches.get(&branch).map_or(0, |held| held.records);
@@ -92,6 +87,36 @@ impl<S: Store> State<S> {
         }
         self.conflicts = Some(index);
         Ok(conflicts)
+    }
+
+    /// The index, with everything but these branches' records from their first one on.
+    fn take_index(&mut self, without: &[(BranchId, u32)]) -> Result<Conflicts, TabletError> {
+        if let Some(index) = self.conflicts.take() {
+            return Ok(index);
+        }
+        let mut index = Conflicts::default();
+        for (&branch, held) in &self.branches {
+            let is_new = without.iter().find(|(new, _)| *new == branch);
+            let old_records = is_new.map_or(held.records, |(_, first_record)| *first_record);
+            self.note_records(&mut index, branch, 0..old_records)?;
+        }
+        Ok(index)
+    }
+
+    /// Undecided branches of a stream that opened at or below `upto` and may have written a key, the latest first.
+    pub(super) fn writers_before(
+        &mut self,
+        stream: SourceTabletId,
+        upto: OpId,
+        table: TableId,
+        key: &[u8],
+    ) -> Result<Vec<BranchId>, TabletError> {
+        let index = self.take_index(&[])?;
+        let writers = index.writers.get(&key_hash(table, key)).map_or(&[][..], SmallVec::as_slice);
+        let earlier = |branch: &&BranchId| branch.stream == stream && branch.opened <= upto;
+        let found: BTreeSet<BranchId> = writers.iter().chain(&index.wide).filter(earlier).copied().collect();
+        self.conflicts = Some(index);
+        Ok(found.into_iter().rev().collect())
     }
 
     fn note_records(

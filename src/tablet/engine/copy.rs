@@ -18,6 +18,7 @@ impl<S: Store> State<S> {
         let (table, time) = (copy.schema.table, HybridTime::from_u64(u64::from(copy.attempt)));
         let mut batch = StoreBatch::default();
         self.learn(std::slice::from_ref(&copy.schema))?;
+        self.note_writer(&mut batch, table, copy.stream);
         if copy.first {
             let attempt = Truncation { time, position: LogPosition(0) };
             batch.put(Space::Undecided, keys::truncation(table, copy.stream, attempt), Vec::new());

@@ -3,7 +3,7 @@
 
 use super::{Engine, TabletOptions, TabletWals, start};
 use crate::limits::APPLY_BYTES;
-use crate::proto::cdc::{CdcRecord, cdc_record::Record};
+use crate::proto::cdc::{self, CdcRecord, cdc_record::Record, write::Operation};
 use crate::tablet::change_log::{ChangeLog, ChangeLogError, ReadChanges};
 use crate::tablet::memory::{MemoryStore, MemoryView};
 use crate::tablet::store::{Read, Scan, Space, Store, StoreBatch, StoreFailed};
@@ -108,6 +108,7 @@ fn batch(stream: SourceTabletId, term: u64, writes: Vec<Write>, adopt: Option<Ad
         upto: OpId::end_of_term(term),
         schemas: vec![schema()],
         branches: vec![BranchWrites { branch, writes, adopt }],
+        rolled_back: Vec::new(),
         report_conflicts: false,
     }
 }
@@ -162,7 +163,7 @@ async fn decide(tablet: &dyn TabletLeader, follows: LogPosition) -> Result<(), T
     let mut work = vec![commit(1, &[(S1, 1)]), commit(2, &[(S1, 2), (S2, 1)]), commit(3, &[(S1, 3)])];
     work.retain(|decided| decided.position > follows);
     let (through, safe_time) = (LogPosition(3), HybridTime::from_u64(30));
-    tablet.apply(ApplyBatch { owner: Epoch(1), follows, through, safe_time, work }).await.map(drop)
+    tablet.apply(ApplyBatch { owner: Epoch(1), follows, through, safe_time, one_writer: false, work }).await.map(drop)
 }
 
 async fn history(tablet: &dyn TabletLeader) -> Vec<VersionedRow> {
@@ -231,8 +232,15 @@ async fn doing_the_rest_again_ends_in_the_same() {
     let (rows, records) = (history(&tablet).await, wal(&tablet).await);
     let names: Vec<_> = rows.iter().filter(|row| row.row.is_some()).map(|row| row.key.columns().unwrap()).collect();
     assert_eq!(names.len(), 11, "{names:?}");
-    // Neither what was truncated is sent, nor the delete that another stream's write beats.
-    assert_eq!(kinds(&records), "wwacwwwwwwwwwacwwwwacs");
+    // Neither is sent what its own transaction truncated, nor the delete that another stream's write beats. The
+    // truncation leaves the other stream's row, so it is five deletes.
+    assert_eq!(kinds(&records), "wwacwwwwwwwwwacwwwwwwwwacs");
+    let deleted = |record: &Record| match record {
+        Record::Write(cdc::Write { key, operation: Some(Operation::Delete(_)), .. }) => Some(key[0].clone()),
+        _ => None,
+    };
+    let deleted: Vec<_> = records.iter().rev().filter_map(deleted).take(5).collect();
+    assert_eq!(deleted, ["z", "m", "c", "b", "a"]);
 
     let batches = recorder.batches.lock().unwrap().clone();
     assert!(batches.len() > provided + 6, "the transactions take several steps: {}", batches.len() - provided);
@@ -266,7 +274,8 @@ async fn the_wal_is_kept_for_its_readers() {
         let work = Work::Commit { transaction: TransactionId(n), time, branches, tablets: vec![ReplicaTabletId(1)] };
         let work = vec![Decided { position, work }];
         let follows = LogPosition(n - 1);
-        let decided = ApplyBatch { owner: Epoch(1), follows, through: position, safe_time: HybridTime::MIN, work };
+        let (owner, safe_time) = (Epoch(1), HybridTime::MIN);
+        let decided = ApplyBatch { owner, follows, through: position, safe_time, one_writer: false, work };
         tablet.apply(decided).await.unwrap();
         upto = wals.read(changes(upto, Some(upto))).await.unwrap().upto;
     }

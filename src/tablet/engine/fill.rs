@@ -20,6 +20,15 @@ pub(super) struct Filling {
     pub(super) deleted: FxHashMap<(SourceTabletId, TableId, Vec<u8>), Vec<u8>>,
 }
 
+/// What a row's unchanged cells are to be taken from is missing.
+pub(super) fn not_here(stream: SourceTabletId, table: TableId, key: &[u8]) -> TabletError {
+    let key = crate::wal::Key(key.to_vec().into());
+    TabletError::Refused(format!(
+        "a write of stream {stream} to table {table} leaves cells unchanged, and the row {key:?} that they are to be \
+         taken from is not here"
+    ))
+}
+
 impl<S: Store> State<S> {
     /// The row with its unchanged cells filled from `key`.
     pub(super) fn fill(
@@ -33,18 +42,15 @@ impl<S: Store> State<S> {
     ) -> Result<Vec<u8>, TabletError> {
         let table = write.table;
         let Some(base) = self.newest_write(time, filling, stream, table, key)? else {
-            let key = crate::wal::Key(key.to_vec().into());
-            return Err(TabletError::Refused(format!(
-                "a write of stream {stream} to table {table} at {time} leaves cells unchanged, and the row {key:?} that \
-                 they are to be taken from is not here"
-            )));
+            return Err(not_here(stream, table, key));
         };
         let (mut row, base) = (decode_row(row)?, decode_row(&base)?);
         self.fill_cells(table, &mut row, &base)?;
-        encode_row(&row)
+        if row.cells.contains(&Cell::Unchanged) { Err(not_here(stream, table, key)) } else { encode_row(&row) }
     }
 
-    fn newest_write(
+    /// The newest row that `stream` wrote under a key, at or below a time.
+    pub(super) fn newest_write(
         &self,
         time: HybridTime,
         filling: Option<&Filling>,
@@ -84,7 +90,8 @@ impl<S: Store> State<S> {
         Ok(own())
     }
 
-    fn fill_cells(&self, table: TableId, row: &mut Row, base: &Row) -> Result<(), TabletError> {
+    /// Fills unchanged cells from an earlier row, by the names of columns. What is unchanged there stays so.
+    pub(super) fn fill_cells(&self, table: TableId, row: &mut Row, base: &Row) -> Result<(), TabletError> {
         let columns = |version: u32| self.schemas.get(&(table, version)).map(|schema| &schema.columns);
         let (new, old) = (columns(row.schema_version), columns(base.schema_version));
         let same_shape = row.schema_version == base.schema_version;
@@ -99,8 +106,7 @@ impl<S: Store> State<S> {
                     .zip(old)
                     .and_then(|(column, old)| old.iter().position(|other| other.name == column.name))
             };
-            let found = from.and_then(|from| base.cells.get(from)).filter(|found| **found != Cell::Unchanged);
-            let Some(found) = found else {
+            let Some(found) = from.and_then(|from| base.cells.get(from)) else {
                 return Err(TabletError::Refused(format!(
                     "column {place} of a row of table {table} is unchanged since schema version {}, which has no such \
                      column here",

@@ -15,11 +15,14 @@ mod conflicts;
 mod crash_tests;
 
 mod copy;
+mod earlier;
 mod elsewhere;
 mod fill;
+mod one_writer;
 mod provisional;
 mod read;
 mod state;
+mod truncate;
 mod wal;
 mod worker;
 
@@ -29,11 +32,11 @@ pub use worker::Worker;
 
 use super::store::Store;
 use super::{
-    Announced, Applied, ApplyBatch, ChunkBatch, CopyBatch, ProvisionalBatch, ReadPage, ReadRequest, Stored, StreamMark,
-    TabletError, TabletLeader, TabletStats,
+    Announced, Applied, ApplyBatch, ChunkBatch, CopyBatch, FillRequest, ProvisionalBatch, ReadPage, ReadRequest,
+    Stored, StreamMark, TabletError, TabletLeader, TabletStats,
 };
 use crate::limits::READ_WAIT_MS;
-use crate::wal::{Epoch, ReplicaTabletId, SourceTabletId};
+use crate::wal::{Epoch, ReplicaTabletId, Row, SourceTabletId};
 use async_trait::async_trait;
 use state::{Shared, State};
 use std::sync::Arc;
@@ -134,6 +137,10 @@ impl<S: Store> TabletLeader for Engine<S> {
 
     async fn stage_chunk(&self, chunk: ChunkBatch) -> Result<(), TabletError> {
         self.call(Answered::Now, move |state| state.stage_chunk(chunk)).await
+    }
+
+    async fn fill(&self, request: FillRequest) -> Result<Row, TabletError> {
+        self.call(Answered::Now, move |state| state.fill_before_storing(request)).await
     }
 
     async fn copy_rows(&self, batch: CopyBatch) -> Result<(), TabletError> {

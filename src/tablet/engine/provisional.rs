@@ -41,6 +41,7 @@ impl<S: Store> State<S> {
         if held.stored != batch.follows {
             return Err(TabletError::OutOfOrder { held: held.stored, follows: batch.follows });
         }
+        self.check_one_writer(batch.stream)?;
         let mut changes = StoreBatch::default();
         self.learn(&batch.schemas)?;
         self.check(&batch)?;
@@ -72,6 +73,13 @@ impl<S: Store> State<S> {
                 self.branches.remove(&part.branch);
             } else if !written.contains(&(part.branch, first_record)) {
                 written.push((part.branch, first_record));
+            }
+        }
+        for opened in batch.rolled_back {
+            let id = BranchId { stream: batch.stream, opened };
+            if let Some(branch) = self.branches.get_mut(&id) {
+                branch.rolled_back = true;
+                changes.put(Space::Undecided, keys::rolled_back(id), Vec::new());
             }
         }
         let mark = Mark { stored: batch.upto, puller: held.puller };

@@ -16,7 +16,10 @@ const STEPS_BEFORE_SEARCH: usize = 16;
 
 /// Reads a page; the tablet has heard the log up to the read point.
 pub(super) fn page<S: Store>(shared: &Shared<S>, request: &ReadRequest) -> Result<ReadPage, TabletError> {
-    // The view comes first: what was dropped before it was taken lies below the horizon that is asked after it.
+    // The truncations come first: one that is forgotten later has removed nothing that the view still shows. Those of
+    // the read point are known, because it was heard. What was dropped before the view was taken lies below the horizon
+    // that is asked after it.
+    let truncations = shared.truncations();
     let view = shared.store.view();
     let kept = shared.kept();
     let at = request.at;
@@ -26,7 +29,6 @@ pub(super) fn page<S: Store>(shared: &Shared<S>, request: &ReadRequest) -> Resul
             kept: format!("{} at {}", kept.position, kept.time),
         });
     }
-    let truncations = shared.truncations();
     let mut reader = Reader { view: &view, request, truncations: &truncations, page: ReadPage::default(), bytes: 0 };
     let (mut from, mut below) = keys::table_versions(request.table);
     if let Some(after) = &request.after {

@@ -4,6 +4,7 @@ use super::TabletOptions;
 use super::chunks::Staging;
 use super::collect::Collection;
 use super::conflicts::Conflicts;
+use super::one_writer::Writers;
 use super::wal::{OwnWal, WalEnds};
 use crate::coordinator::{Applied, ReadPoint};
 use crate::mvcc::{Truncation, Truncations};
@@ -55,6 +56,12 @@ impl<S> Shared<S> {
         let mut truncations = self.truncations.write().unwrap_or_else(PoisonError::into_inner);
         Arc::make_mut(&mut truncations).insert(table, stream, truncation);
     }
+
+    /// Forgets a truncation that removes nothing any more.
+    pub(super) fn forget_truncation(&self, table: TableId, stream: SourceTabletId, truncation: Truncation) {
+        let mut truncations = self.truncations.write().unwrap_or_else(PoisonError::into_inner);
+        Arc::make_mut(&mut truncations).remove(table, stream, truncation);
+    }
 }
 
 /// An undecided branch: a small record in memory, its writes on disk (C10).
@@ -70,6 +77,8 @@ pub(super) struct Branch {
     pub(super) truncations: Vec<(TableId, u64)>,
     /// Whether a write fills cells from another key.
     pub(super) fills_from_key: bool,
+    /// Whether the source has rolled it back.
+    pub(super) rolled_back: bool,
 }
 
 impl Branch {
@@ -110,9 +119,10 @@ pub(super) struct State<S> {
     /// What the branches hold, all together.
     pub(super) held: Held,
     pub(super) staging: Staging,
-    /// Built when the first batch asks for conflicts.
+    /// Built when the first batch asks for conflicts, or the first row is to be filled.
     pub(super) conflicts: Option<Conflicts>,
     pub(super) collection: Collection,
+    pub(super) writers: Writers,
     pub(super) wal: OwnWal,
     /// Versions written since the last collection.
     pub(super) versions_written: usize,
@@ -162,6 +172,7 @@ impl<S: Store> State<S> {
             staging: Staging::default(),
             conflicts: None,
             collection: Collection::default(),
+            writers: Writers::default(),
             wal: OwnWal::default(),
             versions_written: 0,
         };
@@ -209,9 +220,16 @@ impl<S: Store> State<S> {
                 }
             }
         }
+        for entry in scan(Kind::RolledBack) {
+            let id = branch_of(entry?.0.as_ref()).ok_or_else(|| damaged("rolled-back branch"))?;
+            if let Some(branch) = self.branches.get_mut(&id) {
+                branch.rolled_back = true;
+            }
+        }
         if let Some(binding) = &self.binding {
             let _ = self.shared.number.set(binding.tablet);
         }
+        self.recover_writers()?;
         self.recover_wal()?;
         for branch in self.branches.values() {
             self.held.writes += branch.writes;
@@ -299,6 +317,7 @@ impl<S: Store> State<S> {
     ) -> Result<StreamMark, TabletError> {
         self.admit_owner(owner)?;
         let Mark { stored, puller } = self.admit_puller(stream, puller)?;
+        self.check_one_writer(stream)?;
         Ok(StreamMark { stream, stored, puller })
     }
 
@@ -332,7 +351,7 @@ fn put_one<S: Store>(store: &S, key: Vec<u8>, value: Vec<u8>) -> Result<(), Tabl
     Ok(store.write(batch)?)
 }
 
-/// The branch in a provisional record's key.
+/// The branch in a key that begins with one.
 fn branch_of(key: &[u8]) -> Option<BranchId> {
     let mut parts = Parts(key.get(1..)?);
     let stream = SourceTabletId(parts.u32()?);

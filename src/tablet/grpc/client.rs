@@ -1,16 +1,16 @@
 //! The client: a [`TabletLeader`] whose tablet lives in another process.
 
 use super::super::{
-    Announced, Applied, ApplyBatch, ChunkBatch, CopyBatch, ProvisionalBatch, ReadPage, ReadRequest, Stored, StreamMark,
-    TabletError, TabletLeader, TabletStats,
+    Announced, Applied, ApplyBatch, ChunkBatch, CopyBatch, FillRequest, ProvisionalBatch, ReadPage, ReadRequest,
+    Stored, StreamMark, TabletError, TabletLeader, TabletStats,
 };
 use super::error::from_status;
+use crate::access::{Address, BadAddress};
 use crate::limits::{CALL_MS, GRPC_MESSAGE_BYTES_MAX};
 use crate::proto::tablet as pb;
 use crate::proto::tablet::tablet_service_client::TabletServiceClient;
-use crate::proto::transport::{self, BadUrl};
 use crate::proto::wire::Malformed;
-use crate::wal::{Epoch, ReplicaTabletId, SourceTabletId};
+use crate::wal::{Epoch, ReplicaTabletId, Row, SourceTabletId};
 use async_trait::async_trait;
 use prost::Message;
 use std::time::Duration;
@@ -27,15 +27,16 @@ pub struct GrpcTablet {
 }
 
 impl GrpcTablet {
-    /// The tablet named `tablet` at the server at `url` (`http://host:port`). To be called within a tokio runtime.
+    /// The tablet named `tablet` at the server at this address. To be called within a tokio runtime.
     ///
     /// # Errors
-    /// [`BadUrl`].
-    pub fn new(url: &str, tablet: &str) -> Result<Self, BadUrl> {
-        let client = TabletServiceClient::new(transport::channel(url)?)
+    /// [`BadAddress`].
+    pub fn new(server: impl Into<Address>, tablet: &str) -> Result<Self, BadAddress> {
+        let server = server.into();
+        let client = TabletServiceClient::new(server.channel()?)
             .max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX)
             .max_encoding_message_size(GRPC_MESSAGE_BYTES_MAX);
-        Ok(Self { client, url: url.to_owned(), tablet: tablet.to_owned() })
+        Ok(Self { client, url: server.to_string(), tablet: tablet.to_owned() })
     }
 
     /// The request with its deadline. One that is too large for a message is refused here, where it is known that it
@@ -122,6 +123,11 @@ impl TabletLeader for GrpcTablet {
     async fn stage_chunk(&self, chunk: ChunkBatch) -> Result<(), TabletError> {
         let request = pb::StageChunkRequest { tablet: self.tablet.clone(), ..chunk.into() };
         self.answer(self.client.clone().stage_chunk(self.request(request)?).await)
+    }
+
+    async fn fill(&self, request: FillRequest) -> Result<Row, TabletError> {
+        let request = pb::FillRequest { tablet: self.tablet.clone(), ..request.into() };
+        self.answer(self.client.clone().fill(self.request(request)?).await)
     }
 
     async fn copy_rows(&self, batch: CopyBatch) -> Result<(), TabletError> {

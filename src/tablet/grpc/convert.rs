@@ -1,8 +1,8 @@
 //! Messages of `tablet.proto` to and from the contract's types.
 
 use super::super::{
-    Adopt, Announced, Applied, ApplyBatch, BranchWrites, ChunkBatch, Conflict, CopyBatch, Decided, ProvisionalBatch,
-    ReadPage, ReadPoint, ReadRequest, Stored, StreamMark, TabletStats, VersionedRow, Work,
+    Adopt, Announced, Applied, ApplyBatch, BranchWrites, ChunkBatch, Conflict, CopyBatch, Decided, FillRequest,
+    ProvisionalBatch, ReadPage, ReadPoint, ReadRequest, Stored, StreamMark, TabletStats, VersionedRow, Work,
 };
 use crate::proto::cdc;
 use crate::proto::tablet as pb;
@@ -127,6 +127,7 @@ impl From<ProvisionalBatch> for pb::WriteProvisionalRequest {
             schemas: into_all(batch.schemas),
             branches: into_all(batch.branches),
             report_conflicts: batch.report_conflicts,
+            rolled_back: into_all(batch.rolled_back),
         }
     }
 }
@@ -143,6 +144,7 @@ impl TryFrom<pb::WriteProvisionalRequest> for ProvisionalBatch {
             upto: op_id("upto", request.upto)?,
             schemas: into_all(request.schemas),
             branches: try_all(request.branches)?,
+            rolled_back: into_all(request.rolled_back),
             report_conflicts: request.report_conflicts,
         })
     }
@@ -202,6 +204,60 @@ impl TryFrom<pb::StageChunkRequest> for ChunkBatch {
             schemas: into_all(request.schemas),
             writes: try_all(request.writes)?,
         })
+    }
+}
+
+impl From<FillRequest> for pb::FillRequest {
+    /// The request without its tablet's name.
+    fn from(request: FillRequest) -> Self {
+        Self {
+            tablet: String::new(),
+            stream: request.stream.0,
+            owner: request.owner.0,
+            puller: request.puller.0,
+            connection: request.connection,
+            xid: request.xid,
+            rolled_back: request.rolled_back,
+            upto: Some(request.upto.into()),
+            schemas: into_all(request.schemas),
+            table: request.table.0,
+            from: request.from.0,
+            row: Some(request.row.into()),
+        }
+    }
+}
+
+impl TryFrom<pb::FillRequest> for FillRequest {
+    type Error = Malformed;
+
+    fn try_from(request: pb::FillRequest) -> Result<Self, Malformed> {
+        Ok(Self {
+            stream: SourceTabletId(request.stream),
+            owner: Epoch(request.owner),
+            puller: Epoch(request.puller),
+            connection: request.connection,
+            xid: request.xid,
+            rolled_back: request.rolled_back,
+            upto: op_id("upto", request.upto)?,
+            schemas: into_all(request.schemas),
+            table: TableId(request.table),
+            from: Key(request.from),
+            row: required("row", request.row)?.try_into()?,
+        })
+    }
+}
+
+impl From<Row> for pb::FillResponse {
+    fn from(row: Row) -> Self {
+        Self { row: Some(row.into()) }
+    }
+}
+
+impl TryFrom<pb::FillResponse> for Row {
+    type Error = Malformed;
+
+    fn try_from(response: pb::FillResponse) -> Result<Self, Malformed> {
+        required("row", response.row)?.try_into()
     }
 }
 
@@ -285,6 +341,7 @@ impl From<ApplyBatch> for pb::ApplyRequest {
             through: batch.through.0,
             safe_time: batch.safe_time.to_u64(),
             work: into_all(batch.work),
+            one_writer: batch.one_writer,
         }
     }
 }
@@ -298,6 +355,7 @@ impl TryFrom<pb::ApplyRequest> for ApplyBatch {
             follows: LogPosition(request.follows),
             through: LogPosition(request.through),
             safe_time: HybridTime::from_u64(request.safe_time),
+            one_writer: request.one_writer,
             work: try_all(request.work)?,
         })
     }

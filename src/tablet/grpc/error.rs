@@ -5,7 +5,7 @@ use crate::proto::tablet as pb;
 use crate::proto::tablet::tablet_error::Error;
 use crate::proto::transport::describe;
 use crate::proto::wire::Malformed;
-use crate::wal::{Epoch, LogPosition};
+use crate::wal::{Epoch, LogPosition, SourceTabletId};
 use prost::Message;
 use tonic::{Code, Status};
 
@@ -16,7 +16,9 @@ pub fn to_status(error: TabletError) -> Status {
             Code::FailedPrecondition
         }
         TabletError::Fenced { .. } => Code::Aborted,
-        TabletError::Refused(_) | TabletError::RefusedWrite(_) => Code::InvalidArgument,
+        TabletError::Refused(_) | TabletError::RefusedWrite(_) | TabletError::WrittenTwice { .. } => {
+            Code::InvalidArgument
+        }
         TabletError::TooOld { .. } => Code::OutOfRange,
         TabletError::Indeterminate(_) => Code::Unavailable,
         TabletError::Poisoned(_) => Code::Internal,
@@ -33,6 +35,9 @@ pub fn to_status(error: TabletError) -> Status {
         TabletError::ChunksLost(why) => Error::ChunksLost(why),
         TabletError::Refused(why) => Error::Refused(why),
         TabletError::RefusedWrite(write) => Error::Refused(write.to_string()),
+        TabletError::WrittenTwice { table, key, first } => {
+            Error::WrittenTwice(pb::WrittenTwice { table, key, first: first.0 })
+        }
         TabletError::TooOld { asked, kept } => Error::TooOld(pb::TooOld { asked, kept }),
         TabletError::Indeterminate(why) => Error::Indeterminate(why),
         TabletError::Poisoned(why) => Error::Poisoned(why),
@@ -59,6 +64,9 @@ pub fn from_status(status: &Status) -> TabletError {
             Error::Fenced(held) => TabletError::Fenced { held: Epoch(held) },
             Error::ChunksLost(why) => TabletError::ChunksLost(why),
             Error::Refused(why) => TabletError::Refused(why),
+            Error::WrittenTwice(pb::WrittenTwice { table, key, first }) => {
+                TabletError::WrittenTwice { table, key, first: SourceTabletId(first) }
+            }
             Error::TooOld(pb::TooOld { asked, kept }) => TabletError::TooOld { asked, kept },
             Error::Indeterminate(why) => TabletError::Indeterminate(why),
             Error::Poisoned(why) => TabletError::Poisoned(why),

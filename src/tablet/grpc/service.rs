@@ -78,6 +78,12 @@ impl TabletService for Service {
         Ok(Response::new(pb::StageChunkResponse {}))
     }
 
+    async fn fill(&self, request: Request<pb::FillRequest>) -> Result<Response<pb::FillResponse>, Status> {
+        let request = request.into_inner();
+        let tablet = self.tablet(&request.tablet)?;
+        answer(tablet.fill(request.try_into().map_err(malformed)?).await)
+    }
+
     async fn copy_rows(&self, request: Request<pb::CopyRowsRequest>) -> Result<Response<pb::CopyRowsResponse>, Status> {
         let request = request.into_inner();
         let tablet = self.tablet(&request.tablet)?;

@@ -1,8 +1,8 @@
 //! What goes over the wire comes back as it was; what should never come is refused and harms nothing.
 
 use super::super::{
-    Adopt, Announced, Applied, ApplyBatch, BranchWrites, ChunkBatch, CopyBatch, Decided, ProvisionalBatch, ReadPage,
-    ReadPoint, ReadRequest, Stored, StreamMark, TabletError, TabletLeader, TabletStats, VersionedRow, Work,
+    Adopt, Announced, Applied, ApplyBatch, BranchWrites, ChunkBatch, CopyBatch, Decided, FillRequest, ProvisionalBatch,
+    ReadPage, ReadPoint, ReadRequest, Stored, StreamMark, TabletError, TabletLeader, TabletStats, VersionedRow, Work,
 };
 use super::error::{from_status, to_status};
 use super::{GrpcTablet, Tablets};
@@ -78,8 +78,8 @@ fn branch_writes() -> impl Strategy<Value = BranchWrites> {
 
 fn provisional() -> impl Strategy<Value = ProvisionalBatch> {
     let numbers = any::<(u32, u64, u64, bool)>();
-    (numbers, op_id(), op_id(), vec(schema(), 0..2), vec(branch_writes(), 0..3)).prop_map(
-        |((stream, owner, puller, report_conflicts), follows, upto, schemas, branches)| ProvisionalBatch {
+    (numbers, op_id(), op_id(), vec(schema(), 0..2), vec(branch_writes(), 0..3), vec(op_id(), 0..2)).prop_map(
+        |((stream, owner, puller, report_conflicts), follows, upto, schemas, branches, rolled_back)| ProvisionalBatch {
             stream: SourceTabletId(stream),
             owner: Epoch(owner),
             puller: Epoch(puller),
@@ -87,6 +87,7 @@ fn provisional() -> impl Strategy<Value = ProvisionalBatch> {
             upto,
             schemas,
             branches,
+            rolled_back,
             report_conflicts,
         },
     )
@@ -104,6 +105,25 @@ fn chunk() -> impl Strategy<Value = ChunkBatch> {
             number,
             schemas,
             writes,
+        },
+    )
+}
+
+fn fill() -> impl Strategy<Value = FillRequest> {
+    let numbers = any::<(u32, u64, u64, u64, u32, Vec<u32>, u32)>();
+    (numbers, op_id(), vec(schema(), 0..2), key(), row()).prop_map(
+        |((stream, owner, puller, connection, xid, rolled_back, table), upto, schemas, from, row)| FillRequest {
+            stream: SourceTabletId(stream),
+            owner: Epoch(owner),
+            puller: Epoch(puller),
+            connection,
+            xid,
+            rolled_back,
+            upto,
+            schemas,
+            table: TableId(table),
+            from,
+            row,
         },
     )
 }
@@ -135,14 +155,14 @@ fn apply() -> impl Strategy<Value = ApplyBatch> {
         });
     let work = prop_oneof![commit, vec(branch(), 0..3).prop_map(|branches| Work::Discard { branches })];
     let decided = (any::<u64>(), work).prop_map(|(position, work)| Decided { position: LogPosition(position), work });
-    (any::<(u64, u64, u64, u64)>(), vec(decided, 0..3)).prop_map(|((owner, follows, through, safe_time), work)| {
-        ApplyBatch {
-            owner: Epoch(owner),
-            follows: LogPosition(follows),
-            through: LogPosition(through),
-            safe_time: HybridTime::from_u64(safe_time),
-            work,
-        }
+    let numbers = any::<(u64, u64, u64, u64, bool)>();
+    (numbers, vec(decided, 0..3)).prop_map(|((owner, follows, through, safe_time, one_writer), work)| ApplyBatch {
+        owner: Epoch(owner),
+        follows: LogPosition(follows),
+        through: LogPosition(through),
+        safe_time: HybridTime::from_u64(safe_time),
+        one_writer,
+        work,
     })
 }
 
@@ -182,6 +202,11 @@ fn error() -> impl Strategy<Value = TabletError> {
         any::<u64>().prop_map(|held| TabletError::Fenced { held: Epoch(held) }),
         any::<String>().prop_map(TabletError::ChunksLost),
         any::<String>().prop_map(TabletError::Refused),
+        any::<(String, String, u32)>().prop_map(|(table, key, first)| TabletError::WrittenTwice {
+            table,
+            key,
+            first: SourceTabletId(first)
+        }),
         any::<(String, String)>().prop_map(|(asked, kept)| TabletError::TooOld { asked, kept }),
         any::<String>().prop_map(TabletError::Indeterminate),
         any::<String>().prop_map(TabletError::Poisoned),
@@ -208,13 +233,15 @@ fn read_as<M: Message + Default, T: TryFrom<M>>(bytes: &[u8]) {
 proptest! {
     #[test]
     fn messages_come_back_as_they_were(
-        (provisional, chunk, copy, apply) in (provisional(), chunk(), copy(), apply()),
+        (provisional, chunk, fill, copy, apply) in (provisional(), chunk(), fill(), copy(), apply()),
         (read, page, error) in (read(), page(), error()),
         (mark, conflicts) in (op_id(), vec((branch(), vec(branch(), 0..3)), 0..3)),
         (heard, applied, stats) in (any::<u64>(), any::<u64>(), any::<[u64; 4]>()),
     ) {
         prop_assert_eq!(through::<_, pb::WriteProvisionalRequest>(provisional.clone()), provisional);
         prop_assert_eq!(through::<_, pb::StageChunkRequest>(chunk.clone()), chunk);
+        prop_assert_eq!(through::<_, pb::FillResponse>(fill.row.clone()), fill.row.clone());
+        prop_assert_eq!(through::<_, pb::FillRequest>(fill.clone()), fill);
         prop_assert_eq!(through::<_, pb::CopyRowsRequest>(copy.clone()), copy);
         prop_assert_eq!(through::<_, pb::ApplyRequest>(apply.clone()), apply);
         prop_assert_eq!(through::<_, pb::ReadRequest>(read.clone()), read);
@@ -242,6 +269,7 @@ proptest! {
         for bytes in [noise, damaged] {
             read_as::<pb::WriteProvisionalRequest, ProvisionalBatch>(&bytes);
             read_as::<pb::StageChunkRequest, ChunkBatch>(&bytes);
+            read_as::<pb::FillRequest, FillRequest>(&bytes);
             read_as::<pb::CopyRowsRequest, CopyBatch>(&bytes);
             read_as::<pb::ApplyRequest, ApplyBatch>(&bytes);
             read_as::<pb::ReadRequest, ReadRequest>(&bytes);
@@ -293,6 +321,9 @@ impl TabletLeader for Refusing {
     async fn stage_chunk(&self, _: ChunkBatch) -> Result<(), TabletError> {
         Err(self.0.clone())
     }
+    async fn fill(&self, _: FillRequest) -> Result<Row, TabletError> {
+        Err(self.0.clone())
+    }
     async fn copy_rows(&self, _: CopyBatch) -> Result<(), TabletError> {
         Err(self.0.clone())
     }
@@ -335,6 +366,7 @@ async fn every_call_gives_the_tablets_own_error_back() {
     let batch = provisional().new_tree(&mut any).unwrap().current();
     assert_eq!(tablet.write_provisional(batch).await, Err(error.clone()));
     assert_eq!(tablet.stage_chunk(chunk().new_tree(&mut any).unwrap().current()).await, Err(error.clone()));
+    assert_eq!(tablet.fill(fill().new_tree(&mut any).unwrap().current()).await, Err(error.clone()));
     assert_eq!(tablet.copy_rows(copy().new_tree(&mut any).unwrap().current()).await, Err(error.clone()));
     assert_eq!(tablet.apply(apply().new_tree(&mut any).unwrap().current()).await, Err(error.clone()));
     assert_eq!(tablet.read(read().new_tree(&mut any).unwrap().current()).await, Err(error.clone()));

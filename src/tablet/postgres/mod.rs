@@ -67,13 +67,13 @@ pub use shape::Missing;
 use super::engine::Engine;
 use super::store::Store;
 use super::{
-    Announced, Applied, ApplyBatch, ChunkBatch, CopyBatch, Frozen, ProvisionalBatch, ReadPage, ReadRequest, Stored,
-    StreamMark, TabletError, TabletLeader, TabletStats,
+    Announced, Applied, ApplyBatch, ChunkBatch, CopyBatch, FillRequest, Frozen, ProvisionalBatch, ReadPage,
+    ReadRequest, Stored, StreamMark, TabletError, TabletLeader, TabletStats,
 };
 use crate::coordinator::{Decided, Work};
 use crate::postgres::Target;
 use crate::wal::{
-    BranchId, Epoch, HybridTime, LogPosition, ReplicaTabletId, SourceTabletId, TableSchema, TransactionId,
+    BranchId, Epoch, HybridTime, LogPosition, ReplicaTabletId, Row, SourceTabletId, TableSchema, TransactionId,
 };
 use apply::GroupError;
 use async_trait::async_trait;
@@ -357,6 +357,11 @@ impl<S: Store> TabletLeader for PostgresTablet<S> {
 
     async fn stage_chunk(&self, chunk: ChunkBatch) -> Result<(), TabletError> {
         self.staging.stage_chunk(chunk).await
+    }
+
+    async fn fill(&self, request: FillRequest) -> Result<Row, TabletError> {
+        // Asked only where a row moves to another tablet; within this one the server's row is what it is filled from.
+        self.staging.fill(request).await
     }
 
     async fn copy_rows(&self, batch: CopyBatch) -> Result<(), TabletError> {

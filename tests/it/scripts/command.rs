@@ -1,13 +1,15 @@
 //! The commands of the scripts.
 //!
 //! ```text
-//! open ordered: streams a b, tablets r0 r1[, clock-skew 10][, without-gate][, started]
+//! open ordered: streams a b, tablets r0 r1[, clock-skew 10][, without-gate][, started][, window 2][, held 4]
 //! a: RECORD; RECORD; ...      one report of stream a; each record takes the next position, 1, 2, 3, ...
 //! a#1: ...                    the same from the puller with epoch 1
 //! a again | a gap             the last report once more, one that leaves something out
 //! slot a 0   fence a=5 b=6 [prepared b:T] [before a=4 b=5]   gone b T at 9
 //! round a=5 b=6 | round failed | round nothing asked after p4 a=5 b=6
-//! applied r0 | applied all    everything that the log holds is durably applied there
+//! applied r0 | applied all    everything that was handed to it is durably applied there
+//! refuses r0 4 CAUSE          it says no to the decisions of entry 4
+//! wanted a                    what the poller of a is told
 //! ack a                       everything taken is acknowledged to the source
 //! hold | release [N]          the barriers of entries do not come | so many come, or all
 //! no-poll | poll              entries are not taken from the machine | they are
@@ -62,16 +64,30 @@ fn command(world: &mut World, word: &str, rest: &str) -> Result<(), String> {
         }
         "round" => round(world, rest)?,
         "applied" => {
-            let through = LogPosition(world.log.len() as u64);
             let tablets = match rest {
                 "all" => world.tablet_names.clone(),
                 one => vec![one.to_owned()],
             };
             for tablet in tablets {
                 let tablet = world.tablet(&tablet)?;
+                let through = world.machine().handed_through(tablet);
                 world.machine().handle_applied(tablet, Applied { heard: through, applied: through });
             }
             world.machine().handle_tick(now);
+        }
+        "refuses" => {
+            let [tablet, position, cause] = rest.splitn(3, ' ').collect::<Vec<_>>()[..] else {
+                return Err("refuses TABLET POSITION CAUSE".into());
+            };
+            let (tablet, position) = (world.tablet(tablet)?, LogPosition(number(position)?));
+            world.machine().handle_refused(tablet, position, cause.to_owned());
+        }
+        "wanted" => {
+            let stream = world.stream(rest)?.number;
+            let machine = world.machine();
+            let pause = machine.must_pause(stream).map(|behind| format!("to pause for {behind}"));
+            let wanted = machine.must_stop(stream).map(|cause| format!("to stop: {cause}")).or(pause);
+            world.lines.push(format!("{rest} is {}", wanted.unwrap_or_else(|| "to go on".into())));
         }
         "ack" => {
             let stream = world.stream(rest)?;
@@ -155,6 +171,8 @@ fn open(world: &mut World, rest: &str) -> Result<(), String> {
             ["tablets", ref names @ ..] => world.tablet_names = names.iter().map(|name| name.to_string()).collect(),
             ["clock-skew", micros] => settings.clock_skew_micros = number(micros)?,
             ["without-gate"] => settings.gate = false,
+            ["window", count] => settings.apply_window = number(count)? as usize,
+            ["held", count] => settings.transactions_held = number(count)? as usize,
             ["started"] => started = true,
             _ => return Err(format!("what is {part}?")),
         }

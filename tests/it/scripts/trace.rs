@@ -73,7 +73,6 @@ pub fn output(state: &State, tablets: &[String], output: &Output) -> String {
             format!("ask {} whether it still runs: {}", state.stream_name(*stream), list(transactions))
         }
         Output::Nudge { stream } => format!("nudge {}", state.stream_name(*stream)),
-        Output::StopStream { stream, cause } => format!("stop {}: {cause}", state.stream_name(*stream)),
     }
 }
 

@@ -7,6 +7,7 @@ use std::fmt::Write;
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
+use untorn::access::Address;
 use untorn::admin::client::AdminClient;
 use untorn::admin::status::{State, Status};
 use untorn::wal::HybridTime;
@@ -126,8 +127,9 @@ impl Constellation {
         processes.extend(at.sources.iter().enumerate().map(|(number, port)| tablet(upstream::name(number), *port)));
         processes
             .extend(at.replicas.iter().enumerate().map(|(number, port)| tablet(format!("replica-{number}"), *port)));
-        let urls = at.sources.iter().map(|port| format!("http://127.0.0.1:{port}")).collect();
-        Self { upstream: Upstream::start(urls), home, at, processes }
+        let source = |port: &u16| Address::from(&format!("http://127.0.0.1:{port}"));
+        let addresses = at.sources.iter().map(source).collect();
+        Self { upstream: Upstream::start(addresses), home, at, processes }
     }
 
     /// Adds a second replica, whose source is the first one.

@@ -146,6 +146,11 @@ impl Daemon {
         tokio::task::block_in_place(|| command.output().expect("the binary runs"))
     }
 
+    /// Where it serves its metrics, on 127.0.0.1.
+    pub fn metrics_port(&self) -> u16 {
+        self.metrics
+    }
+
     /// What it exports for Prometheus; empty while it does not listen.
     pub fn metrics(&self) -> String {
         let ask = || -> std::io::Result<String> {

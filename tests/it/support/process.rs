@@ -86,9 +86,14 @@ impl Process {
 
     /// The last lines that it printed, over all of its lives.
     pub fn told(&self) -> String {
-        let told = std::fs::read_to_string(self.told_file()).unwrap_or_default();
+        let told = self.whole();
         let lines: Vec<_> = told.lines().collect();
         format!("--- {}\n{}\n", self.name, lines[lines.len().saturating_sub(25)..].join("\n"))
+    }
+
+    /// Everything that it printed, over all of its lives.
+    pub fn whole(&self) -> String {
+        std::fs::read_to_string(self.told_file()).unwrap_or_default()
     }
 
     fn told_file(&self) -> PathBuf {

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
+use untorn::access::Address;
 use untorn::tablet::grpc::GrpcTablet;
 use untorn::tablet::{
     ApplyBatch, BranchWrites, Decided, ProvisionalBatch, ReadPoint, ReadRequest, TabletError, TabletLeader, Work,
@@ -149,22 +150,22 @@ impl History {
 pub struct Upstream {
     pub history: Arc<History>,
     paused: Arc<Mutex<bool>>,
-    urls: Vec<String>,
+    addresses: Vec<Address>,
     _tasks: JoinSet<()>,
 }
 
 impl Upstream {
-    /// Starts to commit, and to carry what is committed to the tablets at `urls`, the one called `tablet-N` to URL N.
-    pub fn start(urls: Vec<String>) -> Self {
+    /// Starts to commit, and to carry what is committed to the tablets, the one called `tablet-N` to address N.
+    pub fn start(addresses: Vec<Address>) -> Self {
         let history = Arc::new(History { committed: Mutex::default(), grown: watch::Sender::new(0) });
         history.commit((0..ACCOUNTS).map(|account| (account, OPENING_BALANCE)).collect());
         let paused = Arc::new(Mutex::new(false));
         let mut tasks = JoinSet::new();
         tasks.spawn(work(Arc::clone(&history), Arc::clone(&paused)));
-        for (tablet, url) in urls.iter().enumerate() {
-            tasks.spawn(carry(Arc::clone(&history), tablet, url.clone()));
+        for (tablet, address) in addresses.iter().enumerate() {
+            tasks.spawn(carry(Arc::clone(&history), tablet, address.clone()));
         }
-        Self { history, paused, urls, _tasks: tasks }
+        Self { history, paused, addresses, _tasks: tasks }
     }
 
     /// Commits nothing more from here on until it is called with `false`.
@@ -176,8 +177,8 @@ impl Upstream {
     pub async fn stored(&self) -> BTreeMap<(usize, HybridTime), i64> {
         let mut versions = BTreeMap::new();
         let end = LogPosition(self.history.committed().len() as u64);
-        for (tablet, url) in self.urls.iter().enumerate() {
-            let reached = GrpcTablet::new(url, &name(tablet)).unwrap();
+        for (tablet, address) in self.addresses.iter().enumerate() {
+            let reached = GrpcTablet::new(address.clone(), &name(tablet)).unwrap();
             let at = ReadPoint { position: end, time: HybridTime::MAX };
             for (account, time, balance) in history_of(&reached, TableId(1), at).await {
                 assert_eq!(versions.insert((account, time), balance), None, "a version is there twice");
@@ -243,8 +244,8 @@ async fn work(history: Arc<History>, paused: Arc<Mutex<bool>>) {
 }
 
 /// Carries everything to one tablet, whatever happens to it.
-async fn carry(history: Arc<History>, tablet: usize, url: String) {
-    let leader = GrpcTablet::new(&url, &name(tablet)).unwrap();
+async fn carry(history: Arc<History>, tablet: usize, address: Address) {
+    let leader = GrpcTablet::new(address, &name(tablet)).unwrap();
     loop {
         match session(&history, tablet, &leader).await {
             Ok(()) => unreachable!("a session ends only by an error"),
@@ -279,6 +280,7 @@ async fn session(history: &History, tablet: usize, leader: &GrpcTablet) -> Resul
                 upto,
                 schemas: vec![schema()],
                 branches,
+                rolled_back: Vec::new(),
                 report_conflicts: false,
             };
             match leader.write_provisional(batch).await {
@@ -304,6 +306,7 @@ async fn session(history: &History, tablet: usize, leader: &GrpcTablet) -> Resul
             follows: heard,
             through: LogPosition(last.number),
             safe_time: last.time,
+            one_writer: false,
             work: work.collect(),
         };
         match leader.apply(batch).await {

@@ -284,20 +284,65 @@ fn a_streamed_transaction_is_staged_and_adopted_at_its_end() {
     block(&mut bench, 7, &[(10, "5"), (8, "6")]);
     bench.send([stream_abort(7, 8), stream_commit(7, 210)]);
     let expected = [
-        "chunk 7/7 of 2",
+        "chunk 7/7 of 1",
         "chunk 7/8 of 1",
+        "chunk 7/7 of 1",
         "200.1 a:9 put v1 t1(4)",
         "200.2 a:9 applying 1",
         "200.3 a:9 commit",
-        "chunk 7/8 of 1",
         "chunk 7/10 of 1",
+        "chunk 7/8 of 1",
         "210.1 adopts 3 of 7 without [8]",
         "210.6 a:7 applying 3",
         "210.7 a:7 commit",
     ];
     assert_eq!(bench.told(), expected);
     let order: Vec<u64> = bench.chunks.iter().flat_map(|chunk| &chunk.writes).map(|write| write.at.index).collect();
-    assert_eq!(order, [1, 3, 2, 5, 4]);
+    assert_eq!(order, [1, 2, 3, 4, 5], "a later write of a key wins, whichever sub-transaction made it");
+}
+
+/// An update that changes the key and leaves the body as it was.
+fn moved(from: &str, to: &str) -> Message {
+    let column = |id: &str, body: ColumnData| TupleData::new(vec![ColumnData::text(id.as_bytes().to_vec()), body]);
+    Message::Update {
+        relation_id: ACCOUNTS,
+        old_tuple: Some(column(from, ColumnData::null())),
+        new_tuple: column(to, ColumnData::unchanged()),
+        key_type: Some('K'),
+    }
+}
+
+#[test]
+fn a_row_that_is_filled_from_another_key_stands_at_the_head_of_a_chunk() {
+    let mut bench = Bench::new();
+    bench.send([begin(6, 140), insert("0"), commit(150)]);
+    bench.send([begin(7, 190), insert("1"), moved("1", "2"), insert("3"), moved("2", "4"), commit(200)]);
+    let expected = [
+        "150.1 a:6 put v1 t1(0)",
+        "150.2 a:6 applying 1",
+        "150.3 a:6 commit",
+        "chunk 7/7 of 1",
+        "chunk 7/7 of 3",
+        "chunk 7/7 of 2",
+        "200.1 adopts 6 of 7 without []",
+        "200.7 a:7 applying 6",
+        "200.8 a:7 commit",
+    ];
+    assert_eq!(bench.told(), expected);
+    let heads: Vec<bool> = bench.chunks.iter().map(StagedChunk::begins_with_fill).collect();
+    assert_eq!(heads, [false, true, true]);
+}
+
+#[test]
+fn a_row_is_not_filled_from_what_was_rolled_back_before_it() {
+    let mut bench = Bench::new();
+    block(&mut bench, 7, &[(7, "1"), (8, "2")]);
+    bench.send([stream_abort(7, 8), Message::StreamStart { xid: 7, first_segment: false }]);
+    let change = Change { sub_xid: 9, ..Change::default() };
+    bench.assembler.message(change, HybridTime::MIN, moved("1", "2")).unwrap();
+    bench.send([Message::StreamStop]);
+    assert_eq!(bench.told(), ["chunk 7/7 of 1", "chunk 7/8 of 1", "chunk 7/9 of 2"]);
+    assert_eq!(bench.chunks[2].rolled_back, [8]);
 }
 
 #[test]

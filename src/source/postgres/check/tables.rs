@@ -1,6 +1,7 @@
 //! What is published: which changes, which tables, and whether each can be copied and its rows be told apart.
 
-use super::super::relation::Published;
+use super::super::relation::{self, Published};
+use super::super::rules::TableRules;
 use super::Findings;
 use crate::postgres::{Failure, Sql, Target, quote};
 
@@ -23,6 +24,18 @@ pub(super) async fn publication(sql: &mut Sql, publication: &str, findings: &mut
         findings.mention(format!("publication {publication:?} publishes no table"), add);
     }
     Ok(())
+}
+
+/// Leaves the tables that are replicated; a rule that fits none is most likely misspelt.
+pub(super) fn rules(published: &mut Vec<Published>, rules: &TableRules, findings: &mut Findings) {
+    let names: Vec<(&str, &str)> =
+        published.iter().map(|table| (table.relation.namespace.as_str(), table.relation.name.as_str())).collect();
+    for (key, rule) in rules.unused(&names) {
+        findings.mention(format!("`{key}` has {rule:?}, which fits no published table"), "");
+    }
+    if let Err(clash) = relation::keep(published, rules) {
+        findings.fault(clash, "");
+    }
 }
 
 /// The tables, in words.

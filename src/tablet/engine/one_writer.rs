@@ -1,0 +1,195 @@
+//! Without a common clock a key has one writer (design.md section 5).
+//!
+//! Nothing says in which order two servers wrote one key, so the second of two that hold a row of one key stops by name:
+//! what was decided is applied whole, and from then on nothing more is taken from that stream, until the other server's
+//! row is deleted. A row that moves between two servers, in one transaction or in two, is a delete on one of them.
+
+use super::apply::{Applying, Step};
+use super::state::State;
+use crate::coordinator::ReadPoint;
+use crate::limits::TWICE_WRITTEN_KEYS;
+use crate::mvcc::{Chain, Offer, Stamp};
+use crate::tablet::TabletError;
+use crate::tablet::format::{Raw, StoredVersion, StoredWrite, decode, encode};
+use crate::tablet::keys::{self, Kind, Parts, VersionKey};
+use crate::tablet::store::{Space, Store, StoreBatch};
+use crate::wal::{HybridTime, Key, LogPosition, SourceTabletId, TableId};
+use rustc_hash::FxHashMap;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Two streams' rows of one key.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(super) struct Twice {
+    /// The second: it stops.
+    second: SourceTabletId,
+    /// Whose row was there.
+    first: SourceTabletId,
+}
+
+/// Who wrote what.
+#[derive(Default, Debug)]
+pub(super) struct Writers {
+    /// The streams that ever wrote to each table: where it was one, nothing has to be looked for.
+    by_table: BTreeMap<TableId, BTreeSet<SourceTabletId>>,
+    /// Keys of which two streams hold a row.
+    twice: BTreeMap<(TableId, Vec<u8>), Twice>,
+}
+
+/// Rows that a step writes and nobody can look up yet: whose they are and when, `None` where the key is gone.
+pub(super) type Unwritten = FxHashMap<(TableId, Vec<u8>), Option<(SourceTabletId, HybridTime)>>;
+
+/// Whether a write is to become a version.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It is.
+    Counts,
+    /// It deletes a row that another server has put under its key since: that one stays.
+    AnotherServersRow,
+    /// It deletes the first of two streams' rows: from now on the second's is shown.
+    Uncovers(SourceTabletId),
+}
+
+impl<S: Store> State<S> {
+    /// Reads back what is on disk.
+    pub(super) fn recover_writers(&mut self) -> Result<(), TabletError> {
+        let store = self.store.clone();
+        let damaged = || TabletError::Poisoned("a writer's key is damaged".into());
+        let (from, below) = Kind::Writer.all();
+        for entry in store.scan(Space::Undecided, &from, &below) {
+            let (key, _) = entry?;
+            let mut parts = Parts(&key.as_ref()[1..]);
+            let (table, stream) = parts.u32().zip(parts.u32()).ok_or_else(damaged)?;
+            self.writers.by_table.entry(TableId(table)).or_default().insert(SourceTabletId(stream));
+        }
+        let (from, below) = Kind::Twice.all();
+        for entry in store.scan(Space::Undecided, &from, &below) {
+            let (key, value) = entry?;
+            let mut parts = Parts(&key.as_ref()[1..]);
+            let table = parts.u32().ok_or_else(damaged)?;
+            let twice = decode("a key that was written twice", value.as_ref())?;
+            self.writers.twice.insert((TableId(table), parts.0.to_vec()), twice);
+        }
+        Ok(())
+    }
+
+    /// Refuses a stream that put a row under a key where another's is.
+    pub(super) fn check_one_writer(&self, stream: SourceTabletId) -> Result<(), TabletError> {
+        let Some(((table, key), twice)) = self.writers.twice.iter().find(|(_, twice)| twice.second == stream) else {
+            return Ok(());
+        };
+        let newest = self.schemas.range((*table, 0)..=(*table, u32::MAX)).next_back();
+        let table = newest.map_or_else(|| table.to_string(), |(_, schema)| schema.name.clone());
+        let key = format!("{:?}", Key(key.clone().into()));
+        Err(TabletError::WrittenTwice { table, key, first: twice.first })
+    }
+
+    /// Notes that a stream writes to a table; whether others do, too.
+    pub(super) fn note_writer(&mut self, batch: &mut StoreBatch, table: TableId, stream: SourceTabletId) -> bool {
+        let writers = self.writers.by_table.entry(table).or_default();
+        if writers.insert(stream) {
+            batch.put(Space::Undecided, keys::writer(table, stream), Vec::new());
+        }
+        writers.len() > 1
+    }
+
+    /// Looks at a write of a table that several streams write to, before it becomes a version.
+    pub(super) fn judge(
+        &mut self,
+        step: &mut Step,
+        applying: &Applying,
+        stream: SourceTabletId,
+        write: &StoredWrite<'_>,
+        deletes: bool,
+    ) -> Result<Verdict, TabletError> {
+        let id = (write.table, write.key.0.to_vec());
+        let there = match step.unwritten.get(&id) {
+            Some(there) => *there,
+            None => self.shown_now(write.table, write.key.0)?,
+        };
+        let others = there.filter(|(other, _)| *other != stream);
+        if deletes {
+            let second = self.writers.twice.get(&id).filter(|twice| twice.first == stream).map(|twice| twice.second);
+            if let Some(second) = second {
+                self.forget_twice(step, stream, |key| *key == id);
+                step.unwritten.insert(id, Some((second, applying.time)));
+                return Ok(Verdict::Uncovers(second));
+            }
+            return Ok(match others {
+                Some((_, time)) if time < applying.time => Verdict::AnotherServersRow,
+                // Within one transaction a write beats another stream's delete.
+                Some(_) => Verdict::Counts,
+                None => {
+                    step.unwritten.insert(id, None);
+                    Verdict::Counts
+                }
+            });
+        }
+        if let Some((first, _)) = others
+            && self.writers.twice.len() < TWICE_WRITTEN_KEYS
+            && !self.writers.twice.contains_key(&id)
+        {
+            let twice = Twice { second: stream, first };
+            step.batch.put(Space::Undecided, keys::twice(write.table, write.key.0), encode(&twice)?);
+            self.writers.twice.insert(id.clone(), twice);
+        }
+        step.unwritten.insert(id, Some((stream, applying.time)));
+        Ok(Verdict::Counts)
+    }
+
+    /// Puts the second stream's row anew, because the first's is deleted.
+    pub(super) fn uncover(
+        &mut self,
+        step: &mut Step,
+        applying: &Applying,
+        second: SourceTabletId,
+        write: &StoredWrite<'_>,
+    ) -> Result<(), TabletError> {
+        self.finish(step)?;
+        let Some(row) = self.newest_write(applying.time, None, second, write.table, write.key.0)? else {
+            return Ok(());
+        };
+        let key = keys::version(write.table, write.key.0, applying.time, second);
+        let version = StoredVersion { position: applying.position, row: Some(Raw(&row)) };
+        step.batch.put(Space::Versions, key, encode(&version)?);
+        self.versions_written += 1;
+        if self.options.wal { self.wal_write(step, applying.transaction, write, Some(Raw(&row))) } else { Ok(()) }
+    }
+
+    /// A stream's rows of these keys are gone: whoever stopped for one of them may go on.
+    pub(super) fn forget_twice(
+        &mut self,
+        step: &mut Step,
+        first: SourceTabletId,
+        of: impl Fn(&(TableId, Vec<u8>)) -> bool,
+    ) {
+        self.writers.twice.retain(|key, twice| {
+            let over = twice.first == first && of(key);
+            if over {
+                step.batch.delete(Space::Undecided, keys::twice(key.0, &key.1));
+            }
+            !over
+        });
+    }
+
+    /// Whose row a key shows, and since when.
+    fn shown_now(&self, table: TableId, key: &[u8]) -> Result<Option<(SourceTabletId, HybridTime)>, TabletError> {
+        let truncations = self.shared.truncations();
+        let everything = ReadPoint { position: LogPosition(u64::MAX), time: HybridTime::MAX };
+        let mut chain = Chain::new(table, everything, &truncations);
+        let mut best = None;
+        let (from, below) = keys::row_versions(table, key, HybridTime::MAX);
+        for entry in self.store.scan(Space::Versions, &from, &below) {
+            let (version_key, value) = entry?;
+            let VersionKey { time, stream, .. } = VersionKey::parse(version_key.as_ref())
+                .ok_or_else(|| TabletError::Poisoned("a version's key is damaged".into()))?;
+            let version: StoredVersion<'_> = decode("a version", value.as_ref())?;
+            match chain.offer(&Stamp { time, position: version.position, stream, deleted: version.row.is_none() }) {
+                Offer::Best => best = Some((stream, time)),
+                Offer::Passed => {}
+                Offer::Settled => break,
+            }
+        }
+        Ok(best.filter(|_| chain.shows_row()))
+    }
+}
