@@ -2,8 +2,8 @@
 
 use super::run::postgres;
 use super::{Failure, Format, SourceDropArgs};
+use crate::access::audit;
 use crate::config::{self, Configuration, SourceConfig};
-use crate::source::SourceError;
 use crate::source::postgres::Dropped;
 use serde::Serialize;
 use std::io::Write;
@@ -38,7 +38,8 @@ pub async fn drop_slots(args: &SourceDropArgs, out: &mut (impl Write + Send)) ->
     for source in &sources {
         let tablet = crate::source::Source::name(source);
         let outcome = source.drop_slot(args.force).await;
-        audit(tablet, source.slot(), &outcome);
+        // What an operator did to a server outlives the terminal in which it was done.
+        audit(None, "source drop", &format!("slot {} of {tablet}", source.slot()), &outcome);
         let told = match &outcome {
             Ok(Dropped::Gone) => "dropped",
             Ok(Dropped::NotThere) => "not there",
@@ -56,14 +57,4 @@ pub async fn drop_slots(args: &SourceDropArgs, out: &mut (impl Write + Send)) ->
     }
     out.flush()?;
     if failed > 0 { Err(Failure::Failed(format!("{failed} of {} slots still stand", sources.len()))) } else { Ok(()) }
-}
-
-/// What an operator did to a server outlives the terminal in which it was done.
-fn audit(tablet: &str, slot: &str, outcome: &Result<Dropped, SourceError>) {
-    match outcome {
-        Ok(_) => tracing::info!(target: "untorn::audit", what = "source drop", tablet, slot, outcome = "done"),
-        Err(error) => {
-            tracing::info!(target: "untorn::audit", what = "source drop", tablet, slot, outcome = "failed", %error);
-        }
-    }
 }

@@ -2,6 +2,7 @@
 //! to be started for it.
 
 use super::error::Failure;
+use futures::FutureExt;
 use std::future::Future;
 use std::pin::Pin;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -31,6 +32,12 @@ impl Sql {
     {
         let (client, connection) = config.connect(tls).await?;
         Ok(Self { client, connection: Box::pin(connection) })
+    }
+
+    /// The session, unless the server has ended it since it was used last, as far as that is known without asking.
+    #[must_use]
+    pub fn alive(mut self) -> Option<Self> {
+        self.connection.as_mut().now_or_never().is_none().then_some(self)
     }
 
     /// Rows of a query.

@@ -204,7 +204,7 @@ def accepted(chart, case, untorn):
         assert kinds["PrometheusRule"]
     if case.stem == "standalone":
         rules = [rule for group in kinds["PrometheusRule"][0]["spec"]["groups"] for rule in group["rules"]]
-        assert "UntornLagGrowing" not in [rule["alert"] for rule in rules], "a disabled alert is there"
+        assert "UntornCertificateExpiring" not in [rule["alert"] for rule in rules], "a disabled alert is there"
         assert all(rule["annotations"]["runbook_url"].endswith(f"#{rule['alert'].lower()}") for rule in rules)
     if case.stem == "sidecar":
         assert "StatefulSet" not in kinds and "NetworkPolicy" not in kinds, "pods of its own"

@@ -105,6 +105,9 @@ impl Verifier {
             return Err(VerifyError::UnknownTable(name));
         }
         let world = self.world()?;
+        if let Some(stream) = world.copied_by(&name).await? {
+            return Err(VerifyError::NotReady(format!("{stream} is copying {name}; verify it when that is done")));
+        }
         let mut random = StdRng::from_os_rng();
         let secret = Secret(random.next_u64(), random.next_u64());
         let replica = world.reader.table(&name);

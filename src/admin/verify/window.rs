@@ -3,7 +3,7 @@
 use super::run::VerifyError;
 use crate::applier::leader::StreamState;
 use crate::applier::{Inspector, Reader};
-use crate::coordinator::{Coordinator, ReadPoint};
+use crate::coordinator::{Coordinator, CopyState, ReadPoint};
 use crate::limits::{VERIFY_QUIET, VERIFY_WAIT};
 use crate::source::Source;
 use crate::wal::{HybridTime, OpId, SourceTabletId, TransactionId};
@@ -37,6 +37,18 @@ impl World {
     /// The read point that shows a prefix of what was decided.
     pub(super) fn safe(&self) -> Result<ReadPoint, VerifyError> {
         self.reader.safe().map_err(|error| VerifyError::NotReady(error.to_string()))
+    }
+
+    /// The stream that copies a table, whose rows are not shown meanwhile.
+    pub(super) async fn copied_by(&self, table: &str) -> Result<Option<String>, VerifyError> {
+        let table = table.to_owned();
+        let look = move |coordinator: &Coordinator, _| {
+            let running =
+                |(name, state): &(String, CopyState)| *name == table && !matches!(state, CopyState::Done { .. });
+            let mut live = coordinator.state().streams.iter().filter(|stream| !stream.left);
+            live.find(|stream| stream.copies.iter().any(running)).map(|stream| stream.name.clone())
+        };
+        self.inspector.look(look).await.map_err(|error| VerifyError::NotReady(error.to_string()))
     }
 
     /// Waits until everything that is open on the servers has ended there; whether it has, within the time that such

@@ -98,10 +98,11 @@ impl PostgresSource {
         failure.at(&self.target.label())
     }
 
-    /// Asks the server on the session that is kept for it.
+    /// Asks the server on the session that is kept for it, unless that has ended meanwhile.
     async fn ask<T>(&self, question: impl AsyncFnOnce(&mut Sql) -> Result<T, Failure>) -> Result<T, SourceError> {
         let mut kept = self.sql.lock().await;
-        let mut sql = match kept.take() {
+        let alive = kept.take().and_then(Sql::alive);
+        let mut sql = match alive {
             Some(sql) => sql,
             None => self.target.session().await?,
         };
