@@ -38,7 +38,8 @@ pub struct Grant {
 /// Services by what their calls need. A method or path that stands nowhere here needs [`Role::Admin`].
 const NEEDS: &[(Role, &str, &[&str])] = &[
     (Role::Viewer, "untorn.admin.v1.AdminService", &["Status", "Explain", "Waiting"]),
-    (Role::Operator, "untorn.admin.v1.AdminService", &["Scan", "LogFilter", "VerifyTables", "Verify"]),
+    (Role::Operator, "untorn.admin.v1.AdminService", &["Scan", "LogFilter", "VerifyTables", "Verify", "Retry"]),
+    (Role::Admin, "untorn.admin.v1.AdminService", &["Skip"]),
     (Role::Viewer, "untorn.cdc.v1.CdcService", &["ListTablets"]),
     (Role::Operator, "untorn.cdc.v1.CdcService", &["GetCdcRecords", "CheckTransactions"]),
     (Role::Viewer, "untorn.tablet.v1.TabletService", &["Stats"]),
