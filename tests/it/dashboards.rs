@@ -3,11 +3,13 @@
 //!
 //! `UNTORN_PICTURES=1` also draws the dashboards, as they looked during the faults, for the documentation.
 
-use crate::support::daemon::{Daemon, PATIENCE, source_of};
+use crate::support::authority::{Authority, put};
+use crate::support::daemon::{Daemon, PATIENCE, free_port, source_of};
 use crate::support::postgres::Postgres;
 use crate::support::prometheus::{Prometheus, Sample};
 use regex::Regex;
 use serde_json::Value;
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::process::Command;
@@ -109,16 +111,15 @@ fn of_stream(samples: &[Sample], stream: &str) -> Option<f64> {
     found.map(|sample| sample.value)
 }
 
-/// Money moves between the two servers by two-phase commit, and each writes on its own.
-async fn load(servers: &[Postgres], from: u32, transactions: u32) {
-    for id in from..from + transactions {
-        for server in servers {
-            let write = format!("INSERT INTO t VALUES ({id}, 'x'); PREPARE TRANSACTION 'load-{id}'");
-            server.execute(&format!("BEGIN; {write}")).await;
-        }
-        for server in servers {
-            server.execute(&format!("COMMIT PREPARED 'load-{id}'")).await;
-        }
+/// A transaction over all servers, by two-phase commit. Each key is one server's own.
+async fn load(servers: &[Postgres], id: u32) {
+    for (shard, server) in servers.iter().enumerate() {
+        let key = id * 10 + u32::try_from(shard).unwrap();
+        let write = format!("INSERT INTO t VALUES ({key}, 'x'); PREPARE TRANSACTION 'load-{id}'");
+        server.execute(&format!("BEGIN; {write}")).await;
+    }
+    for server in servers {
+        server.execute(&format!("COMMIT PREPARED 'load-{id}'")).await;
     }
 }
 
@@ -132,19 +133,32 @@ async fn fill_wal(server: &Postgres, mebibytes: u32) {
 async fn every_panel_moves_under_the_fault_that_it_is_there_for() {
     let servers = [Postgres::start().await, Postgres::start_with(&["max_slot_wal_keep_size=512MB"]).await];
     let [a, b] = &servers;
-    for server in &servers {
+    for (server, first) in servers.iter().zip([10_000_000, 20_000_000]) {
         server.execute("CREATE TABLE t (id int PRIMARY KEY, v text); CREATE PUBLICATION untorn FOR ALL TABLES").await;
-        server.execute("INSERT INTO t SELECT i, 'early' FROM generate_series(1000000, 1002000) i").await;
+        let early = format!("INSERT INTO t SELECT i, 'early' FROM generate_series({first}, {}) i", first + 2000);
+        server.execute(&early).await;
     }
     // A transaction manager died: its branch keeps the slot of one server from being created.
     b.execute("BEGIN; INSERT INTO t VALUES (7, 'orphan'); PREPARE TRANSACTION 'orphan'").await;
     let (tablet, port) = Daemon::tablets(&["r0"]);
+    let (keys, authority) = (tempfile::tempdir().unwrap(), Authority::new());
+    put(&keys.path().join("ca.crt"), &authority.pem);
+    authority.give(keys.path(), "leader", &["127.0.0.1"], 2999);
+    let file = |name: &str| keys.path().join(name);
+    let leader = format!(
+        "[leader]\nlisten = \"127.0.0.1:{}\"\n[leader.tls]\ncert = {:?}\nkey = {:?}\nclient_ca = {:?}\n\
+         [[leader.access]]\nidentity = \"poller\"\nrole = \"admin\"\n",
+        free_port(),
+        file("leader.crt"),
+        file("leader.key"),
+        file("ca.crt")
+    );
     let replica = format!(
         "memory_budget = \"32MiB\"\n{}[replica]\nkind = \"grpc\"\n\
          [[replica.tablets]]\nname = \"r0\"\nurl = \"http://127.0.0.1:{port}\"\n",
         source_of(&servers)
     );
-    let mut daemon = Daemon::new(&replica);
+    let mut daemon = Daemon::new(&format!("{replica}{leader}"));
     let prometheus = Prometheus::start(&[daemon.metrics_port()], &hurried_alerts()).await;
     let begun = SystemTime::now();
     let mut panels = Panels::new(&prometheus);
@@ -164,6 +178,7 @@ async fn every_panel_moves_under_the_fault_that_it_is_there_for() {
     let when = "at rest";
     panels.show(when, "Ready", |samples| samples.iter().all(|sample| sample.value == 1.0)).await;
     panels.show(when, "State", |samples| of_stream(samples, "shard-b") == Some(1.0)).await;
+    panels.show(when, "Certificates expire in", |samples| samples.iter().any(|sample| sample.value > 1e6)).await;
     panels.show(when, "Opened again", |samples| of_stream(samples, "shard-a") == Some(0.0)).await;
     panels
         .show(when, "WAL left until the slot is lost", |samples| {
@@ -207,24 +222,42 @@ async fn every_panel_moves_under_the_fault_that_it_is_there_for() {
     panels.show(when, "Ownership of the log", |samples| highest(samples) == epoch).await;
     assert_eq!(prometheus.firing(), BTreeSet::new(), "an alert fires at rest");
 
+    let when = "when nobody renewed a certificate";
+    authority.give(keys.path(), "leader", &["127.0.0.1"], 2020);
+    panels.show(when, "Certificates expire in", |samples| samples.iter().any(|sample| sample.value < 0.0)).await;
+    prometheus.until_fires("UntornCertificateExpiring").await;
+    authority.give(keys.path(), "leader", &["127.0.0.1"], 2999);
+
     let when = "under load";
-    load(&servers, 1, 60).await;
-    panels
-        .rise(
-            when,
-            &[
-                ("Transactions made visible or discarded", 0.1),
-                ("Commit to visible", 0.0),
-                ("Commit to visible, p99", 0.0),
-                ("Commit to visible, distribution", 0.0),
-                ("Records", 0.1),
-                ("Bytes", 1.0),
-                ("Records in a batch", 0.1),
-                ("Log appends", 0.1),
-                ("Append, with its barrier", 0.0),
-            ],
-        )
-        .await;
+    // The rates are of the last seconds: the load goes on until every panel was looked at.
+    let done = Cell::new(false);
+    let writes = async {
+        let mut id = 100_000;
+        while !done.get() {
+            load(&servers, id).await;
+            id += 1;
+        }
+    };
+    let looks = async {
+        panels
+            .rise(
+                when,
+                &[
+                    ("Transactions made visible or discarded", 0.1),
+                    ("Commit to visible", 0.0),
+                    ("Commit to visible, p99", 0.0),
+                    ("Commit to visible, distribution", 0.0),
+                    ("Records", 0.1),
+                    ("Bytes", 1.0),
+                    ("Records in a batch", 0.1),
+                    ("Log appends", 0.1),
+                    ("Append, with its barrier", 0.0),
+                ],
+            )
+            .await;
+        done.set(true);
+    };
+    tokio::join!(writes, looks);
 
     let when = "while a transaction manager is away";
     a.execute("BEGIN; INSERT INTO t VALUES (5000, 'held'); PREPARE TRANSACTION 'held'").await;
