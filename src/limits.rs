@@ -153,6 +153,11 @@ pub const APPLY_WINDOW: usize = 1 << 16;
 pub const TRANSACTIONS_HELD: usize = 1 << 20;
 /// Decisions in one batch for a replica tablet: bounds how long one call keeps a tablet from others.
 pub const APPLY_BATCH_DECISIONS: usize = 4096;
+/// Transactions that become one transaction of a PostgreSQL replica's, at most (more where one entry of the log decides
+/// more): enough that its commit costs little for each, few enough that a reader is not far behind.
+pub const REPLICA_GROUP_DECISIONS: usize = 2048;
+/// Bytes of writes that are prepared for a PostgreSQL replica at once; two of these are in memory, each in two forms.
+pub const REPLICA_RUN_BYTES: usize = 4 << 20;
 /// Milliseconds without new decisions after which a tablet is asked to make durable what it applied, so that
 /// transactions are forgotten although nothing follows them.
 pub const SYNC_AFTER_MS: u64 = 50;

@@ -4,6 +4,7 @@ use clap::Parser;
 use std::io;
 use std::process::ExitCode;
 use tokio::runtime::{Builder, Runtime};
+use untorn::bench::{self, Bench};
 use untorn::cli::{self, Cli, Command, Failure, SourceCommand};
 use untorn::config::{self, Configuration, TracingConfig};
 use untorn::tablet::engine::Worker;
@@ -46,6 +47,12 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Top(args) => runtime()?.block_on(cli::top(&args))?,
         Command::LogLevel(args) => runtime()?.block_on(cli::log_level(&args, &mut out))?,
         Command::Explain(args) => runtime()?.block_on(cli::explain(&args, &mut out))?,
+        Command::Skip(args) => runtime()?.block_on(cli::skip(&args, &mut out))?,
+        Command::Retry(args) => runtime()?.block_on(cli::retry(&args, &mut out))?,
+        Command::Bench(Bench::Race(args)) => {
+            let raced = runtime()?.block_on(bench::race::race(&args, &mut out));
+            raced.map_err(|error| Failure::Failed(error.to_string()))?;
+        }
         Command::Scan(args) => runtime()?.block_on(cli::scan(&args, &mut out))?,
         Command::Source(SourceCommand::Drop(args)) => {
             log(&std::env::var("RUST_LOG").unwrap_or_else(|_| "warn,untorn::audit=info".into()))?;

@@ -73,6 +73,24 @@ impl AdminClient {
         Ok(explanations.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?)
     }
 
+    /// Gives up the transaction that the replica refuses: it, and those that wrote the same rows later, each by untorn's id
+    /// and the source's.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`]: it refuses no such transaction.
+    pub async fn skip(&mut self, transaction: &str) -> Result<proto::SkipResponse, ClientError> {
+        let request = proto::SkipRequest { transaction: transaction.to_owned() };
+        Ok(self.0.skip(request).await.map_err(refused)?.into_inner())
+    }
+
+    /// Tries again at once what the replica refused or could not take: the names of its parts that did not.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`].
+    pub async fn retry(&mut self) -> Result<Vec<String>, ClientError> {
+        Ok(self.0.retry(proto::RetryRequest {}).await.map_err(refused)?.into_inner().tablets)
+    }
+
     /// The transactions that have waited to commit for longest, the oldest first.
     ///
     /// # Errors

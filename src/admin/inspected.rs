@@ -9,7 +9,7 @@ use super::status::{CopyPhase, CopyStatus, Position, Role, State, Status, Stream
 use super::verify::{Event, Verifier, VerifyError};
 use super::{Inspect, gauges};
 use crate::applier::leader::StreamState;
-use crate::applier::{Inspector, NotReady, Progress};
+use crate::applier::{Inspector, NotReady, Progress, Skipped};
 use crate::coordinator::{self, Coordinator, CopyState, Release, StreamView};
 use crate::limits::{COUNTED_TRANSACTIONS, WAITING_LISTED};
 use crate::wal::{HybridTime, OpId, SourceTabletId};
@@ -68,7 +68,7 @@ impl Inspected {
 
     fn stream(&self, seen: &Seen, view: &StreamView) -> StreamStatus {
         let progress = self.inspector.progress(&view.name).unwrap_or_default();
-        let (state, cause) = state(self.inspector.stream_state(view.stream, &view.name));
+        let (state, cause) = self.held(view.stream, state(self.inspector.stream_state(view.stream, &view.name)));
         let invisible = seen.oldest_invisible.filter(|_| seen.held_by == Some(view.stream));
         StreamStatus {
             name: view.name.clone(),
@@ -83,6 +83,17 @@ impl Inspected {
             records_total: progress.records,
             copy: copy(view, &progress),
         }
+    }
+
+    /// What a stream does, unless what it brought is not taken: a write that the replica refuses stops the streams that
+    /// brought it, and a replica that takes nothing has all of them wait.
+    fn held(&self, stream: SourceTabletId, (state, cause): (State, Option<String>)) -> (State, Option<String>) {
+        if state != State::Running {
+            return (state, cause);
+        }
+        let Some(hold) = self.inspector.holds().into_iter().next() else { return (state, cause) };
+        let brought = hold.refused.is_none_or(|write| write.streams.contains(&stream));
+        (if hold.stopped && brought { State::Stopped } else { State::Waiting }, Some(hold.cause))
     }
 
     /// What one look at the leader's machine finds, in people's words; nothing where another process leads.
@@ -197,6 +208,14 @@ impl Inspect for Inspected {
         self.explanations(oldest).await
     }
 
+    async fn skip(&self, transaction: &str) -> Result<Skipped, String> {
+        self.inspector.skip(transaction).await
+    }
+
+    fn retry(&self) -> Vec<String> {
+        self.inspector.retry()
+    }
+
     async fn scan(&self, table: &str, at: ScanAt) -> Result<Scan, ScanError> {
         let reader = self.inspector.reader();
         let reader = reader.ok_or_else(|| ScanError::NotReady("another process leads; ask that one".into()))?;
@@ -207,7 +226,7 @@ impl Inspect for Inspected {
         };
         let point = point.map_err(|error| match error {
             NotReady::Start | NotReady::NoSafePoint => ScanError::NotReady(error.to_string()),
-            NotReady::AboveSafeTime { .. } => ScanError::NotServed(error.to_string()),
+            NotReady::AboveSafeTime { .. } | NotReady::OneMoment => ScanError::NotServed(error.to_string()),
         })?;
         let schema = reader.table(table).ok_or_else(|| ScanError::UnknownTable(table.to_owned()))?;
         Ok(rows(reader, schema, point))

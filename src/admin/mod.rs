@@ -20,6 +20,7 @@ pub mod top;
 pub mod verify;
 mod wire;
 
+use crate::applier::Skipped;
 use async_trait::async_trait;
 use explain::Explanation;
 use futures::stream::BoxStream;
@@ -68,6 +69,19 @@ pub trait Inspect: Send + Sync + 'static {
     /// # Errors
     /// See [`ScanError`].
     async fn scan(&self, table: &str, at: ScanAt) -> Result<Scan, ScanError>;
+
+    /// Gives up the transaction that the replica refuses.
+    ///
+    /// # Errors
+    /// It refuses no such transaction.
+    async fn skip(&self, transaction: &str) -> Result<Skipped, String> {
+        Err(format!("{transaction} is not refused: nothing is replicated here"))
+    }
+
+    /// Tries again at once what the replica refused or could not take; answers the names of its parts that did not.
+    fn retry(&self) -> Vec<String> {
+        Vec::new()
+    }
 
     /// The tables that can be compared with the sources, by name.
     ///

@@ -7,6 +7,7 @@ use super::page;
 use super::scan::{ScanAt, ScanError};
 use super::verify::VerifyError;
 use crate::access::{Keyring, Listener, Peer, audit, serve};
+use crate::applier::Given;
 use crate::limits;
 use crate::proto::admin as proto;
 use crate::proto::admin::admin_service_server::{AdminService, AdminServiceServer};
@@ -133,6 +134,23 @@ impl AdminService for Service {
             return Err(Status::not_found(format!("no transaction {transaction}")));
         }
         Ok(Response::new(proto::ExplainResponse { explanations: explanations.into_iter().map(Into::into).collect() }))
+    }
+
+    async fn skip(&self, request: Request<proto::SkipRequest>) -> Result<Response<proto::SkipResponse>, Status> {
+        let skipped = self.inspect.skip(&request.into_inner().transaction).await;
+        let skipped = skipped.map_err(Status::failed_precondition)?;
+        let told = |given: Given| proto::SkippedTransaction {
+            transaction: given.transaction.to_string(),
+            source_id: given.source_id,
+        };
+        Ok(Response::new(proto::SkipResponse {
+            transaction: Some(told(skipped.transaction)),
+            dependents: skipped.dependents.into_iter().map(told).collect(),
+        }))
+    }
+
+    async fn retry(&self, _: Request<proto::RetryRequest>) -> Result<Response<proto::RetryResponse>, Status> {
+        Ok(Response::new(proto::RetryResponse { tablets: self.inspect.retry() }))
     }
 
     async fn waiting(&self, _: Request<proto::WaitingRequest>) -> Result<Response<proto::ExplainResponse>, Status> {

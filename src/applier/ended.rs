@@ -69,7 +69,9 @@ impl Trouble {
     pub(super) fn of_tablet(name: &str, here: bool, error: &TabletError) -> Self {
         let cause = format!("replica tablet {name}: {error}");
         match error {
-            TabletError::Refused(_) | TabletError::WrittenTwice { .. } => Self::Stop(cause),
+            TabletError::Refused(_) | TabletError::RefusedWrite(_) | TabletError::WrittenTwice { .. } => {
+                Self::Stop(cause)
+            }
             TabletError::Poisoned(_) if here => Self::Ended(Ended::Failed(cause)),
             _ => Self::Retry(cause),
         }

@@ -39,46 +39,34 @@ impl Executor {
         let mut backoff =
             Backoff::new(Duration::from_millis(RETRY_FIRST_MS), Duration::from_millis(RETRY_LAST_MS), seed);
         let mut kept = VecDeque::new();
-        let mut said = None;
         loop {
-            let wait = match self.session(&mut kept, &mut backoff, &mut said).await {
+            let (cause, wait) = match self.session(&mut kept, &mut backoff).await {
                 Ok(()) => return Ok(()),
                 Err(Trouble::Ended(ended)) => return Err(ended),
                 // What only somebody can mend is tried again, too: so it goes on by itself once it is mended.
-                Err(Trouble::Retry(cause) | Trouble::Stop(cause) | Trouble::Fenced(cause)) => {
-                    self.say(&mut said, cause);
-                    backoff.next_wait()
-                }
+                Err(Trouble::Retry(cause) | Trouble::Fenced(cause)) => ((cause, false), backoff.next_wait()),
+                Err(Trouble::Stop(cause)) => ((cause, true), backoff.next_wait()),
             };
-            sleep(wait).await;
+            // Once, not at every attempt.
+            if self.queue.hold(&self.tablet.name, Some(cause.clone())) {
+                warn!(tablet = %self.tablet.name, cause = %cause.0, "decisions wait for the replica tablet");
+            }
+            tokio::select! {
+                () = sleep(wait) => {}
+                () = self.queue.asked_again() => {}
+            }
         }
     }
 
-    /// Says a cause once, not at every attempt.
-    fn say(&self, said: &mut Option<String>, cause: String) {
-        if said.as_ref() != Some(&cause) {
-            warn!(tablet = %self.tablet.name, %cause, "decisions wait for the replica tablet");
-            *said = Some(cause);
-        }
-    }
-
-    /// Says that a cause is mended.
-    fn say_again(&self, said: &mut Option<String>) {
-        if said.take().is_some() {
+    /// The tablet takes decisions.
+    fn takes_decisions(&self) {
+        if self.queue.hold(&self.tablet.name, None) {
             info!(tablet = %self.tablet.name, "the replica tablet takes decisions again");
         }
     }
 
-    async fn session(
-        &mut self,
-        kept: &mut VecDeque<Decided>,
-        backoff: &mut Backoff,
-        said: &mut Option<String>,
-    ) -> Result<(), Trouble> {
+    async fn session(&mut self, kept: &mut VecDeque<Decided>, backoff: &mut Backoff) -> Result<(), Trouble> {
         let mut heard = self.announce(kept).await?;
-        if self.refused.is_none() {
-            self.say_again(said);
-        }
         let mut synced = Instant::now();
         let mut most = if self.refused.is_some() { 0 } else { APPLY_BATCH_DECISIONS };
         loop {
@@ -95,8 +83,10 @@ impl Executor {
                         self.applied(done, kept).await?;
                         if self.refused.take_if(|refused| *refused <= applied.heard).is_some() {
                             self.inputs.applied(self.tablet.id, applied).await;
-                            self.say_again(said);
                             most = APPLY_BATCH_DECISIONS;
+                        }
+                        if self.refused.is_none() {
+                            self.takes_decisions();
                         }
                     }
                     // Entry by entry the one is found that it refuses.
@@ -117,6 +107,9 @@ impl Executor {
                     continue;
                 }
             } else if kept.is_empty() {
+                if self.refused.is_none() {
+                    self.takes_decisions();
+                }
                 if gathered.closing {
                     return Ok(());
                 }
@@ -181,7 +174,12 @@ impl Executor {
                 "replica tablet {} has seen owner epoch {held}, this one's is {}",
                 self.tablet.name, self.owner
             ))),
-            error => self.tablet.trouble(error),
+            error => {
+                if let TabletError::RefusedWrite(write) = error {
+                    self.queue.refuse((**write).clone());
+                }
+                self.tablet.trouble(error)
+            }
         }
     }
 }

@@ -6,6 +6,7 @@ use super::leader::{LeaderError, StreamState};
 use super::reads::Reader;
 use super::shown::{Finished, Pullers};
 use super::streams::{Progress, SharedBudget, StreamSide};
+use super::tablets::ApplyQueue;
 use crate::coordinator::Coordinator;
 use crate::metrics::{
     BUDGET, BUDGET_USED, PROVISIONAL_BYTES, PROVISIONAL_OLDEST, PROVISIONAL_RECORDS, STREAM, STREAM_IN_WORK, TABLET,
@@ -37,6 +38,7 @@ pub(super) struct LedView {
     pub(super) reader: Reader,
     pub(super) pullers: watch::Receiver<Pullers>,
     pub(super) epoch: Epoch,
+    pub(super) queues: Vec<Arc<ApplyQueue>>,
     pub(super) finished: Arc<Finished>,
 }
 

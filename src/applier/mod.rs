@@ -21,6 +21,7 @@ mod probes;
 mod pull;
 mod reads;
 mod recovery;
+mod refusals;
 mod retention;
 mod shown;
 mod streams;
@@ -32,9 +33,10 @@ pub use inputs::Inputs;
 pub use inspector::Inspector;
 pub use reads::{NotReady, Reader, TableScan};
 pub use recovery::RecoveryError;
+pub use refusals::{Given, Skipped};
 pub use shown::Shown;
 pub use streams::Progress;
-pub use tablets::{NamedTablet, Tablets};
+pub use tablets::{Hold, NamedTablet, Tablets};
 
 use crate::coordinator::{Release, Settings};
 use crate::limits::{APPLIER_DRAIN_MS, LEADER_INPUTS};
@@ -297,7 +299,7 @@ async fn lead(
     }
     let (shown, shown_to) = watch::channel(Shown::default());
     let (pullers, pullers_to) = watch::channel(Pullers::default());
-    let all_queues = queues.values().map(|(queue, _)| Arc::clone(queue)).collect();
+    let all_queues: Vec<_> = queues.values().map(|(queue, _)| Arc::clone(queue)).collect();
     let finished = Arc::new(Finished::default());
     let driver = Driver {
         coordinator,
@@ -330,7 +332,7 @@ async fn lead(
     let mut drivers = JoinSet::new();
     drivers.spawn(driver.run());
     let reader = Reader { shown: shown_to, tablets: tablets.clone() };
-    let view = LedView { inputs, reader, pullers: pullers_to, epoch, finished };
+    let view = LedView { inputs, reader, pullers: pullers_to, epoch, queues: all_queues.clone(), finished };
     Ok(Led { view, queues: all_queues, executors, driver: drivers, log: log_tasks })
 }
 

@@ -1,11 +1,11 @@
 //! Reading the replica: a read point first, then tablet by tablet (C3).
 
 use super::shown::Shown;
-use super::tablets::Tablets;
+use super::tablets::{Tablet, Tablets};
 use crate::coordinator::{ReadPoint, TabletMap};
 use crate::limits::{PAGE_BYTES, READ_PATIENCE_MS};
 use crate::router::Router;
-use crate::tablet::{ReadPage, ReadRequest, TabletError, VersionedRow};
+use crate::tablet::{Frozen, ReadPage, ReadRequest, TabletError, VersionedRow};
 use crate::wal::{HybridTime, Key, TableId, TableSchema};
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +31,9 @@ pub enum NotReady {
     /// There is no safe point yet: some stream has not said how far it is.
     #[error("there is no safe point yet: not every stream has said how far it is")]
     NoSafePoint,
+    /// The replica keeps no versions.
+    #[error("the replica keeps one moment of every row: it is read at safe or latest, and both are what it shows now")]
+    OneMoment,
     /// The time lies above safe time.
     #[error("{asked} lies above safe time, which is {safe}")]
     AboveSafeTime {
@@ -64,6 +67,9 @@ impl Reader {
     /// # Errors
     /// See [`NotReady`].
     pub fn at(&self, time: HybridTime) -> Result<ReadPoint, NotReady> {
+        if self.tablets.named().iter().any(|tablet| !tablet.leader.keeps_versions()) {
+            return Err(NotReady::OneMoment);
+        }
         let safe = self.safe()?;
         if time > safe.time {
             return Err(NotReady::AboveSafeTime { asked: time, safe: safe.time });
@@ -101,9 +107,7 @@ impl Reader {
     /// # Errors
     /// See [`TabletError`].
     pub async fn page(&self, tablet: usize, request: ReadRequest) -> Result<ReadPage, TabletError> {
-        let map = Arc::clone(&self.shown.borrow().map);
-        let tablets = self.tablets.of(&map).map_err(TabletError::Refused)?;
-        let tablet = tablets.get(tablet).ok_or_else(|| TabletError::Refused(format!("no replica tablet {tablet}")))?;
+        let tablet = self.mapped(tablet)?;
         let patience = Instant::now() + Duration::from_millis(READ_PATIENCE_MS);
         loop {
             match tablet.leader.read(request.clone()).await {
@@ -113,6 +117,14 @@ impl Reader {
                 answer => return answer,
             }
         }
+    }
+
+    /// A replica tablet of the map.
+    fn mapped(&self, tablet: usize) -> Result<Tablet, TabletError> {
+        let map = Arc::clone(&self.shown.borrow().map);
+        let tablets = self.tablets.of(&map).map_err(TabletError::Refused)?;
+        let none = || TabletError::Refused(format!("no replica tablet {tablet}"));
+        tablets.into_iter().nth(tablet).ok_or_else(none)
     }
 
     /// The versions of one key at or below a read point, newest first, deletes included: as many as fit in a page, and
@@ -139,7 +151,7 @@ impl Reader {
     /// All rows of a table at one read point, tablet by tablet, a page at a time.
     #[must_use]
     pub fn scan(&self, table: TableId, at: ReadPoint, history: bool) -> TableScan {
-        TableScan { reader: self.clone(), table, at, history, tablet: 0, after: None }
+        TableScan { reader: self.clone(), table, at, history, tablet: 0, after: None, frozen: None }
     }
 }
 
@@ -151,6 +163,8 @@ pub struct TableScan {
     history: bool,
     tablet: usize,
     after: Option<Key>,
+    /// The moment of the tablet in work, where it keeps no versions.
+    frozen: Option<Box<dyn Frozen>>,
 }
 
 impl TableScan {
@@ -160,6 +174,13 @@ impl TableScan {
     /// See [`TabletError`]. What was given before is then a part of the rows only.
     pub async fn next(&mut self) -> Result<Option<Vec<VersionedRow>>, TabletError> {
         while self.tablet < self.reader.tablet_count() {
+            if let Some(rows) = self.next_frozen().await? {
+                if rows.is_empty() {
+                    (self.tablet, self.frozen) = (self.tablet + 1, None);
+                    continue;
+                }
+                return Ok(Some(rows));
+            }
             let request = ReadRequest {
                 table: self.table,
                 at: self.at,
@@ -178,5 +199,25 @@ impl TableScan {
             }
         }
         Ok(None)
+    }
+
+    /// Rows of a tablet that keeps no versions; `None` for one that does.
+    async fn next_frozen(&mut self) -> Result<Option<Vec<VersionedRow>>, TabletError> {
+        let tablet = self.reader.mapped(self.tablet)?;
+        if tablet.leader.keeps_versions() {
+            return Ok(None);
+        }
+        let frozen = match &mut self.frozen {
+            Some(frozen) => frozen,
+            None => {
+                let schemas = self.reader.schemas();
+                let newest =
+                    schemas.iter().filter(|schema| schema.table == self.table).max_by_key(|schema| schema.version);
+                let unknown = || TabletError::Refused(format!("table {} is not known", self.table));
+                let schema = newest.ok_or_else(unknown)?.clone();
+                self.frozen.insert(tablet.leader.freeze(schema, self.at.position).await?)
+            }
+        };
+        frozen.next().await.map(Some)
     }
 }

@@ -2,11 +2,11 @@
 
 use super::ended::Trouble;
 use crate::coordinator::{Decided, TabletMap};
-use crate::tablet::{TabletError, TabletLeader};
+use crate::tablet::{RefusedWrite, TabletError, TabletLeader};
 use crate::wal::{HybridTime, LogPosition, ReplicaTabletId, SourceTabletId};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 /// A replica tablet of the configuration.
 #[derive(Clone)]
@@ -99,6 +99,24 @@ impl Tablet {
 pub(super) struct ApplyQueue {
     state: Mutex<Gathered>,
     moved: Notify,
+    /// Set by the executor while the tablet does not take decisions; status and explain show it.
+    held: watch::Sender<Option<Hold>>,
+    /// A transaction that the tablet refuses, from the call that met it to the executor's next word.
+    refused: Mutex<Option<RefusedWrite>>,
+    again: Notify,
+}
+
+/// Why a replica tablet does not take decisions.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Hold {
+    /// The tablet's name.
+    pub tablet: String,
+    /// Why.
+    pub cause: String,
+    /// Somebody must mend it; else it is waited for.
+    pub stopped: bool,
+    /// The write that it refuses, if that is it.
+    pub refused: Option<RefusedWrite>,
 }
 
 /// What gathered while the tablet was busy.
@@ -144,5 +162,36 @@ impl ApplyQueue {
     /// Waits until something was handed over.
     pub(super) async fn moved(&self) {
         self.moved.notified().await;
+    }
+
+    /// Says why the tablet does not take decisions, or that it does; whether that is news.
+    pub(super) fn hold(&self, tablet: &str, trouble: Option<(String, bool)>) -> bool {
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let hold = trouble.map(|(cause, stopped)| Hold { tablet: tablet.to_owned(), cause, stopped, refused });
+        self.held.send_if_modified(|held| {
+            let news = *held != hold;
+            *held = hold;
+            news
+        })
+    }
+
+    /// The tablet refuses this write.
+    pub(super) fn refuse(&self, write: RefusedWrite) {
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(write);
+    }
+
+    /// Why the tablet does not take decisions, if it does not.
+    pub(super) fn held(&self) -> Option<Hold> {
+        self.held.borrow().clone()
+    }
+
+    /// What the tablet refused is to be tried at once.
+    pub(super) fn try_again(&self) {
+        self.again.notify_one();
+    }
+
+    /// Waits for [`Self::try_again`].
+    pub(super) async fn asked_again(&self) {
+        self.again.notified().await;
     }
 }

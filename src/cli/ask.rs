@@ -1,6 +1,6 @@
 //! Commands that ask a running daemon: `status`, `top`, `explain`, `scan`, `log-level`.
 
-use super::{ExplainArgs, Failure, Format, LogLevelArgs, RowFormat, ScanArgs, StatusArgs};
+use super::{AdminArgs, ExplainArgs, Failure, Format, LogLevelArgs, RowFormat, ScanArgs, SkipArgs, StatusArgs};
 use crate::admin::client::{AdminClient, ClientError};
 use crate::admin::scan::{JsonRows, csv_row};
 use crate::admin::top::Top;
@@ -67,6 +67,34 @@ pub async fn explain(args: &ExplainArgs, out: &mut (impl Write + Send)) -> Resul
             Format::Text => write!(out, "{explanation}")?,
             Format::Json => writeln!(out, "{}", serde_json::to_string(explanation)?)?,
         }
+    }
+    Ok(out.flush()?)
+}
+
+/// Gives up the transaction that the replica refuses, and prints which depend on it.
+///
+/// # Errors
+/// When it refuses no such transaction, or the daemon does not answer.
+pub async fn skip(args: &SkipArgs, out: &mut (impl Write + Send)) -> Result<(), Failure> {
+    let skipped = AdminClient::connect(&args.admin.admin).await?.skip(&args.transaction).await?;
+    for (number, given) in skipped.transaction.iter().chain(&skipped.dependents).enumerate() {
+        let what = if number == 0 { "skipped" } else { "depends on it" };
+        writeln!(out, "{what}: {} ({})", given.transaction, given.source_id)?;
+    }
+    Ok(out.flush()?)
+}
+
+/// Has what the replica refused tried again at once.
+///
+/// # Errors
+/// When the daemon does not answer.
+pub async fn retry(args: &AdminArgs, out: &mut (impl Write + Send)) -> Result<(), Failure> {
+    let tablets = AdminClient::connect(&args.admin).await?.retry().await?;
+    if tablets.is_empty() {
+        writeln!(out, "nothing is refused and nothing waits for the replica")?;
+    }
+    for tablet in tablets {
+        writeln!(out, "tries again: {tablet}")?;
     }
     Ok(out.flush()?)
 }

@@ -13,7 +13,7 @@ mod tablet;
 mod verify;
 
 pub use crate::admin::Format;
-pub use ask::{explain, log_level, scan, status, top};
+pub use ask::{explain, log_level, retry, scan, skip, status, top};
 pub use check::check;
 pub use run::run;
 pub use source::drop_slots;
@@ -22,6 +22,7 @@ pub use verify::verify;
 
 use crate::access::{Address, ClientFiles, ClientKeys};
 use crate::admin::scan::ScanAt;
+use crate::bench::Bench;
 use crate::config::Faults;
 use crate::demo::DemoArgs;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -59,6 +60,13 @@ pub enum Command {
     Explain(ExplainArgs),
     /// Print all rows of a table at one read point
     Scan(ScanArgs),
+    /// Give up the transaction that the replica refuses
+    Skip(SkipArgs),
+    /// Try again at once what the replica refused or could not take
+    Retry(AdminArgs),
+    /// Measure: each figure beside its baseline, in one run
+    #[command(subcommand)]
+    Bench(Bench),
     /// Show or change what a running daemon logs
     LogLevel(LogLevelArgs),
     /// Compare the replica with its sources, row by row, while the load goes on
@@ -204,6 +212,17 @@ pub struct ScanArgs {
     /// JSON objects, or CSV as PostgreSQL's COPY writes it
     #[arg(long, value_enum, default_value = "json")]
     pub format: RowFormat,
+}
+
+/// `untorn skip`.
+#[derive(Args, Debug)]
+pub struct SkipArgs {
+    /// untorn's id, the source's id (a gid), or tablet:xid of the transaction that is refused
+    #[arg(value_name = "TXN")]
+    pub transaction: String,
+    /// Where the daemon is.
+    #[command(flatten)]
+    pub admin: AdminArgs,
 }
 
 /// `untorn source drop`.

@@ -11,17 +11,19 @@ use crate::applier::leader::TransactionLeader;
 use crate::applier::leader_grpc::{GrpcLeader, transaction_service};
 use crate::applier::{Applier, Components, Ended, Leadership, NamedTablet, StartError, Tablets};
 use crate::config::{
-    CdcTabletConfig, DaemonConfig, Faults, LeaderConfig, Listen, LogConfig, PostgresSourceConfig, ReplicaConfig,
-    SourceConfig,
+    CdcTabletConfig, DaemonConfig, Faults, LeaderConfig, Listen, LogConfig, PostgresReplicaConfig,
+    PostgresSourceConfig, ReplicaConfig, SourceConfig,
 };
 use crate::coordinator::Settings;
 use crate::limits::{DRAIN_MS, SLOT_LOCK_TIMEOUT};
 use crate::metrics;
+use crate::postgres::Target;
 use crate::source::Source;
 use crate::source::cdc::{CdcSource, CdcTablet, StreamNames};
 use crate::source::postgres::{GidPattern, Options, PostgresSource};
 use crate::tablet::engine::{TabletOptions, Worker};
 use crate::tablet::grpc::GrpcTablet;
+use crate::tablet::postgres::{self as replica, PostgresTablet};
 use crate::tablet::{TabletLeader, embedded};
 use crate::txn_log::{self, EngineConfig, TransactionLog};
 use crate::wal::Key;
@@ -197,6 +199,7 @@ fn tablets(
             });
             Ok(Tablets::new(tablets.collect::<Vec<_>>(), true))
         }
+        ReplicaConfig::Postgres(server) => postgres_replica(config, server, spawn),
         ReplicaConfig::Grpc(tablets) => {
             let by_range = tablets.iter().any(|tablet| tablet.from_key.is_some());
             let remote = tablets.iter().map(|tablet| {
@@ -213,6 +216,28 @@ fn tablets(
             Ok(Tablets::new(remote.collect::<Result<Vec<_>, Failure>>()?, false))
         }
     }
+}
+
+/// A PostgreSQL server as the one replica tablet; what it is to apply is staged in the data folder.
+fn postgres_replica(
+    config: &DaemonConfig,
+    server: &PostgresReplicaConfig,
+    spawn: &impl Fn(Worker) -> io::Result<()>,
+) -> Result<Tablets, Failure> {
+    let target = Target::parse(&server.name, server.url.expose(), server.password_file.clone());
+    let target = target.map_err(|error| Failure::Failed(format!("replica.tablets[0].url: {error}")))?;
+    let missing = replica::Missing { create_tables: server.create_tables, add_columns: server.add_columns };
+    let options = replica::Options { synchronous_commit: server.synchronous_commit, missing };
+    let opened = embedded::open(&config.data_dir.join("tablets"), &[&server.name], TabletOptions::default());
+    let (engines, workers) = opened.map_err(|error| Failure::Failed(error.to_string()))?;
+    for worker in workers {
+        spawn(worker).map_err(|error| Failure::Failed(format!("the staging thread: {error}")))?;
+    }
+    let tablets = engines.into_iter().map(|engine| {
+        let leader: Arc<dyn TabletLeader> = Arc::new(PostgresTablet::new(engine, target.clone(), options));
+        NamedTablet { name: server.name.clone(), from_key: None, leader }
+    });
+    Ok(Tablets::new(tablets.collect::<Vec<_>>(), true))
 }
 
 fn sources(config: &DaemonConfig, keys: &mut Keyring) -> Result<Vec<Arc<dyn Source>>, Failure> {

@@ -1,6 +1,7 @@
 //! From the checked tree to the typed configuration: defaults, and the rules that hold between keys.
 
 mod replica;
+mod replica_postgres;
 mod section;
 mod source;
 mod tls;
@@ -8,8 +9,8 @@ mod values;
 
 use super::tree::Vars;
 use super::{
-    Configuration, DaemonConfig, Faults, LeaderConfig, LogConfig, ReleaseConfig, ReplicaConfig, TabletServerConfig,
-    TracingConfig,
+    Configuration, DaemonConfig, Faults, LeaderConfig, LogConfig, ReleaseConfig, ReplicaConfig, SourceConfig,
+    TabletServerConfig, TracingConfig,
 };
 use crate::limits;
 use section::Section;
@@ -44,6 +45,11 @@ impl Build<'_> {
         let source = self.source(&root.section("source"));
         let poll = self.poll(&root.section("source"), &source);
         let replica = self.replica(&root.section("replica"));
+        if let (SourceConfig::Cdc(_), ReplicaConfig::Postgres(_)) = (&source, &replica) {
+            let what =
+                "keeps one moment of every row, and cannot yet wait for the safe time of a source with a common clock";
+            self.faults.push("replica.kind", what, "write \"embedded\" or \"grpc\", or use source.kind = \"postgres\"");
+        }
         let release = self.one_of(
             &root.section("replica"),
             "release",
@@ -113,7 +119,7 @@ impl Build<'_> {
 
     fn leader(&mut self, root: &Section<'_>, replica: &ReplicaConfig, data_dir: &std::path::Path) -> LeaderConfig {
         let section = root.section("leader");
-        if section.table.is_some() && matches!(replica, ReplicaConfig::Embedded { .. }) {
+        if section.table.is_some() && matches!(replica, ReplicaConfig::Embedded { .. } | ReplicaConfig::Postgres(_)) {
             let what = "several processes cannot share tablets that are embedded in one";
             self.faults.push("leader", what, "set replica.kind = \"grpc\"");
         }

@@ -107,7 +107,12 @@ pub const KEYS: &[Key] = &[
     key("source.tablets[].tls.key", Text, "required with https", KEY),
     key("source.tablets[].tls.server_name", Text, "the URL's host", SERVER_NAME),
     key("source.tablets[].insecure", Flag, "false", INSECURE),
-    key("replica.kind", Text, "embedded", "`embedded` (tablets in this process) or `grpc` (tablet servers)"),
+    key(
+        "replica.kind",
+        Text,
+        "embedded",
+        "`embedded` (tablets in this process), `grpc` (tablet servers) or `postgres` (a PostgreSQL server)",
+    ),
     key("replica.tablet_count", Integer, "3", "How many embedded tablets; fixed when the log is made"),
     key(
         "replica.release",
@@ -115,13 +120,37 @@ pub const KEYS: &[Key] = &[
         "ordered",
         "`ordered`: readers see a consistent cut of the servers; `atomic`: whole transactions, in no promised order (postgres)",
     ),
-    key("replica.tablets[].name", Text, "required", "The tablet's name at its server (grpc)"),
+    key(
+        "replica.synchronous_commit",
+        Flag,
+        "true",
+        "Whether a commit waits for the server's disk; without, a crash of the server shows its readers the past again (postgres)",
+    ),
+    key(
+        "replica.missing_tables",
+        Text,
+        "stop",
+        "Tables that the server lacks: `stop`, and list their SQL, or `create` (postgres)",
+    ),
+    key(
+        "replica.missing_columns",
+        Text,
+        "stop",
+        "Columns that the server lacks: `stop`, and list their SQL, or `add` (postgres)",
+    ),
+    key(
+        "replica.tablets[].name",
+        Text,
+        "required",
+        "The tablet's name at its server (grpc), or the server's (postgres)",
+    ),
     key(
         "replica.tablets[].url",
         Text,
         "required",
-        "`http://host:port` of the tablet server, or `https://host:port` (grpc)",
+        "`http://host:port` of the tablet server, or `https://host:port` (grpc); `postgres://user@host:5432/database?sslmode=…` (postgres)",
     ),
+    key("replica.tablets[].password_file", Text, "none", "File that holds the password (postgres)"),
     key(
         "replica.tablets[].from_key",
         Text,

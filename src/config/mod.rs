@@ -175,6 +175,25 @@ pub enum ReplicaConfig {
     },
     /// Tablet servers; at least one tablet.
     Grpc(Vec<GrpcTabletConfig>),
+    /// A PostgreSQL server.
+    Postgres(PostgresReplicaConfig),
+}
+
+/// A PostgreSQL database as the replica.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PostgresReplicaConfig {
+    /// Its name in the log's map.
+    pub name: String,
+    /// `postgres://…`, perhaps with a password.
+    pub url: Secret,
+    /// The file that holds its password; readable and not empty when the configuration was read.
+    pub password_file: Option<PathBuf>,
+    /// Whether a commit waits until the server has it on disk.
+    pub synchronous_commit: bool,
+    /// Whether tables that it lacks are created.
+    pub create_tables: bool,
+    /// Whether columns that it lacks are added.
+    pub add_columns: bool,
 }
 
 /// One tablet at a tablet server.

@@ -186,9 +186,27 @@ fn one_fault_each() {
         ("embedded with entries", format!("data_dir='d'\n{R}"), "replica.tablets: needs replica.kind = \"grpc\""),
         ("grpc without", "data_dir='d'\n[replica]\nkind='grpc'".into(), "replica.tablets: has no entry"),
         (
-            "a postgres replica",
+            "a postgres replica without a server",
             "data_dir='d'\n[replica]\nkind='postgres'".into(),
-            "replica.kind: PostgreSQL as the replica",
+            "replica.tablets: has no entry",
+        ),
+        (
+            "a postgres replica of two servers",
+            format!("data_dir='d'\n[replica]\nkind='postgres'\n{P}{}", P.replace("'p'", "'q'")),
+            "replica.tablets[1]: is a second server",
+        ),
+        (
+            "a postgres replica of a source with a common clock",
+            format!(
+                "data_dir='d'\n[source]\nkind='cdc'\n[[source.tablets]]\nname='a'\nurl='http://127.0.0.1:1'\n\
+                 [replica]\nkind='postgres'\n{P}"
+            ),
+            "replica.kind: keeps one moment",
+        ),
+        (
+            "a postgres replica's key in an embedded one",
+            "data_dir='d'\n[replica]\nmissing_tables='create'".into(),
+            "replica.missing_tables: needs replica.kind = \"postgres\"",
         ),
         (
             "keys that fall",
@@ -247,6 +265,7 @@ fn one_fault_each() {
 
 const A: &str = "[[source.tablets]]\nname='a'\nurl='postgres://u@localhost/app'\npublication='p'\nslot='s'\n";
 const R: &str = "[[replica.tablets]]\nname='r0'\nurl='http://127.0.0.1:1'\n";
+const P: &str = "[[replica.tablets]]\nname='p'\nurl='postgres://u@localhost/app'\n";
 const S: &str = "[[replica.tablets]]\nname='r1'\nurl='http://127.0.0.1:2'\n";
 
 #[test]

@@ -9,6 +9,9 @@ pub mod behaviours {}
 #[doc = include_str!("track-record.md")]
 pub mod track_record {}
 
+#[doc = include_str!("postgresql-replica.md")]
+pub mod postgresql_replica {}
+
 #[doc = include_str!("access.md")]
 pub mod access {}
 

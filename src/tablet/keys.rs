@@ -30,6 +30,8 @@ pub enum Kind {
     Writer = 9,
     /// A key of which two streams hold a row, by table and key.
     Twice = 10,
+    /// The newest decision that was applied elsewhere, where versions live elsewhere. One key.
+    Elsewhere = 11,
     /// A provisional record, by branch and number.
     Provisional = 16,
     /// A chunk, by stream, connection, xid and number.
@@ -317,6 +319,7 @@ mod tests {
         assert_eq!(wal(258), [48, 0, 0, 0, 0, 0, 0, 1, 2]);
         assert_eq!(wal_reader("a"), [49, b'a']);
         assert_eq!(Kind::WalEnd.only(), [50]);
+        assert_eq!(Kind::Elsewhere.only(), [11]);
     }
 
     #[test]

@@ -19,13 +19,14 @@ pub mod format;
 pub mod grpc;
 pub mod keys;
 pub mod memory;
+pub mod postgres;
 pub mod server;
 pub mod store;
 
 pub use crate::coordinator::{Applied, Decided, ReadPoint, Work};
 use crate::wal::{
     BranchId, Epoch, HybridTime, Key, LogPosition, OpId, ReplicaTabletId, Row, SourceTabletId, TableId, TableSchema,
-    Write,
+    TransactionId, Write,
 };
 use async_trait::async_trait;
 
@@ -297,6 +298,10 @@ pub enum TabletError {
     /// Determinate: the tablet can never do this (bound to another log, a malformed batch, an unknown table, …).
     #[error("the tablet refuses: {0}")]
     Refused(String),
+    /// Determinate: a write of a decided transaction is refused where it is to go. It is tried again with the same batch, and
+    /// goes through once the cause is mended, or the transaction is skipped because somebody said so.
+    #[error("{0}")]
+    RefusedWrite(Box<RefusedWrite>),
     /// Determinate: this stream put a row under a key where another stream's row was, and nothing says which came first.
     /// Nothing more is taken from it while that row is there.
     #[error("key {key} of {table} was written by stream {first} as well")]
@@ -322,6 +327,44 @@ pub enum TabletError {
     /// An I/O error or a failed barrier: final for the process that holds the tablet (C11).
     #[error("the tablet's storage failed: {0}")]
     Poisoned(String),
+}
+
+/// A write that a replica refuses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefusedWrite {
+    /// Who refuses it.
+    pub server: String,
+    /// The transaction.
+    pub transaction: TransactionId,
+    /// Where its decision stands.
+    pub position: LogPosition,
+    /// The streams that brought it.
+    pub streams: Vec<SourceTabletId>,
+    /// Table and key of the row; empty where no single row is refused.
+    pub key: String,
+    /// The statement.
+    pub statement: String,
+    /// What the server said.
+    pub message: String,
+}
+
+impl std::fmt::Display for RefusedWrite {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { server, transaction, key, statement, message, .. } = self;
+        let row = if key.is_empty() { String::new() } else { format!(", row {key}") };
+        write!(
+            f,
+            "{server} refuses transaction {transaction}{row}: {message}; the statement: {statement}; mend the cause (`untorn \
+             retry` tries at once), or give the transaction up with `untorn skip {transaction}`"
+        )
+    }
+}
+
+/// One moment of a table, read page by page.
+#[async_trait]
+pub trait Frozen: Send {
+    /// The next rows, in key order; none once all of them were given.
+    async fn next(&mut self) -> Result<Vec<VersionedRow>, TabletError>;
 }
 
 /// The leader of one replica tablet. Calls may come from many tasks at once; batches of one stream come one after
@@ -363,4 +406,23 @@ pub trait TabletLeader: Send + Sync {
 
     /// What the tablet holds.
     async fn stats(&self) -> Result<TabletStats, TabletError>;
+
+    /// Gives up the transaction that [`TabletError::RefusedWrite`] named, with the next [`Self::apply`]; answers which of
+    /// the transactions decided after it wrote rows that it wrote, as far as they were handed over.
+    async fn skip(&self, transaction: TransactionId) -> Result<Vec<TransactionId>, TabletError> {
+        Err(TabletError::Refused(format!("it refuses no transaction, and {transaction} is not to be skipped")))
+    }
+
+    /// Whether it keeps versions, so that [`Self::read`] serves any read point; else it is read by [`Self::freeze`].
+    fn keeps_versions(&self) -> bool {
+        true
+    }
+
+    /// Holds one moment of a table at or after a log position, of a tablet that keeps no versions.
+    async fn freeze(&self, table: TableSchema, at: LogPosition) -> Result<Box<dyn Frozen>, TabletError> {
+        Err(TabletError::Refused(format!(
+            "table {} at {at}: it keeps versions, which are read page by page",
+            table.name
+        )))
+    }
 }

@@ -30,7 +30,7 @@ impl Inspected {
             let waits = WaitsFor { cause: wait.cause(), tablet, text: explanation.text.clone() };
             match stream {
                 Some(stream) => self.because_of_puller(stream, &name(stream), waits),
-                None => waits,
+                None => self.because_of_hold(waits),
             }
         });
         Explanation {
@@ -42,6 +42,15 @@ impl Inspected {
             involved: involved.collect(),
             waits_for,
             behind_it: explanation.behind_it,
+        }
+    }
+
+    /// A replica tablet that applies nothing may have said why.
+    fn because_of_hold(&self, waits: WaitsFor) -> WaitsFor {
+        let held = self.inspector.holds().into_iter().find(|hold| waits.tablet.as_ref() == Some(&hold.tablet));
+        match held {
+            Some(hold) => WaitsFor { text: format!("{}: {}", waits.text, hold.cause), ..waits },
+            None => waits,
         }
     }
 

@@ -10,10 +10,14 @@ impl Build<'_> {
     pub(super) fn replica(&mut self, section: &Section<'_>) -> ReplicaConfig {
         let tablets = section.tables("tablets");
         let key = section.key("kind");
+        if section.text("kind") != Some("postgres") {
+            let keys = ["synchronous_commit", "missing_tables", "missing_columns"];
+            self.foreign(section, &keys, "replica.kind = \"postgres\"");
+        }
         match section.text("kind") {
             None | Some("embedded") => {
                 if !tablets.is_empty() {
-                    let what = "needs replica.kind = \"grpc\"";
+                    let what = "needs replica.kind = \"grpc\" or \"postgres\"";
                     self.faults.push(&section.key("tablets"), what, "set it, or remove the entries");
                 }
                 ReplicaConfig::Embedded { tablet_count: self.tablet_count(section) }
@@ -22,14 +26,10 @@ impl Build<'_> {
                 self.foreign(section, &["tablet_count"], "replica.kind = \"embedded\"");
                 ReplicaConfig::Grpc(self.grpc_tablets(section, &tablets))
             }
-            Some("postgres") => {
-                let what = "PostgreSQL as the replica is not part of this version";
-                self.faults.push(&key, what, "write \"embedded\" or \"grpc\"");
-                ReplicaConfig::Grpc(Vec::new())
-            }
+            Some("postgres") => ReplicaConfig::Postgres(self.postgres_replica(section, &tablets)),
             Some(other) => {
                 let what = format!("{other:?} is no kind of replica");
-                self.faults.push(&key, what, "write \"embedded\" or \"grpc\"");
+                self.faults.push(&key, what, "write \"embedded\", \"grpc\" or \"postgres\"");
                 ReplicaConfig::Grpc(Vec::new())
             }
         }

@@ -84,7 +84,7 @@ impl Build<'_> {
         tablets.iter().map(&mut read).collect()
     }
 
-    fn postgres_url(&mut self, tablet: &Section<'_>, url: &str, password: bool) -> Option<PostgresParts> {
+    pub(super) fn postgres_url(&mut self, tablet: &Section<'_>, url: &str, password: bool) -> Option<PostgresParts> {
         let key = tablet.key("url");
         if url.is_empty() {
             return None;
@@ -119,7 +119,7 @@ impl Build<'_> {
             || home.is_some_and(|file| file.exists())
     }
 
-    fn password_file(&mut self, tablet: &Section<'_>) -> Option<PathBuf> {
+    pub(super) fn password_file(&mut self, tablet: &Section<'_>) -> Option<PathBuf> {
         let file = tablet.text("password_file")?;
         let key = tablet.key("password_file");
         match std::fs::read_to_string(file) {

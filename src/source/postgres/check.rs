@@ -9,12 +9,11 @@ mod tables;
 pub use clock::Clock;
 
 use super::PostgresSource;
-use super::error::Failure;
 use super::failover::Identity;
 use super::relation;
 use super::slot::{self, VERSION_MIN};
-use super::sql::Sql;
 use crate::limits::SLOT_LOCK_TIMEOUT;
+use crate::postgres::{Failure, Sql, quote};
 use crate::source::SourceError;
 
 /// What `check` found on a server.
@@ -53,7 +52,7 @@ impl PostgresSource {
     /// The server cannot be asked at all.
     pub async fn check(&self) -> Result<Checked, SourceError> {
         let label = self.target.label();
-        let mut sql = self.target.sql().await?;
+        let mut sql = self.target.session().await?;
         let mut findings = Findings { server: label.clone(), all: Vec::new() };
         let mut checked = Checked { database: self.target.database().to_owned(), ..Checked::default() };
         self.replicates(&mut findings, &mut checked).await;
@@ -105,7 +104,7 @@ impl PostgresSource {
             tables::rules(&mut published, &self.options.tables, findings);
             published
         } else {
-            let create = format!("CREATE PUBLICATION {} FOR ALL TABLES;", relation::quote(publication));
+            let create = format!("CREATE PUBLICATION {} FOR ALL TABLES;", quote(publication));
             findings.fault(format!("publication {publication:?} does not exist"), create);
             Vec::new()
         };

@@ -1,11 +1,10 @@
 //! The initial copy: the publication's tables, one after the other, from the slot's snapshot.
 
-use super::connect::Target;
-use super::relation::{self, Published, quote};
+use super::relation::{self, Published};
 use super::rules::TableRules;
-use super::sql::Sql;
 use super::tuple::Shape;
 use crate::limits::PAGE_BYTES;
+use crate::postgres::{Sql, Target, quote};
 use crate::source::{Catalog, CopyEvent, CopyReader, SourceError};
 use crate::wal::{Cell, Key, Row};
 use async_trait::async_trait;

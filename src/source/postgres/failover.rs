@@ -7,8 +7,8 @@
 //! else any more, and the standby's own transactions at the same positions would be taken for them.
 
 use super::decode::{lsn, parse_lsn};
-use super::error::Failure;
 use super::wire::Replication;
+use crate::postgres::Failure;
 use std::fmt;
 
 /// What tells a server, its database and its line of history from others that took its place. Written

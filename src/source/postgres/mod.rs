@@ -6,7 +6,6 @@
 pub mod assemble;
 mod check;
 pub mod confirm;
-mod connect;
 mod copy;
 mod decode;
 mod error;
@@ -16,10 +15,9 @@ mod relation;
 mod retention;
 mod rows;
 mod rules;
+mod session;
 mod slot;
-mod sql;
 mod stream;
-mod tls;
 mod transaction;
 pub mod tuple;
 mod wire;
@@ -32,15 +30,13 @@ pub use rules::{Pattern, Rename, TableRules};
 use super::{Catalog, CopyReader, Keeper, NewSlot, Prepared, Resume, Source, SourceError};
 use crate::flow::Retention;
 use crate::limits;
+use crate::postgres::{Failure, Sql, Target};
 use crate::wal::{HybridTime, Key, OpId, SourceTransactionId};
 use assemble::Assembler;
 use async_trait::async_trait;
-use connect::Target;
-use error::Failure;
 use failover::Identity;
 use rand::{RngCore, SeedableRng};
 use rules::Renaming;
-use sql::Sql;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -108,7 +104,7 @@ impl PostgresSource {
         let alive = kept.take().and_then(Sql::alive);
         let mut sql = match alive {
             Some(sql) => sql,
-            None => self.target.sql().await?,
+            None => self.target.session().await?,
         };
         let answer = tokio::time::timeout(limits::CONNECT_TIMEOUT, question(&mut sql)).await;
         let answer = answer.unwrap_or_else(|_| Err(Failure::lost("the server does not answer")));
@@ -149,7 +145,7 @@ impl Source for PostgresSource {
     ) -> Result<(Box<dyn super::Stream>, Keeper), SourceError> {
         let Options { publication, slot, gids, slot_lock_timeout, .. } = &self.options;
         let label = self.target.label();
-        let mut sql = self.target.sql().await?;
+        let mut sql = self.target.session().await?;
         let server = slot::inspect(&mut sql, publication, slot).await.map_err(|failure| self.at(&failure))?;
         server.suits(&label, publication)?;
         let mut session = self.target.replication(*slot_lock_timeout).await?;

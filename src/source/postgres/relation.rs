@@ -1,9 +1,8 @@
 //! Published tables: what the server calls them and their columns, and the shape that the log gives them.
 
-use super::error::Failure;
 use super::rules::TableRules;
-use super::sql::Sql;
 use super::tuple::{Identity, Shape};
+use crate::postgres::{Failure, Sql, quote};
 use crate::source::{Catalog, SourceError};
 use crate::wal::Column;
 use pg_walstream::protocol::LogicalReplicationMessage as Message;
@@ -219,17 +218,4 @@ pub fn keep(tables: &mut Vec<Published>, rules: &TableRules) -> Result<(), Strin
         true
     });
     clash.map_or(Ok(()), |clash| Err(format!("{clash}; mend `rename`, or exclude one of them")))
-}
-
-/// An identifier as SQL takes it.
-#[must_use]
-pub fn quote(identifier: &str) -> String {
-    format!("\"{}\"", identifier.replace('"', "\"\""))
-}
-
-/// A text literal as SQL takes it, whatever `standard_conforming_strings` says.
-#[must_use]
-pub fn literal(text: &str) -> String {
-    let escape = if text.contains('\\') { "E" } else { "" };
-    format!("{escape}'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
 }

@@ -1,9 +1,9 @@
 //! The end of a slot's life: what it holds back, and how it is dropped.
 
-use super::error::Failure;
 use super::slot::{self, Slot};
 use super::{PostgresSource, Sql};
 use crate::flow::Retention;
+use crate::postgres::Failure;
 use crate::source::SourceError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -37,7 +37,7 @@ impl PostgresSource {
         let (label, name) = (self.target.label(), &self.options.slot);
         let stop = |text: String| Err(SourceError::Stop(format!("{label}: {text}")));
         let at = |failure: Failure| failure.at(&label);
-        let mut sql = self.target.sql().await?;
+        let mut sql = self.target.session().await?;
         for _ in 0..ATTEMPTS {
             let found = slot::inspect(&mut sql, &self.options.publication, name).await.map_err(at)?.slot;
             let Some(Slot { plugin, database, active_pid, two_phase, .. }) = found else {
@@ -47,7 +47,7 @@ impl PostgresSource {
                 return stop(format!(
                     "slot {name:?} was not created by untorn for this database (plugin {plugin:?}, database \
                      {database:?}); if nobody needs it: SELECT pg_drop_replication_slot({});",
-                    super::relation::literal(name)
+                    crate::postgres::literal(name)
                 ));
             }
             match active_pid {

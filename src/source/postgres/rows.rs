@@ -1,8 +1,9 @@
 //! A published table's rows as they are now, for whoever compares them with the replica's.
 
 use super::copy::Copy;
-use super::relation::{self, Published, literal, quote};
+use super::relation::{self, Published};
 use super::{Failure, PostgresSource};
+use crate::postgres::{literal, quote};
 use crate::source::{Catalog, CopyReader, SourceError};
 use crate::wal::{Column, Key, TableId, TableSchema};
 use async_trait::async_trait;
@@ -37,7 +38,7 @@ impl PostgresSource {
         keys: Option<&[Key]>,
     ) -> Result<Option<Box<dyn CopyReader>>, SourceError> {
         let at = |failure: Failure| failure.at(&self.target.label());
-        let mut sql = self.target.sql().await?;
+        let mut sql = self.target.session().await?;
         let tables = relation::published(&mut sql, &self.options.publication).await.map_err(at)?;
         let Some(mut found) = tables.into_iter().find(|published| self.name_of(published).as_deref() == Some(table))
         else {

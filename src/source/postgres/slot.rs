@@ -1,13 +1,10 @@
 //! Slots: what stands on the server, and how one is created.
 
-use super::connect::Target;
 use super::decode::{lsn, parse_lsn};
-use super::error::Failure;
 use super::failover::Identity;
-use super::relation::{literal, quote};
-use super::sql::Sql;
 use super::wire::Replication;
 use crate::limits::FEEDBACK_INTERVAL;
+use crate::postgres::{Failure, Sql, Target, literal, quote};
 use crate::source::SourceError;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -176,7 +173,7 @@ pub async fn create(
 ) -> Result<Created, SourceError> {
     let label = target.label();
     let at = |failure: Failure| failure.at(&label);
-    let mut sql = target.sql().await?;
+    let mut sql = target.session().await?;
     let server = inspect(&mut sql, publication, slot).await.map_err(at)?;
     server.suits(&label, publication)?;
     if let Some(old) = server.slot {

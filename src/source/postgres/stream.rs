@@ -3,14 +3,12 @@
 
 use super::assemble::{Assembler, Change};
 use super::confirm::Confirmable;
-use super::connect::Target;
 use super::decode::{self, Decoder, Frame};
-use super::error::Failure;
 use super::relation::Relation;
 use super::rules::TableRules;
-use super::sql::Sql;
 use super::wire::Replication;
 use crate::limits;
+use crate::postgres::{Failure, Sql, Target};
 use crate::source::{Catalog, SourceError, Stream, StreamEvent};
 use crate::wal::{HybridTime, OpId};
 use async_trait::async_trait;
@@ -224,7 +222,7 @@ impl PostgresStream {
         let server = target.label();
         let session = match sql {
             Some(session) => session,
-            None => sql.insert(target.sql().await?),
+            None => sql.insert(target.session().await?),
         };
         let asked = relation.ask_for_key(session).await.map_err(|failure| failure.at(&server));
         let shape = match asked {

@@ -1,9 +1,9 @@
 //! A session that speaks the replication protocol. tokio-postgres does not, so this is its smallest complement: log in,
 //! run a command, then frames both ways.
 
-use super::error::Failure;
-use super::tls::Tls;
 use crate::limits;
+use crate::postgres::Failure;
+use crate::postgres::tls::Tls;
 use bytes::{Buf, Bytes, BytesMut};
 use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
 use postgres_protocol::message::backend::{ErrorFields, Message};

@@ -136,7 +136,7 @@ impl<S: Store> State<S> {
     }
 
     /// Deletes a branch's records and the chunks that they name.
-    fn forget(&mut self, step: &mut Step, id: BranchId, records: u32) -> Result<(), TabletError> {
+    pub(super) fn forget(&mut self, step: &mut Step, id: BranchId, records: u32) -> Result<(), TabletError> {
         for number in 0..records {
             let key = keys::provisional(id, number);
             let value = self.store.get(Space::Undecided, &key)?.ok_or_else(missing)?;

@@ -16,6 +16,7 @@ mod crash_tests;
 
 mod copy;
 mod earlier;
+mod elsewhere;
 mod fill;
 mod one_writer;
 mod provisional;
@@ -26,6 +27,7 @@ mod wal;
 mod worker;
 
 pub use changes::TabletWals;
+pub use elsewhere::{Cursor, StagedWrites};
 pub use worker::Worker;
 
 use super::store::Store;

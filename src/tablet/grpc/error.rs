@@ -16,7 +16,9 @@ pub fn to_status(error: TabletError) -> Status {
             Code::FailedPrecondition
         }
         TabletError::Fenced { .. } => Code::Aborted,
-        TabletError::Refused(_) | TabletError::WrittenTwice { .. } => Code::InvalidArgument,
+        TabletError::Refused(_) | TabletError::RefusedWrite(_) | TabletError::WrittenTwice { .. } => {
+            Code::InvalidArgument
+        }
         TabletError::TooOld { .. } => Code::OutOfRange,
         TabletError::Indeterminate(_) => Code::Unavailable,
         TabletError::Poisoned(_) => Code::Internal,
@@ -32,6 +34,7 @@ pub fn to_status(error: TabletError) -> Status {
         TabletError::Fenced { held } => Error::Fenced(held.0),
         TabletError::ChunksLost(why) => Error::ChunksLost(why),
         TabletError::Refused(why) => Error::Refused(why),
+        TabletError::RefusedWrite(write) => Error::Refused(write.to_string()),
         TabletError::WrittenTwice { table, key, first } => {
             Error::WrittenTwice(pb::WrittenTwice { table, key, first: first.0 })
         }

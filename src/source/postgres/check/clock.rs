@@ -1,7 +1,6 @@
 //! A server's clock against ours, and servers' clocks against each other.
 
-use super::super::error::Failure;
-use super::super::sql::Sql;
+use crate::postgres::{Failure, Sql};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Questions asked; the one that was answered fastest counts.

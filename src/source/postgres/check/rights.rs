@@ -1,10 +1,7 @@
 //! What the user may do: replicate, and no more than it takes.
 
-use super::super::connect::Target;
-use super::super::error::Failure;
-use super::super::relation::quote;
-use super::super::sql::Sql;
 use super::Findings;
+use crate::postgres::{Failure, Sql, Target, quote};
 
 /// Whether the user may open a replication connection.
 pub(super) async fn replicates(sql: &mut Sql) -> Result<bool, Failure> {

@@ -1,12 +1,9 @@
 //! The slot: whether it stands, in what state, and what would keep it from being created.
 
-use super::super::connect::Target;
-use super::super::error::Failure;
-use super::super::relation::literal;
 use super::super::slot::{self, Orphan, Server, Slot};
-use super::super::sql::Sql;
 use super::{Findings, raise};
 use crate::limits::{PREPARED_OLD, SLOT_LOCK_TIMEOUT};
+use crate::postgres::{Failure, Sql, Target, literal};
 
 /// Looks at the slot and at what is prepared.
 pub(super) async fn check(

@@ -1,11 +1,9 @@
 //! What is published: which changes, which tables, and whether each can be copied and its rows be told apart.
 
-use super::super::connect::Target;
-use super::super::error::Failure;
-use super::super::relation::{self, Published, quote};
+use super::super::relation::{self, Published};
 use super::super::rules::TableRules;
-use super::super::sql::Sql;
 use super::Findings;
+use crate::postgres::{Failure, Sql, Target, quote};
 
 /// Names of tables that a summary spells out.
 const NAMED: usize = 10;

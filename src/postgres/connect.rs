@@ -3,15 +3,13 @@
 use super::error::Failure;
 use super::sql::Sql;
 use super::tls::{self, Tls};
-use super::wire::Replication;
 use crate::limits;
-use crate::source::SourceError;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 
 /// What both kinds of session set, so that a copied row and a streamed one have the same text.
-const SESSION: [(&str, &str); 8] = [
+pub const SESSION: [(&str, &str); 8] = [
     ("client_encoding", "UTF8"),
     ("datestyle", "ISO"),
     ("intervalstyle", "postgres"),
@@ -33,7 +31,7 @@ pub struct Target {
 }
 
 impl Target {
-    /// From `[[source.tablets]] name, url, password_file`. The URL takes libpq's `sslmode` and `sslrootcert`.
+    /// From an entry's `name, url, password_file`. The URL takes libpq's `sslmode` and `sslrootcert`.
     ///
     /// # Errors
     /// What is wrong with the URL.
@@ -66,7 +64,7 @@ impl Target {
         Ok(Self { name: name.to_owned(), config, tls, password_file })
     }
 
-    /// The source tablet's name.
+    /// The entry's name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
@@ -84,7 +82,7 @@ impl Target {
     }
 
     /// The hosts of the URL, each with its port.
-    fn servers(&self) -> impl Iterator<Item = (&Host, u16)> {
+    pub fn servers(&self) -> impl Iterator<Item = (&Host, u16)> {
         let ports = self.config.get_ports();
         let port = |place: usize| ports.get(place).or(ports.first()).copied().unwrap_or(5432);
         self.config.get_hosts().iter().enumerate().map(move |(place, host)| (host, port(place)))
@@ -94,49 +92,18 @@ impl Target {
     ///
     /// # Errors
     /// Why there is none.
-    pub async fn sql(&self) -> Result<Sql, SourceError> {
+    pub async fn sql(&self) -> Result<Sql, Failure> {
         let config = self.with_password().await?;
-        let connected = match &self.tls {
+        match &self.tls {
             Tls::Disable => Sql::connect(&config, tokio_postgres::NoTls).await,
             Tls::Prefer(tls) | Tls::Require(tls) => Sql::connect(&config, tls.clone()).await,
-        };
-        connected.map_err(|failure| failure.at(&self.label()))
+        }
     }
 
-    /// A session for replication commands; a lock that cannot be had within `lock_timeout` fails its command.
-    ///
-    /// # Errors
-    /// Why there is none.
-    pub async fn replication(&self, lock_timeout: Duration) -> Result<Replication, SourceError> {
-        let config = self.with_password().await?;
-        let lock_timeout = lock_timeout.as_millis().to_string();
-        let mut parameters = vec![
-            ("user", self.user()),
-            ("database", self.database()),
-            ("replication", "database"),
-            ("application_name", "untorn"),
-            ("lock_timeout", &lock_timeout),
-        ];
-        parameters.extend(SESSION);
-        let password = config.get_password().unwrap_or_default();
-        let several = self.config.get_hosts().len() > 1;
-        let mut refused = Failure::lost("the URL names no host");
-        for (host, port) in self.servers() {
-            let connecting = async {
-                let mut session = Replication::connect(host, port, &self.tls, &parameters, password).await?;
-                // As `target_session_attrs=read-write` asks an SQL session.
-                if several && session.command("SHOW transaction_read_only").await? != [Some("off".to_owned())] {
-                    return Err(Failure::lost("no host takes writes: each is a standby or does not answer"));
-                }
-                Ok(session)
-            };
-            match tokio::time::timeout(limits::CONNECT_TIMEOUT, connecting).await {
-                Ok(Ok(session)) => return Ok(session),
-                Ok(Err(failure)) => refused = failure,
-                Err(_) => refused = Failure::lost("the server does not answer"),
-            }
-        }
-        Err(refused.at(&self.label()))
+    /// Whether and how connections are encrypted.
+    #[must_use]
+    pub fn tls(&self) -> &Tls {
+        &self.tls
     }
 
     fn port(&self) -> u16 {
@@ -156,14 +123,17 @@ impl Target {
     }
 
     /// The configuration with the password of now: it may be changed while the daemon runs.
-    async fn with_password(&self) -> Result<tokio_postgres::Config, SourceError> {
+    ///
+    /// # Errors
+    /// The password's file cannot be read.
+    pub async fn with_password(&self) -> Result<tokio_postgres::Config, Failure> {
         let mut config = self.config.clone();
         if config.get_password().is_some() {
             return Ok(config);
         }
         if let Some(path) = &self.password_file {
             let read = tokio::fs::read_to_string(path).await;
-            let text = read.map_err(|e| SourceError::Retry(format!("{}: {}: {e}", self.label(), path.display())))?;
+            let text = read.map_err(|error| Failure::lost(format!("{}: {error}", path.display())))?;
             config.password(text.trim_end_matches(['\r', '\n']));
         } else if let Some(path) = pgpass_path()
             && let Ok(text) = tokio::fs::read_to_string(&path).await

@@ -1,0 +1,99 @@
+//! The histories of a race: seeded, so that every run changes the same rows.
+
+use clap::ValueEnum;
+
+/// Rows that stand in the table before a history begins.
+pub const ROWS_BEFORE: u64 = 100_000;
+
+/// One history.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Point {
+    /// Independent transactions of two updates.
+    Small,
+    /// Transactions of two updates of ten rows.
+    Hot,
+    /// Transactions of 1,000 updates.
+    Rows,
+    /// One transaction of all inserts.
+    Single,
+    /// Transactions of 100 inserts.
+    Inserts,
+    /// One transaction of 1 KiB rows: a gigabyte with a million of them.
+    Wide,
+}
+
+impl Point {
+    /// Its name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Small => "small",
+            Self::Hot => "hot",
+            Self::Rows => "rows",
+            Self::Single => "single",
+            Self::Inserts => "inserts",
+            Self::Wide => "wide",
+        }
+    }
+
+    /// How many rows one transaction changes.
+    #[must_use]
+    pub const fn rows_each(self, rows: u64) -> u64 {
+        match self {
+            Self::Small | Self::Hot => 2,
+            Self::Rows => 1_000,
+            Self::Inserts => 100,
+            Self::Single | Self::Wide => rows,
+        }
+    }
+
+    /// How many transactions it has.
+    #[must_use]
+    pub const fn transactions(self, rows: u64) -> u64 {
+        rows.div_ceil(self.rows_each(rows))
+    }
+
+    /// The SQL that makes the history at the source, and its last transaction, which says that it is over.
+    #[must_use]
+    pub fn sql(self, rows: u64) -> [String; 2] {
+        let (transactions, each) = (self.transactions(rows), self.rows_each(rows));
+        let update = "UPDATE race SET n = n + 1, changed = changed + interval '1 s' WHERE id";
+        let body = match self {
+            Self::Small => format!(
+                "{update} = 1 + floor(random() * {ROWS_BEFORE})::int8; {update} = 1 + floor(random() * {ROWS_BEFORE})::int8;"
+            ),
+            Self::Hot => format!("{update} = 1 + t % 10; {update} = 1 + (t + 5) % 10;"),
+            Self::Rows => {
+                format!(
+                    "{update} IN (SELECT 1 + (t * 7919 + s * 31) % {ROWS_BEFORE} FROM generate_series(1, {each}) s);"
+                )
+            }
+            Self::Inserts | Self::Single => format!(
+                "INSERT INTO race SELECT {ROWS_BEFORE} + t * {each} + s, s, md5(s::text), now() \
+                 FROM generate_series(1, {each}) s;"
+            ),
+            Self::Wide => format!(
+                "INSERT INTO race SELECT {ROWS_BEFORE} + s, s, repeat(md5(s::text), 32), now() \
+                 FROM generate_series(1, {each}) s;"
+            ),
+        };
+        let history = format!(
+            "DO $$ DECLARE t int8; BEGIN PERFORM setseed(0.42); \
+             FOR t IN 1..{transactions} LOOP {body} COMMIT; END LOOP; END $$"
+        );
+        [history, "INSERT INTO over VALUES (1)".to_owned()]
+    }
+}
+
+/// The tables that both sides have, with the rows from before.
+pub const TABLES: &str = "CREATE TABLE race (id int8 PRIMARY KEY, n int8, body text, changed timestamptz);
+    CREATE TABLE over (id int PRIMARY KEY)";
+
+/// The rows from before.
+#[must_use]
+pub fn rows_before() -> String {
+    format!(
+        "INSERT INTO race SELECT s, 0, md5(s::text), timestamptz '2026-01-01 00:00:00Z' + s * interval '1 ms' \
+         FROM generate_series(1, {ROWS_BEFORE}) s"
+    )
+}

@@ -1,0 +1,265 @@
+//! One history into each competitor: drained from a backlog while the source is idle, and counted only when the rows are
+//! equal.
+//!
+//! Each competitor has a database of its own in one replica server, and its slot at the source before the history is
+//! made; so all of them drain the same bytes, one after the other.
+
+use super::RaceArgs;
+use super::history::{Point, TABLES, rows_before};
+use super::process::{cpu_seconds, memory_bytes};
+use super::report::{Drain, table};
+use super::server::{Folder, Server, Session};
+use crate::admin::Format;
+use std::io::{self, Write};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long one competitor may take for one history.
+const PATIENCE: Duration = Duration::from_secs(1_200);
+/// How often the end is looked for, and memory.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// Who drains.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Competitor {
+    name: &'static str,
+    /// The database, the slot and the subscription.
+    database: &'static str,
+    untorn: bool,
+    /// Whether commits wait for the disk.
+    durable: bool,
+}
+
+const COMPETITORS: [Competitor; 4] = [
+    Competitor { name: "postgres", database: "native_on", untorn: false, durable: true },
+    Competitor { name: "untorn", database: "untorn_on", untorn: true, durable: true },
+    Competitor { name: "postgres, off", database: "native_off", untorn: false, durable: false },
+    Competitor { name: "untorn, off", database: "untorn_off", untorn: true, durable: false },
+];
+
+/// Runs the race.
+///
+/// # Errors
+/// A server or a competitor fails, or a competitor's rows are not the source's.
+pub async fn race(args: &RaceArgs, out: &mut (impl Write + Send)) -> io::Result<()> {
+    let name = format!("untorn-race-{}", std::process::id());
+    let folder = Folder(args.dir.clone().unwrap_or_else(std::env::temp_dir).join(name));
+    let mut all = Vec::new();
+    for &point in &args.points {
+        let drains = run_point(args, point, &folder.0.join(point.name())).await?;
+        for drain in &drains {
+            match args.format {
+                Format::Json => writeln!(out, "{}", serde_json::to_string(drain)?)?,
+                Format::Text => eprintln!("{} {}: {:.0} rows/s", drain.point, drain.competitor, drain.rows_per_second),
+            }
+            out.flush()?;
+        }
+        all.extend(drains);
+    }
+    if args.format == Format::Text {
+        write!(out, "{}", table(&all))?;
+    }
+    out.flush()?;
+    match all.iter().find(|drain| !drain.equal) {
+        Some(drain) => Err(io::Error::other(format!("{} at {}: the rows differ", drain.competitor, drain.point))),
+        None => Ok(()),
+    }
+}
+
+async fn run_point(args: &RaceArgs, point: Point, folder: &Path) -> io::Result<Vec<Drain>> {
+    let publisher = [
+        "wal_level=logical",
+        "max_replication_slots=20",
+        "max_wal_senders=20",
+        "max_prepared_transactions=20",
+        "autovacuum=off",
+        "max_wal_size=16GB",
+    ];
+    let source = Server::start(&args.pg_bin, &folder.join("source"), &publisher).await?;
+    let replica =
+        Server::start(&args.pg_bin, &folder.join("replica"), &["autovacuum=off", "max_wal_size=16GB"]).await?;
+    let at_source = source.connect("postgres").await?;
+    at_source.run(TABLES).await?;
+    at_source.run(&rows_before()).await?;
+    at_source.run("CREATE PUBLICATION untorn FOR ALL TABLES").await?;
+    for competitor in COMPETITORS {
+        prepare(competitor, &source, &replica, folder).await?;
+    }
+    at_source.run("SET synchronous_commit = off").await?;
+    for sql in point.sql(args.rows) {
+        at_source.run(&sql).await?;
+    }
+    let wanted = hash(&at_source).await?;
+    let mut drains: Vec<Drain> = Vec::new();
+    for competitor in COMPETITORS {
+        let at_replica = replica.connect(competitor.database).await?;
+        at_replica.run("CHECKPOINT").await?;
+        let mut drain = drain(args, point, competitor, &source, &replica, folder).await?;
+        drain.equal = hash(&at_replica).await? == wanted;
+        let native = drains.iter().find(|_| competitor.untorn).and(drains.last());
+        drain.times_native = native.map(|native| drain.rows_per_second / native.rows_per_second);
+        drains.push(drain);
+    }
+    Ok(drains)
+}
+
+/// Makes a competitor's database and slot.
+async fn prepare(competitor: Competitor, source: &Server, replica: &Server, folder: &Path) -> io::Result<()> {
+    let Competitor { database, untorn, durable, .. } = competitor;
+    replica.connect("postgres").await?.run(&format!("CREATE DATABASE {database}")).await?;
+    let at_replica = replica.connect(database).await?;
+    at_replica.run(TABLES).await?;
+    if untorn {
+        write_config(competitor, source, replica, folder)?;
+        let mut daemon = Daemon::start(competitor, folder)?;
+        until(async || Ok(count(&at_replica, "race").await? > 0)).await?;
+        return daemon.stop();
+    }
+    at_replica.run(&rows_before()).await?;
+    let commit = if durable { "on" } else { "off" };
+    let subscribe = format!(
+        "CREATE SUBSCRIPTION {database} CONNECTION '{}' PUBLICATION untorn WITH (copy_data = false, enabled = false, \
+         create_slot = false, slot_name = '{database}', streaming = on, synchronous_commit = {commit})",
+        source.words("postgres")
+    );
+    let slot = format!("SELECT pg_create_logical_replication_slot('{database}', 'pgoutput')");
+    source.connect("postgres").await?.run(&slot).await?;
+    at_replica.run(&subscribe).await?;
+    Ok(())
+}
+
+/// Lets a competitor drain its backlog.
+async fn drain(
+    args: &RaceArgs,
+    point: Point,
+    competitor: Competitor,
+    source: &Server,
+    replica: &Server,
+    folder: &Path,
+) -> io::Result<Drain> {
+    let at_replica = replica.connect(competitor.database).await?;
+    let cpu_before = cpu_seconds(replica.pid());
+    let begun = Instant::now();
+    let mut daemon = None;
+    let applying = if competitor.untorn {
+        daemon = Some(Daemon::start(competitor, folder)?);
+        "SELECT backend FROM untorn.progress"
+    } else {
+        at_replica.run(&format!("ALTER SUBSCRIPTION {} ENABLE", competitor.database)).await?;
+        "SELECT pid FROM pg_stat_subscription"
+    };
+    let mut peak = 0;
+    let daemon_pid = daemon.as_ref().map(|daemon| daemon.0.id());
+    while count(&at_replica, "over").await? == 0 {
+        let pid = at_replica.run(applying).await?.and_then(|pid| pid.parse::<u32>().ok());
+        peak = peak.max([pid, daemon_pid].into_iter().flatten().map(memory_bytes).sum());
+        if begun.elapsed() > PATIENCE {
+            return Err(io::Error::other(format!("{} does not drain {}", competitor.name, point.name())));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    let daemon_cpu = daemon_pid.map_or(0.0, cpu_seconds);
+    let cpu = cpu_seconds(replica.pid()) - cpu_before + daemon_cpu;
+    match &mut daemon {
+        Some(daemon) => daemon.stop()?,
+        None => {
+            let disable = format!("ALTER SUBSCRIPTION {} DISABLE", competitor.database);
+            at_replica.run(&disable).await?;
+            at_replica.run(&format!("ALTER SUBSCRIPTION {} SET (slot_name = NONE)", competitor.database)).await?;
+            at_replica.run(&format!("DROP SUBSCRIPTION {}", competitor.database)).await?;
+        }
+    }
+    let at_source = source.connect("postgres").await?;
+    let slot = competitor.database;
+    until(async || {
+        let free = format!("SELECT NOT active FROM pg_replication_slots WHERE slot_name = '{slot}'");
+        Ok(at_source.run(&free).await?.as_deref() == Some("t"))
+    })
+    .await?;
+    at_source.run(&format!("SELECT pg_drop_replication_slot('{slot}')")).await?;
+    let (transactions, rows) =
+        (point.transactions(args.rows), point.transactions(args.rows) * point.rows_each(args.rows));
+    Ok(Drain {
+        point: point.name(),
+        competitor: competitor.name,
+        transactions,
+        rows,
+        seconds,
+        transactions_per_second: transactions as f64 / seconds,
+        rows_per_second: rows as f64 / seconds,
+        cpu_seconds_per_million_rows: cpu * 1e6 / rows as f64,
+        peak_memory_bytes: peak,
+        equal: false,
+        times_native: None,
+    })
+}
+
+/// The count and the hash of the rows, in no order.
+async fn hash(session: &Session) -> io::Result<Option<String>> {
+    session.run("SELECT count(*) || ' ' || coalesce(sum(hashtextextended(race::text, 0)), 0) FROM race").await
+}
+
+async fn count(session: &Session, table: &str) -> io::Result<u64> {
+    let answer = session.run(&format!("SELECT count(*) FROM {table}")).await?;
+    Ok(answer.and_then(|answer| answer.parse().ok()).unwrap_or_default())
+}
+
+async fn until(mut done: impl AsyncFnMut() -> io::Result<bool>) -> io::Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while !done().await? {
+        if Instant::now() > deadline {
+            return Err(io::Error::other("a competitor does not get ready"));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(())
+}
+
+fn config_file(competitor: Competitor, folder: &Path) -> PathBuf {
+    folder.join(format!("{}.toml", competitor.database))
+}
+
+fn write_config(competitor: Competitor, source: &Server, replica: &Server, folder: &Path) -> io::Result<()> {
+    let Competitor { database, durable, .. } = competitor;
+    let port = || Ok::<_, io::Error>(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port());
+    let text = format!(
+        "data_dir = {data:?}\n[source]\nkind = \"postgres\"\n[[source.tablets]]\nname = \"source\"\nurl = {from:?}\n\
+         publication = \"untorn\"\nslot = {database:?}\n[replica]\nkind = \"postgres\"\nsynchronous_commit = {durable}\n\
+         [[replica.tablets]]\nname = \"replica\"\nurl = {to:?}\n[admin]\nlisten = \"127.0.0.1:{admin}\"\n[metrics]\n\
+         listen = \"127.0.0.1:{metrics}\"\n",
+        data = folder.join(database),
+        from = source.url("postgres"),
+        to = replica.url(database),
+        admin = port()?,
+        metrics = port()?,
+    );
+    std::fs::write(config_file(competitor, folder), text)
+}
+
+/// untorn as a competitor: this program, as a daemon.
+struct Daemon(Child);
+
+impl Daemon {
+    fn start(competitor: Competitor, folder: &Path) -> io::Result<Self> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("run").arg("--config").arg(config_file(competitor, folder));
+        let log = std::fs::File::options().create(true).append(true).open(folder.join("untorn.log"))?;
+        Ok(Self(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?))
+    }
+
+    fn stop(&mut self) -> io::Result<()> {
+        Command::new("kill").arg(self.0.id().to_string()).status()?;
+        let ended = self.0.wait()?;
+        if ended.success() { Ok(()) } else { Err(io::Error::other(format!("untorn: {ended}"))) }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}

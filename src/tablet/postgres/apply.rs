@@ -1,0 +1,274 @@
+//! Carrying decisions to the server: a group of whole transactions is one transaction of the server's.
+//!
+//! A group goes there in runs of bounded size. While the server works on one run, the next is read and prepared on the
+//! storage's thread.
+
+use super::changes::Changes;
+use super::error::Lost;
+use super::net::{Net, NetError, PutBy};
+use super::session::{Owner, Progress, Session};
+use super::shape::{self, ShapeError};
+use super::statements::{Puts, Refusal};
+use super::{PostgresTablet, Server};
+use crate::coordinator::{Decided, Work};
+use crate::limits::{REPLICA_GROUP_DECISIONS, REPLICA_RUN_BYTES};
+use crate::postgres::Failure;
+use crate::tablet::TabletError;
+use crate::tablet::engine::Cursor;
+use crate::tablet::store::Store;
+use crate::wal::{LogPosition, TableId};
+use std::sync::Arc;
+
+/// A run that is prepared, and where the next one begins.
+pub(super) struct Run {
+    pub(super) changes: Changes,
+    pub(super) next: Cursor,
+    pub(super) put_by: PutBy,
+}
+
+/// What preparing a run came to.
+pub(super) enum Prepared {
+    Run(Run),
+    /// The shapes of these tables have to be found first; the same run again then.
+    Unknown(Vec<(TableId, u32)>),
+}
+
+/// Why a group was not applied. The server's transaction is rolled back then, or its outcome is unknown and the session
+/// of no further use.
+#[derive(Debug)]
+pub(super) enum GroupError {
+    Tablet(TabletError),
+    /// The server said so, to a statement.
+    Server(Refusal),
+    /// The progress row is not where it was, or somebody else's.
+    Elsewhere,
+}
+
+impl From<TabletError> for GroupError {
+    fn from(error: TabletError) -> Self {
+        Self::Tablet(error)
+    }
+}
+
+impl From<Failure> for GroupError {
+    fn from(failure: Failure) -> Self {
+        Self::Server(Refusal { failure, statement: String::new() })
+    }
+}
+
+impl From<Refusal> for GroupError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Server(refusal)
+    }
+}
+
+/// How many of the decisions from `from` on make a group: all of one position stay together, for they are one cut.
+pub(super) fn group_end(work: &[Decided], from: usize) -> usize {
+    match work.get(from + REPLICA_GROUP_DECISIONS) {
+        None => work.len(),
+        Some(first_left_out) => {
+            let whole = work.partition_point(|decided| decided.position < first_left_out.position);
+            if whole > from {
+                whole
+            } else {
+                work.partition_point(|decided| decided.position <= first_left_out.position)
+            }
+        }
+    }
+}
+
+/// Whether a decision's transaction wrote here through several streams.
+fn several_streams(decided: &Decided) -> bool {
+    match &decided.work {
+        Work::Commit { branches, .. } => {
+            branches.iter().any(|branch| Some(branch.stream) != branches.first().map(|first| first.stream))
+        }
+        Work::Discard { .. } => false,
+    }
+}
+
+impl<S: Store> PostgresTablet<S> {
+    /// Reads and prepares the run at a cursor.
+    pub(super) async fn prepare(
+        &self,
+        work: &Arc<[Decided]>,
+        at: Cursor,
+        end: usize,
+        put_by: PutBy,
+        only: Option<usize>,
+    ) -> Result<Prepared, TabletError> {
+        let shapes = Arc::clone(&self.shapes());
+        let of = Arc::clone(work);
+        let prepare = move |staged: &[crate::tablet::engine::StagedWrites<'_>]| {
+            let mut put_by = put_by;
+            let several = |decision: usize| of.get(decision).is_some_and(several_streams);
+            let changes = Net::of(staged, &shapes, several, &mut put_by).and_then(|net| {
+                let unknown = net.unknown(&shapes)?;
+                if unknown.is_empty() { Changes::of(&net, &shapes, only) } else { Err(NetError::Unknown(unknown)) }
+            });
+            match changes {
+                Ok(changes) => Ok(Ok((changes, put_by))),
+                Err(NetError::Unknown(tables)) => Ok(Err(tables)),
+                Err(NetError::Tablet(error)) => Err(error),
+            }
+        };
+        let (prepared, next) = self.staging.staged(Arc::clone(work), at, end, REPLICA_RUN_BYTES, prepare).await?;
+        Ok(match prepared {
+            Ok((changes, put_by)) => Prepared::Run(Run { changes, next, put_by }),
+            Err(unknown) => Prepared::Unknown(unknown),
+        })
+    }
+
+    /// Prepares a run, finding the shapes that it needs.
+    async fn prepared(
+        &self,
+        session: &mut Session,
+        work: &Arc<[Decided]>,
+        at: Cursor,
+        end: usize,
+        put_by: PutBy,
+    ) -> Result<Run, GroupError> {
+        loop {
+            match self.prepare(work, at, end, put_by.clone(), None).await? {
+                Prepared::Run(run) => return Ok(run),
+                Prepared::Unknown(tables) => self.find_shapes(session, &tables).await?,
+            }
+        }
+    }
+
+    /// Finds tables at the server. Version 0 is the newest that is known here.
+    pub(super) async fn find_shapes(&self, session: &mut Session, tables: &[(TableId, u32)]) -> Result<(), GroupError> {
+        let learned = self.staging.learned().await?;
+        for &(table, version) in tables {
+            let wanted = |schema: &&crate::wal::TableSchema| {
+                schema.table == table && (version == 0 || schema.version == version)
+            };
+            let Some(schema) = learned.iter().filter(wanted).max_by_key(|schema| schema.version) else {
+                let what = format!("a staged row is of table {table} version {version}, whose shape is not known");
+                return Err(TabletError::Poisoned(what).into());
+            };
+            let found =
+                shape::find(&mut session.sql, schema, self.options.missing).await.map_err(|error| match error {
+                    ShapeError::Server(failure) => GroupError::from(failure),
+                    ShapeError::Lacks(what) => {
+                        GroupError::Tablet(TabletError::Refused(format!("{}: {what}", session.label())))
+                    }
+                })?;
+            self.learn_shape(found);
+        }
+        Ok(())
+    }
+
+    /// Applies decisions `from` up to `end` as one transaction of the server's, which moves it on to `to`.
+    pub(super) async fn group(
+        &self,
+        session: &mut Session,
+        work: &Arc<[Decided]>,
+        (from, end): (usize, usize),
+        step: Step,
+        puts: Puts,
+    ) -> Result<(), GroupError> {
+        let mut run = self.prepared(session, work, Cursor::at(from), end, PutBy::default()).await?;
+        let Step { owner, from: progress, to, load, skipped } = step;
+        if !session.begin(&owner, progress, to).await? {
+            session.roll_back().await?;
+            return Err(GroupError::Elsewhere);
+        }
+        if load {
+            self.load(session).await?;
+        }
+        loop {
+            let Run { changes, next, put_by } = run;
+            if next.decision >= end {
+                session.change(changes, puts).await?;
+                break;
+            }
+            let again = put_by.clone();
+            let (changed, prepared) =
+                tokio::join!(session.change(changes, puts), self.prepare(work, next, end, put_by, None));
+            changed?;
+            run = match prepared? {
+                Prepared::Run(run) => run,
+                Prepared::Unknown(tables) => {
+                    self.find_shapes(session, &tables).await?;
+                    self.prepared(session, work, next, end, again).await?
+                }
+            };
+        }
+        for (position, transaction, cause) in skipped {
+            let position = i64::try_from(position.0).unwrap_or(i64::MAX);
+            let note = "INSERT INTO untorn.skipped (position, transaction, cause) VALUES ($1, $2, $3)";
+            session.execute(note, &[&position, &transaction, &cause]).await?;
+        }
+        Ok(session.commit().await?)
+    }
+
+    /// Applies decisions in groups; what was applied before a failure stays so. `first` is the first cut: one group, with
+    /// the copied rows.
+    pub(super) async fn groups(
+        &self,
+        server: &mut Server,
+        session: &mut Session,
+        work: &Arc<[Decided]>,
+        through: LogPosition,
+        first: bool,
+    ) -> Result<(), GroupError> {
+        let mut from = 0;
+        loop {
+            let end = if first { work.len() } else { group_end(work, from) };
+            let to = if end == work.len() {
+                through
+            } else {
+                work.get(end.saturating_sub(1)).map_or(through, |decided| decided.position)
+            };
+            let range = (from, end);
+            let mut done = self.group(session, work, range, Step::of(server, to, first)?, Puts::Merge).await;
+            if let Err(GroupError::Server(refusal)) = &done
+                && is_unique(&refusal.failure)
+            {
+                session.roll_back().await?;
+                done = self.group(session, work, range, Step::of(server, to, first)?, Puts::Replace).await;
+            }
+            done?;
+            server.progress = Progress { started: true, position: to };
+            if server.skipped.iter().any(|(position, ..)| *position <= to) {
+                (server.skip, server.skipped) = (None, Vec::new());
+            }
+            self.was_applied(server, work.get(from..end).unwrap_or_default());
+            from = end;
+            if from >= work.len() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// What a group is part of.
+pub(super) struct Step {
+    pub(super) owner: Owner,
+    /// Where the server is.
+    pub(super) from: Progress,
+    /// Where the group moves it to.
+    pub(super) to: LogPosition,
+    /// Whether the copied rows go with it.
+    pub(super) load: bool,
+    /// Skips to be noted, as in [`Server`].
+    pub(super) skipped: Vec<(LogPosition, String, String)>,
+}
+
+impl Step {
+    pub(super) fn of(server: &Server, to: LogPosition, load: bool) -> Result<Self, TabletError> {
+        let skipped = server.skipped.iter().filter(|(position, ..)| *position <= to).cloned().collect();
+        Ok(Self { owner: server.owner()?, from: server.progress, to, load, skipped })
+    }
+}
+
+/// Two rows that hold the same where only one may: perhaps only because one of them has not been moved out of the way.
+fn is_unique(failure: &Failure) -> bool {
+    matches!(failure.code.as_str(), "23505" | "23P01")
+}
+
+/// Whether the server refused rows, so that the one is to be found.
+pub(super) fn is_refusal(failure: &Failure) -> bool {
+    matches!(Lost::of(failure), Lost::Refused(_))
+}

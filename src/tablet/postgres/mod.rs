@@ -1,0 +1,437 @@
+//! PostgreSQL as the replica: a server that people read with any client, and that is never torn.
+//!
+//! # What its readers see
+//!
+//! They read the target tables with psql and know nothing of untorn, so there is no read point to fix for them. They see
+//! whole transactions at one moment because they are written so: **a run of decisions becomes one transaction of the
+//! server's**, together with the row of `untorn.progress` that says how far the server is. At any moment the server shows
+//! the source's transactions up to one position of the transaction log, which under `release = "ordered"` is a consistent
+//! cut. A position is never divided: what one entry of the log decides becomes visible together.
+//!
+//! # The way of a write
+//!
+//! 1. **Staged** ([`crate::tablet::engine`]). Provisional records, chunks and the rows of initial copies are stored in the
+//!    data folder by the rules, the formats and the barrier of an embedded tablet. So a write that was acknowledged to the
+//!    source is durable here, and a server that is down costs disk, not memory.
+//! 2. **Decided.** Decisions come in log order. Those before the first safe point are gathered: the first cut brings the
+//!    copied rows and everything decided meanwhile in one transaction, so that nobody sees half a copy.
+//! 3. **Netted** ([`net`]). A group of up to [`crate::limits::REPLICA_GROUP_DECISIONS`] transactions comes to the last
+//!    write of each key; nobody can see the steps between. Large transactions go in runs of
+//!    [`crate::limits::REPLICA_RUN_BYTES`] within one transaction of the server's, so that memory stays bounded.
+//! 4. **Applied** ([`statements`]). One statement a table and kind, over arrays sorted by key: deletes, upserts, and
+//!    updates of rows whose large values were not sent. `session_replication_role = replica` keeps triggers and foreign keys
+//!    from acting twice. Where a unique index refuses a run, it is done again by deleting all of its keys first: values may
+//!    have moved between rows. The next run is prepared while the server works.
+//! 5. **Forgotten.** Once the server's commit is durable, the staged records are deleted.
+//!
+//! # Recovery
+//!
+//! The UPDATE of the progress row compares log, epoch and position, and sets the position: it is the first statement of
+//! every transaction, so a repetition changes no row and nothing is applied twice. After a crash of this process the staged
+//! records and the decisions are still there; whatever the server's position covers is skipped, whole transactions at a
+//! time. After an answer to COMMIT was lost, the position says whether it happened (C6). With
+//! `synchronous_commit = false` a crash of the server takes back its last commits *and* its position with them, and the
+//! staged records are kept until a barrier has passed.
+//!
+//! A new owner ends the backend of the one before, which the progress row names, and raises the epoch there; a transaction of
+//! an older epoch finds no row to update and changes nothing (C7). A server that is bound to another log is refused by name.
+//!
+//! **A lost data folder means a new copy**, as with embedded tablets: it holds the transaction log too, and
+//! what was acknowledged to the source would not come again.
+//!
+//! # What is refused
+//!
+//! A row that the server refuses ([`blame`]) stops the replica there, with the transaction, the table, the key, the statement
+//! and PostgreSQL's words. It is tried again when the cause is mended, and skipped only when somebody says so; then the
+//! skip is kept in `untorn.skipped`, in the transaction that goes past it. A server that is away, read-only, full or locked
+//! is waited for.
+//!
+//! Sequences are not moved: PostgreSQL sends nothing of them. TRUNCATE empties the whole table, whichever source server sent it, and is refused where
+//! several servers write to the table.
+
+pub mod blame;
+pub mod changes;
+pub mod error;
+pub mod net;
+pub mod session;
+pub mod shape;
+pub mod statements;
+
+mod apply;
+mod load;
+mod read;
+mod skip;
+
+pub use shape::Missing;
+
+use super::engine::Engine;
+use super::store::Store;
+use super::{
+    Announced, Applied, ApplyBatch, ChunkBatch, CopyBatch, FillRequest, Frozen, ProvisionalBatch, ReadPage,
+    ReadRequest, Stored, StreamMark, TabletError, TabletLeader, TabletStats,
+};
+use crate::coordinator::{Decided, Work};
+use crate::postgres::Target;
+use crate::wal::{
+    BranchId, Epoch, HybridTime, LogPosition, ReplicaTabletId, Row, SourceTabletId, TableSchema, TransactionId,
+};
+use apply::GroupError;
+use async_trait::async_trait;
+use error::Lost;
+use session::{Owner, Progress, Session};
+use shape::{Shape, Shapes};
+use skip::Refused;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::watch;
+
+/// How a server is written to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Options {
+    /// Whether a commit waits until the server has it on disk.
+    pub synchronous_commit: bool,
+    /// What is done about tables and columns that the server lacks.
+    pub missing: Missing,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { synchronous_commit: true, missing: Missing::default() }
+    }
+}
+
+/// A database of a PostgreSQL server as a replica tablet.
+pub struct PostgresTablet<S: Store> {
+    staging: Engine<S>,
+    target: Target,
+    options: Options,
+    shapes: Mutex<Shapes>,
+    server: tokio::sync::Mutex<Server>,
+    /// Set after every call that moved it: what readers of the server see at least.
+    heard: watch::Sender<LogPosition>,
+}
+
+/// What is known of the server. One call at a time has it.
+#[derive(Default)]
+struct Server {
+    owner: Option<Owner>,
+    /// `None` before the first, and after one was lost.
+    session: Option<Session>,
+    progress: Progress,
+    /// The log was heard up to here; the decisions up to here are applied, or gathered.
+    heard: LogPosition,
+    /// Decided before the first cut.
+    gathered: Vec<Decided>,
+    /// Applied at the server, and staged here until that is durable there.
+    unforgotten: Vec<Decided>,
+    /// What was staged of the initial copies is gone.
+    copy_dropped: bool,
+    /// The transaction that the server refuses.
+    refused: Option<Refused>,
+    /// The refused transaction that somebody said to skip.
+    skip: Option<TransactionId>,
+    /// Skipped and not yet noted at the server: position, transaction, cause.
+    skipped: Vec<(LogPosition, String, String)>,
+}
+
+impl Server {
+    fn owner(&self) -> Result<Owner, TabletError> {
+        let unknown = || TabletError::Indeterminate("its owner has not announced itself yet".into());
+        self.owner.clone().ok_or_else(unknown)
+    }
+
+    fn admit(&self, owner: Epoch) -> Result<(), TabletError> {
+        let held = self.owner()?.epoch;
+        match owner {
+            owner if owner < held => Err(TabletError::Fenced { held }),
+            owner if owner > held => Err(TabletError::Indeterminate("its owner has not announced itself yet".into())),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl<S: Store> PostgresTablet<S> {
+    /// A tablet that stages in `staging` and applies to the server.
+    #[must_use]
+    pub fn new(staging: Engine<S>, target: Target, options: Options) -> Self {
+        Self {
+            staging,
+            target,
+            options,
+            shapes: Mutex::default(),
+            server: tokio::sync::Mutex::default(),
+            heard: watch::Sender::default(),
+        }
+    }
+
+    fn shapes(&self) -> Shapes {
+        Arc::clone(&self.shapes.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn learn_shape(&self, shape: Shape) {
+        let mut shapes = self.shapes.lock().unwrap_or_else(PoisonError::into_inner);
+        let id = (shape.schema.table, shape.schema.version);
+        Arc::make_mut(&mut shapes).insert(id, Arc::new(shape));
+    }
+
+    /// What is known of the server's tables may have changed.
+    fn forget_shapes(&self) {
+        *self.shapes.lock().unwrap_or_else(PoisonError::into_inner) = Shapes::default();
+    }
+
+    /// The session, opened when there is none, and out of its place: whoever is interrupted while it has work leaves none
+    /// behind.
+    async fn session(&self, server: &mut Server) -> Result<Session, TabletError> {
+        if let Some(session) = server.session.take() {
+            return Ok(session);
+        }
+        let (session, progress) =
+            Session::open(&self.target, &server.owner()?, self.options.synchronous_commit).await?;
+        if progress.position < server.progress.position && self.options.synchronous_commit {
+            return Err(TabletError::Refused(format!(
+                "{}: it has applied the log up to {} only, but had up to {}: it lost what it had committed",
+                session.label(),
+                progress.position,
+                server.progress.position
+            )));
+        }
+        server.progress = progress;
+        Ok(session)
+    }
+
+    /// The server has committed these.
+    fn was_applied(&self, server: &mut Server, work: &[Decided]) {
+        server.unforgotten.extend_from_slice(work);
+    }
+
+    /// Deletes what is staged of decisions that the server has durably.
+    async fn forget(&self, server: &mut Server, through: LogPosition) -> Result<Applied, TabletError> {
+        let work = std::mem::take(&mut server.unforgotten);
+        let applied = server.progress.position;
+        self.staging.applied_elsewhere(server.owner()?.epoch, through, applied, work).await
+    }
+
+    async fn apply_to(&self, server: &mut Server, batch: ApplyBatch) -> Result<(), TabletError> {
+        let ApplyBatch { through, safe_time, mut work, .. } = batch;
+        let first = !server.progress.started;
+        if first {
+            work.splice(0..0, std::mem::take(&mut server.gathered));
+            if safe_time == HybridTime::MIN {
+                server.gathered = work;
+                return Ok(());
+            }
+        }
+        let known = work.partition_point(|decided| decided.position <= server.progress.position);
+        let known: Vec<Decided> = work.drain(..known).collect();
+        self.was_applied(server, &known);
+        if work.is_empty() && !first {
+            return Ok(());
+        }
+        self.pass_over(server, &mut work);
+        let mut session = self.session(server).await?;
+        // What was committed while an answer was lost.
+        let known = work.partition_point(|decided| decided.position <= server.progress.position);
+        let known: Vec<Decided> = work.drain(..known).collect();
+        self.was_applied(server, &known);
+        let work: Arc<[Decided]> = work.into();
+        let done = self.groups(server, &mut session, &work, through, first && !server.progress.started).await;
+        match done {
+            Ok(()) => {
+                server.session = Some(session);
+                Ok(())
+            }
+            Err(error) => Err(self.failed(server, session, &work, error).await),
+        }
+    }
+
+    /// Takes the writes of the transaction that is to be skipped out.
+    fn pass_over(&self, server: &mut Server, work: &mut [Decided]) {
+        server.skipped.clear();
+        let Some(skip) = server.skip else { return };
+        for Decided { position, work } in work {
+            if let Work::Commit { transaction, branches, .. } = work
+                && *transaction == skip
+            {
+                let cause = "refused by the server, and skipped as somebody said".to_owned();
+                server.skipped.push((*position, transaction.to_string(), cause));
+                *work = Work::Discard { branches: std::mem::take(branches) };
+            }
+        }
+    }
+
+    /// What a failed group means. Whatever was open at the server is rolled back.
+    async fn failed(
+        &self,
+        server: &mut Server,
+        mut session: Session,
+        work: &Arc<[Decided]>,
+        error: GroupError,
+    ) -> TabletError {
+        let refusal = match error {
+            GroupError::Tablet(error) => {
+                if session.roll_back().await.is_ok() {
+                    server.session = Some(session);
+                }
+                self.forget_shapes();
+                return error;
+            }
+            // The next session finds out where it is, and whose.
+            GroupError::Elsewhere => {
+                return TabletError::Indeterminate(format!("{}: its progress is not where it was", session.label()));
+            }
+            GroupError::Server(refusal) => refusal,
+        };
+        let label = session.label().to_owned();
+        self.forget_shapes();
+        let rolled_back = session.roll_back().await.is_ok();
+        if !rolled_back {
+            return Lost::of(&refusal.failure).at(&label, self.target.user());
+        }
+        let answer = if apply::is_refusal(&refusal.failure) {
+            self.blame(server, &mut session, work, &refusal).await
+        } else {
+            self.lost(&mut session, &refusal.failure).await
+        };
+        if session.roll_back().await.is_ok() {
+            server.session = Some(session);
+        }
+        answer
+    }
+
+    /// What a failure that passes means; who holds the lock, if that is it.
+    async fn lost(&self, session: &mut Session, failure: &crate::postgres::Failure) -> TabletError {
+        let mut failure = failure.clone();
+        if failure.code == "55P03"
+            && let Ok(holders) = session.lock_holders().await
+        {
+            failure.message = format!("{}; {holders}", failure.message);
+        }
+        Lost::of(&failure).at(session.label(), self.target.user())
+    }
+}
+
+#[async_trait]
+impl<S: Store> TabletLeader for PostgresTablet<S> {
+    async fn announce(&self, log_id: &str, tablet: ReplicaTabletId, owner: Epoch) -> Result<Announced, TabletError> {
+        let announced = self.staging.announce(log_id, tablet, owner).await?;
+        let mut server = self.server.lock().await;
+        let owner = Owner { log_id: log_id.to_owned(), tablet, epoch: owner };
+        if server.owner.as_ref() != Some(&owner) {
+            *server = Server { owner: Some(owner.clone()), ..Server::default() };
+        }
+        let mut session = self.session(&mut server).await?;
+        let owned = session.is_owned(&owner).await;
+        match owned {
+            Ok(true) => server.session = Some(session),
+            // The next session says who it is, or what is the matter.
+            Ok(false) => server.session = Some(self.session(&mut server).await?),
+            Err(failure) => return Err(Lost::of(&failure).at(session.label(), self.target.user())),
+        }
+        let told = self.staging.elsewhere().await?;
+        if server.progress.position < told {
+            return Err(TabletError::Refused(format!(
+                "{}: the server has applied the log up to {} only, but was durably at {}: it lost what it had committed, \
+                 perhaps by being restored; set up the replica again from a new copy",
+                self.target.label(),
+                server.progress.position,
+                told
+            )));
+        }
+        (server.gathered, server.unforgotten) = (Vec::new(), Vec::new());
+        server.heard = announced.heard;
+        self.heard.send_replace(server.shows());
+        Ok(announced)
+    }
+
+    async fn announce_puller(
+        &self,
+        stream: SourceTabletId,
+        owner: Epoch,
+        puller: Epoch,
+    ) -> Result<StreamMark, TabletError> {
+        self.staging.announce_puller(stream, owner, puller).await
+    }
+
+    async fn write_provisional(&self, batch: ProvisionalBatch) -> Result<Stored, TabletError> {
+        self.staging.write_provisional(batch).await
+    }
+
+    async fn stage_chunk(&self, chunk: ChunkBatch) -> Result<(), TabletError> {
+        self.staging.stage_chunk(chunk).await
+    }
+
+    async fn fill(&self, request: FillRequest) -> Result<Row, TabletError> {
+        // Asked only where a row moves to another tablet; within this one the server's row is what it is filled from.
+        self.staging.fill(request).await
+    }
+
+    async fn copy_rows(&self, batch: CopyBatch) -> Result<(), TabletError> {
+        self.staging.copy_rows(batch).await
+    }
+
+    async fn apply(&self, batch: ApplyBatch) -> Result<Applied, TabletError> {
+        let mut server = self.server.lock().await;
+        server.admit(batch.owner)?;
+        if batch.follows != server.heard {
+            return Err(TabletError::HeardOther { heard: server.heard, follows: batch.follows });
+        }
+        let through = batch.through;
+        let applied = self.apply_to(&mut server, batch).await;
+        // What was applied before a failure is told again after it, and known then.
+        applied?;
+        (server.heard, server.refused) = (through, None);
+        self.heard.send_replace(server.shows());
+        if !server.progress.started || !self.options.synchronous_commit {
+            let applied = self.staging.applied().await?;
+            return Ok(Applied { heard: through, applied });
+        }
+        let Applied { applied, .. } = self.forget(&mut server, through).await?;
+        Ok(Applied { heard: through, applied })
+    }
+
+    async fn read(&self, _request: ReadRequest) -> Result<ReadPage, TabletError> {
+        Err(TabletError::Refused("a PostgreSQL replica is read at one moment, not page by page".into()))
+    }
+
+    async fn sync(&self) -> Result<Applied, TabletError> {
+        let mut server = self.server.lock().await;
+        let heard = server.heard;
+        if server.progress.started {
+            if !self.options.synchronous_commit && !server.unforgotten.is_empty() {
+                let mut session = self.session(&mut server).await?;
+                let passed = session.barrier().await;
+                passed.map_err(|failure| Lost::of(&failure).at(session.label(), self.target.user()))?;
+                server.session = Some(session);
+            }
+            self.forget(&mut server, heard).await?;
+            if !server.copy_dropped {
+                server.copy_dropped = !self.staging.drop_copied().await?;
+            }
+        }
+        let Applied { applied, .. } = self.staging.sync().await?;
+        Ok(Applied { heard, applied })
+    }
+
+    async fn stats(&self) -> Result<TabletStats, TabletError> {
+        self.staging.stats().await
+    }
+
+    async fn skip(&self, transaction: TransactionId) -> Result<Vec<TransactionId>, TabletError> {
+        let mut server = self.server.lock().await;
+        self.give_up(&mut server, transaction).await
+    }
+
+    fn keeps_versions(&self) -> bool {
+        false
+    }
+
+    async fn freeze(&self, table: TableSchema, at: LogPosition) -> Result<Box<dyn Frozen>, TabletError> {
+        self.frozen(table, at).await
+    }
+}
+
+/// The streams of a transaction's branches.
+fn streams(branches: &[BranchId]) -> Vec<SourceTabletId> {
+    let mut streams: Vec<_> = branches.iter().map(|branch| branch.stream).collect();
+    streams.dedup();
+    streams
+}
