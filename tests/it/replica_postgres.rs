@@ -290,6 +290,11 @@ async fn every_kind_of_table_and_change_arrives_and_what_is_refused_is_named() {
     daemon.ask(&["retry"]);
     until_equal(&daemon, &replica, &servers, &["late"]).await;
 
+    // The stream itself goes on a little later; until it does, a second daemon could take its slot.
+    let runs =
+        |status: &serde_json::Value| status["streams"].as_array().unwrap().iter().all(|s| s["state"] == "running");
+    daemon.until_status("every stream runs", runs).await;
+
     // Somebody starts a second daemon on the same replica: it changes nothing.
     let mut second = Daemon::new(&sections);
     second.start();

@@ -22,8 +22,13 @@ async fn slots_are_dropped_when_nobody_reads_them_or_by_force() {
     daemon.until_ready().await;
     let retained = || {
         let text = daemon.metrics();
-        let gauge = |name: &str| text.lines().any(|line| line.starts_with(&format!("{name}{{stream=\"shard-a\"}} ")));
-        ["retained_bytes", "safe_bytes"].iter().all(|name| gauge(&format!("untorn_source_wal_{name}"))).then_some(text)
+        let gauge = |start: &str| text.lines().any(|line| line.starts_with(start));
+        let shown = |shard: &str| {
+            ["retained_bytes", "safe_bytes"]
+                .iter()
+                .all(|name| gauge(&format!("untorn_source_wal_{name}{{stream=\"{shard}\"}} ")))
+        };
+        (shown("shard-a") && shown("shard-b")).then_some(text)
     };
     let text = daemon.until("what the slots hold back shows", retained).await;
     assert!(text.contains("untorn_source_wal_safe_bytes{stream=\"shard-b\"} inf\n"), "{text}");

@@ -22,6 +22,9 @@ pub enum Dropped {
     NotThere,
 }
 
+/// How soon a slot whose reader was told to end is tried again: sooner than any reader comes back.
+const READER_ENDS: Duration = Duration::from_millis(2);
+
 impl PostgresSource {
     /// The slot's name.
     #[must_use]
@@ -56,6 +59,14 @@ impl PostgresSource {
                 }
                 Some(pid) => {
                     sql.query("SELECT pg_catalog.pg_terminate_backend($1)", &[&pid]).await.map_err(at)?;
+                    // It ends within milliseconds, and whoever read it comes back soon after.
+                    for _ in 0..ATTEMPTS {
+                        tokio::time::sleep(READER_ENDS).await;
+                        match drop_now(&mut sql, name).await {
+                            Err(failure) if failure.code == "55006" => {}
+                            dropped => return dropped.map(|()| Dropped::Gone).map_err(at),
+                        }
+                    }
                 }
                 None => match drop_now(&mut sql, name).await {
                     // Its reader came back.
