@@ -42,6 +42,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Status(args) => runtime()?.block_on(cli::status(&args, &mut out))?,
         Command::Explain(args) => runtime()?.block_on(cli::explain(&args, &mut out))?,
         Command::Scan(args) => runtime()?.block_on(cli::scan(&args, &mut out))?,
+        Command::Recopy(args) => runtime()?.block_on(cli::recopy(&args, &mut out))?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -76,6 +76,21 @@ impl AdminClient {
         Ok(explanations.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?)
     }
 
+    /// Asks for new copies of a source tablet, of a table, or of one's part of the other; answers them, by source tablet
+    /// and table.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn recopy(
+        &mut self,
+        tablet: Option<&str>,
+        table: Option<&str>,
+    ) -> Result<Vec<(String, String)>, ClientError> {
+        let request = proto::RecopyRequest { tablet: tablet.map(str::to_owned), table: table.map(str::to_owned) };
+        let response = self.0.recopy(request).await.map_err(refused)?;
+        Ok(response.into_inner().tables.into_iter().map(|asked| (asked.tablet, asked.table)).collect())
+    }
+
     /// All rows of a table.
     ///
     /// # Errors

@@ -25,6 +25,7 @@ mod shown;
 mod streams;
 mod tablets;
 
+pub use copier::CopyOptions;
 pub use ended::Ended;
 pub use host::{Clock, Host};
 pub use inputs::Inputs;
@@ -32,7 +33,7 @@ pub use inspector::Inspector;
 pub use reads::{NotReady, Reader, TableScan};
 pub use recovery::RecoveryError;
 pub use shown::Shown;
-pub use streams::Progress;
+pub use streams::{CopyProgress, Progress};
 pub use tablets::{NamedTablet, Tablets};
 
 use crate::coordinator::Settings;
@@ -40,6 +41,7 @@ use crate::limits::{APPLIER_DRAIN_MS, LEADER_INPUTS};
 use crate::source::Source;
 use crate::txn_log::TransactionLog;
 use crate::wal::{LogPosition, SourceTabletId};
+use copier::Copier;
 use driver::Driver;
 use executor::Executor;
 use inputs::Input;
@@ -80,6 +82,8 @@ pub struct Components {
     pub sources: Vec<Arc<dyn Source>>,
     /// The streams that this process pulls, by name; `None` is all of them.
     pub pull: Option<Vec<String>>,
+    /// How tables are copied.
+    pub copy: CopyOptions,
     /// Bytes of records that may be on their way, over all streams.
     pub memory_budget: usize,
     /// This process, for people.
@@ -134,7 +138,7 @@ impl Applier {
     /// # Errors
     /// See [`StartError`].
     pub async fn start_on(host: Host, components: Components) -> Result<Self, StartError> {
-        let Components { leadership, tablets, sources, pull, memory_budget, owner } = components;
+        let Components { leadership, tablets, sources, pull, copy, memory_budget, owner } = components;
         let streams: Vec<_> = sources.into_iter().map(|source| Arc::new(StreamSide::new(source))).collect();
         let (leader, led): (Arc<dyn TransactionLeader>, _) = match leadership {
             Leadership::Elsewhere(leader) => (leader, None),
@@ -161,6 +165,14 @@ impl Applier {
                 clock: host.clock.clone(),
             };
             pollers.spawn(poller.run(host.seed(index)));
+            let copier = Copier {
+                side: Arc::clone(side),
+                leader: Arc::clone(&leader),
+                tablets: tablets.clone(),
+                options: copy,
+                draining: drain.clone(),
+            };
+            pollers.spawn(copier.run(host.seed(index)));
         }
         let inspector = Inspector { led: led.as_ref().map(|led| led.view.clone()), streams, budget, clock: host.clock };
         Ok(Self { leader, led, inspector, draining, pollers })
@@ -268,15 +280,13 @@ async fn lead(
     let Recovered { mut coordinator, opened, bytes, snapshot_bytes } = recovered?;
     let (epoch, log_id) = (opened.epoch, opened.log_id);
     coordinator.handle_opened(now(), epoch, owner, &tablets.cut()).map_err(StartError::Configuration)?;
-    if let Some(late) = streams.iter().find(|side| !coordinator.may_join(&side.name)) {
-        return Err(StartError::Configuration(format!(
-            "source tablet {:?} is new to this log, whose start is over: its copy would be shown while it runs, and parts \
-             of transactions with it",
-            late.name
-        )));
-    }
-    let joined = streams.iter().map(|side| (coordinator.handle_stream_joined(now(), &side.name), Arc::clone(side)));
-    let joined: BTreeMap<SourceTabletId, _> = joined.collect();
+    let names: Vec<&str> = streams.iter().map(|side| side.name.as_str()).collect();
+    let joined: BTreeMap<SourceTabletId, _> = if names.is_empty() {
+        // Pollers elsewhere name the streams, or there are none.
+        BTreeMap::new()
+    } else {
+        coordinator.handle_configured(host.clock.now(), &names).into_iter().zip(streams.iter().cloned()).collect()
+    };
     let (sender, receiver) = mpsc::channel(LEADER_INPUTS);
     let inputs = Inputs::new(sender);
     let mut executors = JoinSet::new();

@@ -1,9 +1,8 @@
-//! One stream's task: opens it, copies what came before it, and pulls it, again and again.
+//! One stream's task: creates its slot, opens it and pulls it, again and again.
 
-use super::copier;
 use super::ended::{Ended, Trouble};
 use super::host::Clock;
-use super::leader::{LeaderError, StreamOpened, StreamState, TransactionLeader};
+use super::leader::{LeaderError, PullerId, StandingSlot, StreamOpened, StreamState, TransactionLeader};
 use super::pull::Pull;
 use super::shown::Pullers;
 use super::streams::{SharedBudget, StreamSide};
@@ -12,7 +11,7 @@ use crate::coordinator::Release;
 use crate::flow::{Assembler, Backoff, Opening};
 use crate::limits::{PULLER_SAYS_EVERY_MS, RETRY_FIRST_MS, RETRY_LAST_MS, STOPPED_RETRY_MS};
 use crate::metrics::{STREAM, STREAM_RECONNECTS};
-use crate::source::{Catalog, SourceError};
+use crate::source::{Catalog, NewSlot, SourceError};
 use crate::wal::{Column, Epoch, OpId, ReplicaTabletId, SourceTabletId, TableSchema};
 use ::metrics::counter;
 use async_trait::async_trait;
@@ -50,10 +49,10 @@ pub(super) enum SessionEnd {
 }
 
 /// The catalog of the leader, for one stream.
-struct LeaderCatalog {
-    leader: Arc<dyn TransactionLeader>,
-    stream: SourceTabletId,
-    learned: Learned,
+pub(super) struct LeaderCatalog {
+    pub(super) leader: Arc<dyn TransactionLeader>,
+    pub(super) stream: SourceTabletId,
+    pub(super) learned: Learned,
 }
 
 /// Shapes that a stream asked for and its tablets have not heard of.
@@ -61,8 +60,8 @@ pub(super) type Learned = Arc<Mutex<Vec<TableSchema>>>;
 
 #[async_trait]
 impl Catalog for LeaderCatalog {
-    async fn table(&self, name: &str, columns: Vec<Column>) -> Result<TableSchema, SourceError> {
-        let schema = self.leader.table(self.stream, name, columns).await.map_err(|error| match error {
+    async fn table(&self, name: &str, columns: Vec<Column>, relation: Option<u32>) -> Result<TableSchema, SourceError> {
+        let schema = self.leader.table(self.stream, name, columns, relation).await.map_err(|error| match error {
             LeaderError::Stop(cause) => SourceError::Stop(cause),
             other => SourceError::Retry(other.to_string()),
         })?;
@@ -136,7 +135,7 @@ impl Poller {
         puller: Epoch,
         state: StreamState,
     ) -> Result<(), LeaderError> {
-        self.side.says(stream, puller, state.clone());
+        self.side.says(state.clone());
         self.leader.stream_state(stream, puller, state).await
     }
 
@@ -158,7 +157,8 @@ impl Poller {
         opened_as: &mut Option<(SourceTabletId, Epoch)>,
         backoff: &mut Backoff,
     ) -> Result<SessionEnd, Trouble> {
-        let opened = self.leader.open_stream(&self.side.name, &self.puller).await?;
+        let opened = Arc::new(self.leader.open_stream(&self.side.name, &self.puller).await?);
+        self.side.opens(Arc::clone(&opened));
         *opened_as = Some((opened.stream, opened.puller));
         let tablets = self.tablets.of(&opened.map).map_err(Trouble::Stop)?;
         let marks = announce(&tablets, &opened).await?;
@@ -167,7 +167,14 @@ impl Poller {
             LeaderCatalog { leader: Arc::clone(&self.leader), stream: opened.stream, learned: Arc::clone(&learned) };
         let catalog = Arc::new(catalog);
         if !opened.slot_stands {
-            copier::create_slot(self, &opened, &tablets, catalog).await?;
+            let NewSlot { start, identity, snapshot } = self.side.source.create_slot().await?;
+            let tables = snapshot.iter().flat_map(|snapshot| snapshot.tables());
+            let tables = tables.map(|table| table.published.clone()).collect();
+            let puller = PullerId { stream: opened.stream, epoch: opened.puller };
+            let base = self.leader.slot(puller, StandingSlot { start, identity, tables }).await?;
+            if let Some(snapshot) = snapshot {
+                self.side.hand_over(base, snapshot);
+            }
             return Ok(SessionEnd::Again);
         }
         let (stream, keeper) = self.side.source.open(opened.resume.clone(), catalog).await?;

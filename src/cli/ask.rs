@@ -1,6 +1,6 @@
-//! Commands that ask a running daemon: `status`, `explain`, `scan`.
+//! Commands that ask a running daemon: `status`, `explain`, `scan`, `recopy`.
 
-use super::{ExplainArgs, Failure, Format, RowFormat, ScanArgs, StatusArgs};
+use super::{ExplainArgs, Failure, Format, RecopyArgs, RowFormat, ScanArgs, StatusArgs};
 use crate::admin::client::{AdminClient, ClientError};
 use crate::admin::scan::{JsonRows, csv_row};
 use std::io::{self, Write};
@@ -47,6 +47,21 @@ pub async fn explain(args: &ExplainArgs, out: &mut (impl Write + Send)) -> Resul
             Format::Text if i > 0 => write!(out, "\n{explanation}")?,
             Format::Text => write!(out, "{explanation}")?,
             Format::Json => writeln!(out, "{}", serde_json::to_string(explanation)?)?,
+        }
+    }
+    Ok(out.flush()?)
+}
+
+/// Asks for new copies, and prints of what.
+///
+/// # Errors
+/// When there is nothing of that name, or the daemon does not answer.
+pub async fn recopy(args: &RecopyArgs, out: &mut (impl Write + Send)) -> Result<(), Failure> {
+    let mut client = AdminClient::connect(&args.admin.admin).await?;
+    for (tablet, table) in client.recopy(args.tablet.as_deref(), args.table.as_deref()).await? {
+        match args.format {
+            Format::Text => writeln!(out, "{table} of {tablet} is copied again; untorn status shows how far it is")?,
+            Format::Json => writeln!(out, "{}", serde_json::json!({ "tablet": tablet, "table": table }))?,
         }
     }
     Ok(out.flush()?)

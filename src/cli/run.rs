@@ -7,12 +7,12 @@ use crate::admin::inspected::Inspected;
 use crate::admin::{Inspect, server};
 use crate::applier::leader::TransactionLeader;
 use crate::applier::leader_grpc::{GrpcLeader, transaction_service};
-use crate::applier::{Applier, Components, Ended, Leadership, NamedTablet, StartError, Tablets};
+use crate::applier::{Applier, Components, CopyOptions, Ended, Leadership, NamedTablet, StartError, Tablets};
 use crate::config::{
     CdcTabletConfig, DaemonConfig, Faults, LeaderConfig, LogConfig, PostgresSourceConfig, ReplicaConfig, SourceConfig,
 };
 use crate::coordinator::Settings;
-use crate::limits::SLOT_LOCK_TIMEOUT;
+use crate::limits::{COPY_PARALLEL, SLOT_LOCK_TIMEOUT};
 use crate::metrics;
 use crate::proto::transport;
 use crate::source::Source;
@@ -58,6 +58,7 @@ pub async fn run(config: DaemonConfig, spawn: impl Fn(Worker) -> io::Result<()>)
         tablets,
         sources: sources(&config)?,
         pull: Some(config.poll.clone()),
+        copy: copy_options(&config),
         memory_budget: usize::try_from(config.memory_budget).unwrap_or(usize::MAX),
         owner: format!("untorn {} (process {})", env!("CARGO_PKG_VERSION"), std::process::id()),
     };
@@ -136,6 +137,13 @@ async fn serve_leader(
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let server = transport::server().add_service(service).serve_with_incoming_shutdown(incoming, stop);
     server.await.map_err(io::Error::other)
+}
+
+fn copy_options(config: &DaemonConfig) -> CopyOptions {
+    match &config.source {
+        SourceConfig::Postgres(source) => CopyOptions { rate: source.copy_rate, parallel: source.copy_parallel },
+        _ => CopyOptions { rate: None, parallel: COPY_PARALLEL },
+    }
 }
 
 fn settings(config: &DaemonConfig) -> Settings {

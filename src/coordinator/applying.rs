@@ -52,6 +52,11 @@ impl Coordinator {
                     hand(*tablet, Work::Discard { branches: vec![*branch] });
                 }
             }
+            Piece::Turned { stream, table, turn } => {
+                for tablet in &self.state.map.tablets {
+                    hand(tablet.id, Work::Turn { stream: *stream, table: *table, turn: *turn });
+                }
+            }
             Piece::Decided(id) | Piece::Late { transaction: id, branch: _ } => {
                 let Some(transaction) = self.state.transactions.get(*id) else { return };
                 let Some(decision) = transaction.decision else { return };

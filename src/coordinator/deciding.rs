@@ -38,10 +38,16 @@ impl Coordinator {
             let position = self.state.position;
             self.safe_pending.push_back(ReadPoint { position, time });
         }
-        if self.readable_from.is_none() && self.state.start == Start::Over {
+        if self.readable_from.is_none() && self.is_over() {
             self.readable_from = Some(self.state.position);
         }
         debug_assert_eq!(invariants::broken(self), None);
+    }
+
+    /// Whether readers may be served: the start is over, and once every table was copied. What is copied later is hidden
+    /// from them by itself.
+    fn is_over(&self) -> bool {
+        self.state.start == Start::Over && (self.state.safe.is_some() || self.state.copies_are_shown())
     }
 
     /// The source's commit time where it has a common clock; else a time above every one in the log, close to the
@@ -60,7 +66,7 @@ impl Coordinator {
         if self.state.release != Release::CommonClock {
             let nothing_yet = self.state.last_time == HybridTime::MIN;
             let time = if nothing_yet { now } else { self.state.last_time };
-            return (self.state.start == Start::Over && !self.state.streams.is_empty()).then_some(time);
+            return (self.is_over() && !self.state.streams.is_empty()).then_some(time);
         }
         let mut live = self.state.streams.iter().filter(|stream| !stream.left).peekable();
         live.peek()?;

@@ -1,7 +1,7 @@
 //! The machine: inputs in, entries and outputs out. See the room's opening for the protocol.
 
 use super::decided::ReadPoint;
-use super::entry::{Entry, FORMAT_VERSION, Item, MappedTablet, Release, TabletMap};
+use super::entry::{Entry, Item, MappedTablet, Release, SNAPSHOT_VERSION, TabletMap};
 use super::fact::{Fact, Involvement};
 use super::output::{Output, Promise};
 use super::questions::Questions;
@@ -64,6 +64,8 @@ pub struct Coordinator {
     pub(super) readable_from: Option<LogPosition>,
     /// What the source's servers were asked.
     pub(super) questions: Questions,
+    /// For each stream a transaction that held up a copy the last time one was looked for, and up to where.
+    pub(super) held_up_by: BTreeMap<SourceTabletId, (OpId, TransactionId)>,
     /// Streams whose pollers stopped, and why.
     pub(super) stopped: BTreeMap<SourceTabletId, String>,
 }
@@ -77,7 +79,8 @@ impl Coordinator {
         let state = match snapshot {
             None => State::default(),
             Some((position, bytes)) => {
-                let state: State = codec::decode(FORMAT_VERSION, bytes)?;
+                codec::at_least(SNAPSHOT_VERSION, bytes)?;
+                let state: State = codec::decode(SNAPSHOT_VERSION, bytes)?;
                 if state.position != position {
                     let found = state.position;
                     return Err(CodecError::Damaged(format!("the snapshot at {position} holds the state at {found}")));
@@ -100,6 +103,7 @@ impl Coordinator {
             safe: None,
             readable_from: None,
             questions: Questions::default(),
+            held_up_by: BTreeMap::new(),
             stopped: BTreeMap::new(),
         })
     }
@@ -240,7 +244,7 @@ impl Coordinator {
     /// See [`codec::encode`].
     pub fn snapshot(&mut self) -> Result<(LogPosition, Vec<u8>), CodecError> {
         self.seal();
-        Ok((self.state.position, codec::encode(FORMAT_VERSION, &self.state)?))
+        Ok((self.state.position, codec::encode(SNAPSHOT_VERSION, &self.state)?))
     }
 
     /// The fold's state, which runs ahead of the log by what is on its way.
@@ -279,6 +283,11 @@ fn about_bytes(item: &Item) -> usize {
             };
             40 + report.facts.iter().map(|fact| 40 + listed(fact)).sum::<usize>()
         }
+        Item::Published { table, .. } => 24 + table.name.len() + table.columns.len() * 24,
+        Item::CopyAsked { table, .. }
+        | Item::Copy { table, .. }
+        | Item::CopyHidden { table, .. }
+        | Item::CopyShown { table, .. } => 24 + table.len(),
         Item::Round { positions, .. } => 16 + positions.len() * 16,
         _ => 24,
     }

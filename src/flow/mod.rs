@@ -4,9 +4,11 @@
 mod assemble;
 mod backoff;
 mod budget;
+mod pace;
 mod window;
 
 pub use assemble::{Assembled, Assembler, Opening};
 pub use backoff::Backoff;
 pub use budget::Budget;
+pub use pace::Pace;
 pub use window::Window;

@@ -9,9 +9,27 @@ use crate::wal::{HybridTime, TableId};
 /// newest time first; the newest `keep_versions` of them stay in any case.
 ///
 /// What lies below the newest version that every reader sees is seen by none. If that version is a delete, or removed
-/// by a truncation that every reader sees, nothing lies below it, and it says no more than its absence does.
+/// by a truncation that every reader sees, nothing lies below it, and it says no more than its absence does. What a copy
+/// replaced goes in any case: it is no older version of the row, it has never been.
 #[must_use]
 pub fn collectable(
+    table: TableId,
+    chain: &[Stamp],
+    horizon: ReadPoint,
+    keep_versions: usize,
+    truncations: &Truncations,
+) -> Vec<usize> {
+    let replaced = |stamp: &Stamp| truncations.is_replaced(table, stamp, horizon);
+    if chain.iter().any(replaced) {
+        let (gone, kept): (Vec<usize>, Vec<usize>) = (0..chain.len()).partition(|&index| replaced(&chain[index]));
+        let rest: Vec<Stamp> = kept.iter().map(|&index| chain[index]).collect();
+        let more = collectable_of_one_copy(table, &rest, horizon, keep_versions, truncations);
+        return gone.into_iter().chain(more.into_iter().map(|index| kept[index])).collect();
+    }
+    collectable_of_one_copy(table, chain, horizon, keep_versions, truncations)
+}
+
+fn collectable_of_one_copy(
     table: TableId,
     chain: &[Stamp],
     horizon: ReadPoint,

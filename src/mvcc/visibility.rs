@@ -26,6 +26,29 @@ pub struct Truncation {
     pub position: LogPosition,
 }
 
+/// From a place and time on, which of a stream's versions of a table count (see [`crate::coordinator::Turn`]).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TurnAt {
+    /// The log position.
+    pub position: LogPosition,
+    /// The hybrid time.
+    pub time: HybridTime,
+    /// The base of the copy that is shown: its rows, and what lies above it. `None`: nothing.
+    pub base: Option<HybridTime>,
+}
+
+impl TurnAt {
+    fn counts(&self, stamp: &Stamp) -> bool {
+        let copied = stamp.position == LogPosition(0);
+        self.base.is_some_and(|base| if copied { stamp.time == base } else { stamp.time > base })
+    }
+
+    /// What lies below counts no more, whichever turn follows: bases rise above every turn before them.
+    fn below(&self) -> HybridTime {
+        self.base.unwrap_or(self.time)
+    }
+}
+
 fn sees(at: ReadPoint, time: HybridTime, position: LogPosition) -> bool {
     time <= at.time && position <= at.position
 }
@@ -37,14 +60,16 @@ pub enum Fate {
     Counts,
     /// Removed by this truncation, the first above it.
     Removed(Truncation),
-    /// Replaced by a newer attempt of the copy that brought it: as if it had never been.
+    /// Replaced by a newer copy, or not shown yet, or no longer: as if it had never been.
     Superseded,
 }
 
-/// Every truncation that a tablet knows, by table and stream.
+/// Every truncation and turn that a tablet knows, by table and stream.
 #[derive(Clone, Default, Debug, PartialEq, Eq)]
 pub struct Truncations {
     by_origin: BTreeMap<(TableId, SourceTabletId), Vec<Truncation>>,
+    /// Rising in position and time.
+    turns: BTreeMap<(TableId, SourceTabletId), Vec<TurnAt>>,
 }
 
 impl Truncations {
@@ -56,9 +81,51 @@ impl Truncations {
         }
     }
 
+    /// Adds a turn; adding it again changes nothing.
+    pub fn turn(&mut self, table: TableId, stream: SourceTabletId, turn: TurnAt) {
+        let turns = self.turns.entry((table, stream)).or_default();
+        let place = turns.partition_point(|known| (known.position, known.time) < (turn.position, turn.time));
+        match turns.get_mut(place).filter(|known| (known.position, known.time) == (turn.position, turn.time)) {
+            Some(known) => *known = turn,
+            None => turns.insert(place, turn),
+        }
+    }
+
+    /// The last turn that a reader sees.
+    fn turn_at(&self, table: TableId, stream: SourceTabletId, at: ReadPoint) -> Option<&TurnAt> {
+        let turns = self.turns.get(&(table, stream))?;
+        turns.iter().rev().find(|turn| sees(at, turn.time, turn.position))
+    }
+
+    /// Whether nothing of what the stream brings of the table is seen now: until a copy is shown.
+    #[must_use]
+    pub fn is_hidden(&self, table: TableId, stream: SourceTabletId) -> bool {
+        self.turns.get(&(table, stream)).and_then(|turns| turns.last()).is_some_and(|turn| turn.base.is_none())
+    }
+
+    /// Whether no reader at or above `horizon` will ever see this version, because a copy took its place, or its stream or
+    /// table left.
+    #[must_use]
+    pub fn is_replaced(&self, table: TableId, stamp: &Stamp, horizon: ReadPoint) -> bool {
+        self.turn_at(table, stamp.stream, horizon).is_some_and(|turn| stamp.time < turn.below())
+    }
+
     /// What a reader at `at` makes of a version.
     #[must_use]
     pub fn fate(&self, table: TableId, stamp: &Stamp, at: ReadPoint) -> Fate {
+        match self.turn_at(table, stamp.stream, at) {
+            Some(turn) if !turn.counts(stamp) => return Fate::Superseded,
+            Some(_) => {}
+            // Rows of a copy that is not shown. (What an earlier format's attempt brought is.)
+            None if stamp.position == LogPosition(0) && self.turns.contains_key(&(table, stamp.stream)) => {
+                let attempt = Truncation { time: stamp.time, position: LogPosition(0) };
+                let attempts = self.by_origin.get(&(table, stamp.stream));
+                if attempts.is_none_or(|attempts| attempts.binary_search(&attempt).is_err()) {
+                    return Fate::Superseded;
+                }
+            }
+            None => {}
+        }
         if self.by_origin.is_empty() {
             return Fate::Counts;
         }

@@ -1,32 +1,97 @@
-//! The initial copy: the publication's tables, one after the other, from the slot's snapshot.
+//! Copies of the publication's tables, from a snapshot that a slot's creation left.
 
 use super::connect::Target;
-use super::relation::{self, Published, quote};
+use super::error::Failure;
+use super::relation::{self, Published, literal, quote};
 use super::sql::Sql;
 use super::tuple::Shape;
 use crate::limits::PAGE_BYTES;
-use crate::source::{Catalog, CopyEvent, CopyReader, SourceError};
-use crate::wal::{Cell, Key, Row};
+use crate::source::{Catalog, CopyReader, Snapshot, SnapshotTable, SourceError};
+use crate::wal::{Cell, Key, OpId, Row, TableSchema};
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use tokio_postgres::CopyOutStream;
 
-/// A running copy. It reads in one transaction, which sees the slot's snapshot for as long as it lasts.
-pub struct Copy {
+/// What a slot's creation left: a transaction that sees exactly what had committed at its position. Readers take the
+/// same snapshot over, each in a session of its own.
+pub struct PostgresSnapshot {
     target: Target,
-    sql: Sql,
-    publication: String,
-    catalog: Arc<dyn Catalog>,
-    /// The tables to come; `None` before they were asked for.
-    tables: Option<VecDeque<Published>>,
-    current: Option<Table>,
+    position: u64,
+    /// It was taken with the slot that the stream is read from, so nothing that is in it comes by the stream too.
+    own_slot: bool,
+    /// The snapshot's name, by which other sessions take it over while the holder's transaction lasts.
+    name: String,
+    published: Vec<Published>,
+    tables: Vec<SnapshotTable>,
+    _holder: Mutex<Sql>,
+}
+
+impl PostgresSnapshot {
+    /// From a session in a transaction that sees the snapshot.
+    ///
+    /// # Errors
+    /// What the server said.
+    pub async fn new(
+        target: Target,
+        mut holder: Sql,
+        publication: &str,
+        position: u64,
+        own_slot: bool,
+    ) -> Result<Self, SourceError> {
+        let at = |failure: Failure| failure.at(&target.label());
+        let published = relation::published(&mut holder, publication).await.map_err(at)?;
+        holder.text("SET idle_in_transaction_session_timeout = 0").await.map_err(at)?;
+        let name = holder.text("SELECT pg_catalog.pg_export_snapshot()").await.map_err(at)?.unwrap_or_default();
+        let tables =
+            published.iter().map(|table| SnapshotTable { published: table.described(), estimate: table.estimate });
+        let tables = tables.collect();
+        Ok(Self { target, position, own_slot, name, published, tables, _holder: Mutex::new(holder) })
+    }
+}
+
+#[async_trait]
+impl Snapshot for PostgresSnapshot {
+    fn position(&self) -> OpId {
+        OpId::end_of_term(self.position)
+    }
+
+    fn tables(&self) -> &[SnapshotTable] {
+        &self.tables
+    }
+
+    async fn read(&self, table: &str, catalog: Arc<dyn Catalog>) -> Result<Box<dyn CopyReader>, SourceError> {
+        let label = self.target.label();
+        let found = self.published.iter().find(|published| published.described().name == table);
+        let Some(published) = found else {
+            return Err(SourceError::Retry(format!("{label}: table {table} has left the publication")));
+        };
+        let mut sql = self.target.sql().await?;
+        let begin = format!(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
+            literal(&self.name)
+        );
+        sql.text(&begin).await.map_err(|failure| failure.at(&label))?;
+        let columns: Vec<String> = published.relation.columns.iter().map(|column| quote(&column.name)).collect();
+        // ONLY: a table that inherits is published by itself.
+        let only = if published.partitioned { "" } else { "ONLY " };
+        let filter = published.filter.as_ref().map(|filter| format!(" WHERE {filter}")).unwrap_or_default();
+        let source = format!("SELECT {} FROM {only}{}{filter}", columns.join(", "), published.relation.quoted());
+        let shape = published.relation.clone().shape(&mut sql, &label, catalog.as_ref(), None).await?;
+        if shape.keyless() && !self.own_slot {
+            return Err(SourceError::Stop(format!("{label}: {}", published.relation.uncopied())));
+        }
+        let rows = sql.copy_out(&format!("COPY ({source}) TO STDOUT")).await.map_err(|failure| failure.at(&label))?;
+        let target = self.target.clone();
+        Ok(Box::new(Reader { target, sql, shape, rows: Some(rows), partial: BytesMut::new(), count: 0 }))
+    }
 }
 
 /// A table that is being read.
-struct Table {
+struct Reader {
+    target: Target,
+    sql: Sql,
     shape: Shape,
     /// `None` once the last row came.
     rows: Option<Pin<Box<CopyOutStream>>>,
@@ -35,75 +100,31 @@ struct Table {
     count: u64,
 }
 
-impl Copy {
-    /// From a session in a transaction that sees the snapshot.
-    #[must_use]
-    pub fn new(target: Target, sql: Sql, publication: String, catalog: Arc<dyn Catalog>) -> Self {
-        Self { target, sql, publication, catalog, tables: None, current: None }
+#[async_trait]
+impl CopyReader for Reader {
+    fn schema(&self) -> &TableSchema {
+        &self.shape.schema
     }
 
-    async fn begin(&mut self, table: Published) -> Result<CopyEvent, SourceError> {
-        let label = self.target.label();
-        let columns: Vec<String> = table.relation.columns.iter().map(|column| quote(&column.name)).collect();
-        // ONLY: a table that inherits is published by itself.
-        let only = if table.partitioned { "" } else { "ONLY " };
-        let filter = table.filter.map(|filter| format!(" WHERE {filter}")).unwrap_or_default();
-        let source = format!("SELECT {} FROM {only}{}{filter}", columns.join(", "), table.relation.quoted());
-        let shape = table.relation.shape(&mut self.sql, &label, self.catalog.as_ref()).await?;
-        let rows =
-            self.sql.copy_out(&format!("COPY ({source}) TO STDOUT")).await.map_err(|failure| failure.at(&label))?;
-        let schema = shape.schema.clone();
-        self.current = Some(Table { shape, rows: Some(rows), partial: BytesMut::new(), count: 0 });
-        Ok(CopyEvent::Table { schema, estimate: table.estimate })
-    }
-
-    /// The next page of the current table; empty at its end.
-    async fn page(&mut self) -> Result<Vec<(Key, Row)>, SourceError> {
+    async fn next(&mut self) -> Result<Option<(Vec<(Key, Row)>, usize)>, SourceError> {
         let label = self.target.label();
         let (mut page, mut bytes) = (Vec::new(), 0);
-        let Some(table) = &mut self.current else { return Ok(page) };
-        while let Some(rows) = table.rows.as_mut().filter(|_| bytes < PAGE_BYTES || page.is_empty()) {
+        while let Some(rows) = self.rows.as_mut().filter(|_| bytes < PAGE_BYTES || page.is_empty()) {
             let Some(piece) = self.sql.next_copied(rows).await.map_err(|failure| failure.at(&label))? else {
-                table.rows = None;
+                self.rows = None;
                 break;
             };
             bytes += piece.len();
-            for line in lines(&mut table.partial, piece) {
-                let number = table.count;
+            for line in lines(&mut self.partial, piece) {
+                let number = self.count;
                 let invented = || invented_key(self.target.name(), number);
-                let row = cells(&line).and_then(|cells| table.shape.copied(cells, invented));
-                let damage = |e| SourceError::Stop(format!("{label}: copying {}: {e}", table.shape.schema.name));
+                let row = cells(&line).and_then(|cells| self.shape.copied(cells, invented));
+                let damage = |e| SourceError::Stop(format!("{label}: copying {}: {e}", self.shape.schema.name));
                 page.push(row.map_err(damage)?);
-                table.count += 1;
+                self.count += 1;
             }
         }
-        Ok(page)
-    }
-}
-
-#[async_trait]
-impl CopyReader for Copy {
-    async fn next(&mut self) -> Result<Option<CopyEvent>, SourceError> {
-        if self.current.is_some() {
-            let page = self.page().await?;
-            if page.is_empty() {
-                self.current = None;
-                return Ok(Some(CopyEvent::End));
-            }
-            return Ok(Some(CopyEvent::Rows(page)));
-        }
-        let tables = match &mut self.tables {
-            Some(tables) => tables,
-            None => {
-                let asked = relation::published(&mut self.sql, &self.publication).await;
-                let found = asked.map_err(|failure| failure.at(&self.target.label()))?;
-                self.tables.insert(found.into())
-            }
-        };
-        match tables.pop_front() {
-            Some(table) => self.begin(table).await.map(Some),
-            None => Ok(None),
-        }
+        Ok((!page.is_empty()).then_some((page, bytes)))
     }
 }
 

@@ -23,14 +23,17 @@ mod wire;
 pub use check::Finding;
 pub use gid::GidPattern;
 
-use super::{Catalog, Keeper, NewSlot, Prepared, Resume, Source, SourceError};
+use super::{Catalog, Keeper, NewSlot, Prepared, Resume, Snapshot, Source, SourceError};
+use crate::coordinator::PublishedTable;
 use crate::limits;
 use crate::wal::{HybridTime, OpId, SourceTransactionId};
 use assemble::Assembler;
 use async_trait::async_trait;
 use connect::Target;
+use copy::PostgresSnapshot;
 use error::Failure;
 use rand::{RngCore, SeedableRng};
+use relation::Published;
 use sql::Sql;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -108,12 +111,28 @@ impl Source for PostgresSource {
         self.target.name()
     }
 
-    async fn create_slot(&self, catalog: Arc<dyn Catalog>) -> Result<Option<NewSlot>, SourceError> {
+    async fn create_slot(&self) -> Result<NewSlot, SourceError> {
         let Options { publication, slot, slot_lock_timeout, .. } = &self.options;
         let created = slot::create(&self.target, publication, slot, *slot_lock_timeout).await?;
-        let copy = copy::Copy::new(self.target.clone(), created.snapshot, publication.clone(), catalog);
-        let start = OpId::end_of_term(created.start);
-        Ok(Some(NewSlot { start, identity: created.identity, copy: Box::new(copy) }))
+        let (start, holder) = (created.start, created.snapshot);
+        let snapshot = PostgresSnapshot::new(self.target.clone(), holder, publication, start, true).await?;
+        Ok(NewSlot { start: OpId::end_of_term(start), identity: created.identity, snapshot: Some(Box::new(snapshot)) })
+    }
+
+    async fn snapshot(&self) -> Result<Box<dyn Snapshot>, SourceError> {
+        let Options { publication, slot_lock_timeout, .. } = &self.options;
+        let slot = format!("untorn_copy_{:016x}", rand::rngs::SmallRng::from_os_rng().next_u64());
+        let created = slot::snapshot(&self.target, &slot, *slot_lock_timeout).await?;
+        let (start, holder) = (created.start, created.snapshot);
+        Ok(Box::new(PostgresSnapshot::new(self.target.clone(), holder, publication, start, false).await?))
+    }
+
+    async fn published(&self) -> Result<Option<(Vec<PublishedTable>, OpId)>, SourceError> {
+        let publication = &self.options.publication;
+        let look = self.ask(async |sql| relation::published(sql, publication).await).await?;
+        let tables = look.iter().map(Published::described).collect();
+        let flushed = self.flushed().await?.unwrap_or(OpId::ZERO);
+        Ok(Some((tables, flushed)))
     }
 
     async fn open(

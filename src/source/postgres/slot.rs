@@ -190,9 +190,32 @@ pub async fn create(
         }
         sql.query("SELECT pg_catalog.pg_drop_replication_slot($1)", &[&slot]).await.map_err(at)?;
     }
+    let options = "LOGICAL pgoutput (SNAPSHOT 'export', TWO_PHASE)";
+    create_as(target, sql, slot, options, lock_timeout).await
+}
+
+/// A snapshot with its position: what a slot leaves that goes with its session. Creating one waits until everything has
+/// ended that runs or is prepared, and a snapshot is only exported by a slot that waited.
+///
+/// # Errors
+/// As [`create`].
+pub async fn snapshot(target: &Target, slot: &str, lock_timeout: Duration) -> Result<Created, SourceError> {
+    let sql = target.sql().await?;
+    create_as(target, sql, slot, "TEMPORARY LOGICAL pgoutput (SNAPSHOT 'export')", lock_timeout).await
+}
+
+async fn create_as(
+    target: &Target,
+    mut sql: Sql,
+    slot: &str,
+    options: &str,
+    lock_timeout: Duration,
+) -> Result<Created, SourceError> {
+    let label = target.label();
+    let at = |failure: Failure| failure.at(&label);
     let mut session = target.replication(lock_timeout).await?;
     let identity = identity(&mut session).await.map_err(at)?;
-    let command = format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput (SNAPSHOT 'export', TWO_PHASE)", quote(slot));
+    let command = format!("CREATE_REPLICATION_SLOT {} {options}", quote(slot));
     let row = match session.command(&command).await {
         Ok(row) => row,
         // The lock that it waits for is a transaction's own.

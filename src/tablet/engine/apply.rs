@@ -9,7 +9,7 @@ use super::state::{Branch, State};
 use super::wal::Place;
 use crate::coordinator::{Applied, Decided, Work};
 use crate::limits::APPLY_BYTES;
-use crate::mvcc::Truncation;
+use crate::mvcc::{Truncation, TurnAt};
 use crate::tablet::format::{
     AppliedThrough, Chunk, ProvisionalRecord, Raw, StoredOp, StoredVersion, StoredWrite, decode, encode,
 };
@@ -24,6 +24,7 @@ pub(super) struct Step {
     pub(super) batch: StoreBatch,
     finished: Vec<BranchId>,
     truncations: Vec<(TableId, SourceTabletId, Truncation)>,
+    pub(super) turns: Vec<(TableId, SourceTabletId, TurnAt)>,
     /// Where it moves the end of the tablet's own WAL.
     pub(super) wal_end: Option<Place>,
 }
@@ -62,6 +63,7 @@ impl<S: Store> State<S> {
         let mut step = Step::default();
         for Decided { position, work } in &batch.work {
             match work {
+                Work::Turn { stream, table, turn } => self.turn(&mut step, *position, (*table, *stream), *turn)?,
                 Work::Commit { transaction, time, branches, tablets } => {
                     let applying = Applying {
                         transaction: *transaction,
@@ -103,13 +105,16 @@ impl<S: Store> State<S> {
 
     /// Writes a step, then makes it true in memory.
     pub(super) fn finish(&mut self, step: &mut Step) -> Result<(), TabletError> {
-        let Step { batch, finished, truncations, wal_end } = std::mem::take(step);
+        let Step { batch, finished, truncations, turns, wal_end } = std::mem::take(step);
         self.store.write(batch)?;
         if let Some(end) = wal_end {
             self.wal_written(end);
         }
         for (table, stream, truncation) in truncations {
             self.shared.truncate(table, stream, truncation);
+        }
+        for (table, stream, turn) in turns {
+            self.shared.turn(table, stream, turn);
         }
         for id in finished {
             if let Some(branch) = self.branches.remove(&id) {
@@ -227,12 +232,15 @@ impl<S: Store> State<S> {
         let filled;
         let row = match write.op {
             StoredOp::Put(row) => Some(row),
-            StoredOp::Fill { row, from } => {
+            StoredOp::Fill { row, .. } => {
                 // What it is filled from may stand in the step that is not written yet.
                 self.finish(step)?;
-                let from = from.unwrap_or(write.key);
-                filled = self.fill(time, applying.filling.as_ref(), stream, write, from.0, row.0)?;
-                Some(Raw(&filled))
+                filled = self.fill(time, applying.filling.as_ref(), stream, write)?;
+                let complete = self.copying.get(&(write.table, stream)).is_none_or(|copying| copying.complete);
+                if !complete && filled.as_ref().is_none_or(|filled| !filled.from_copy) {
+                    self.note_unfilled(step, (time, stream), write)?;
+                }
+                Some(filled.as_ref().map_or(row, |filled| Raw(&filled.row)))
             }
             StoredOp::Delete => None,
             StoredOp::Truncate => {
