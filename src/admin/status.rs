@@ -123,10 +123,11 @@ pub enum State {
 }
 
 /// How far the copies of a stream's tables are.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CopyPhase {
     /// Not begun.
+    #[default]
     Pending,
     /// Rows come.
     Running,
@@ -135,7 +136,7 @@ pub enum CopyPhase {
 }
 
 /// The copies of a stream's tables.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct CopyStatus {
     /// How far it is.
     pub state: CopyPhase,
@@ -335,16 +336,7 @@ pub(super) mod tests {
                     durable: Position::OpId(OpId::new(2, 7)),
                     checkpointed: Position::OpId(OpId::new(1, 9)),
                     lag_seconds: 60.0,
-                    copy: CopyStatus {
-                        state: CopyPhase::Pending,
-                        rows: 0,
-                        total: None,
-                        tables_done: 0,
-                        tables: 0,
-                        rows_per_second: 0,
-                        eta_seconds: None,
-                        cause: None,
-                    },
+                    copy: CopyStatus::default(),
                 },
             ],
             transactions: TransactionCounts {

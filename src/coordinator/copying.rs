@@ -62,7 +62,7 @@ impl Coordinator {
     /// Asks for a copy, and hides what is shown until then where that is not what the table holds.
     fn ask_for_copy(&mut self, now: HybridTime, stream: SourceTabletId, table: &str, after: OpId, hides: bool) {
         if hides {
-            let (table, time) = (table.to_owned(), self.state.last_time.next());
+            let (table, time) = (table.to_owned(), self.next_time(now));
             self.say(now, Item::CopyHidden { stream, table, time, gone: false });
         }
         self.say(now, Item::CopyAsked { stream, table: table.to_owned(), after });
@@ -111,7 +111,7 @@ impl Coordinator {
         let known = self.state.stream(stream).map_or(&[][..], |record| &record.copies);
         let gone = known.iter().filter(|copy| !tables.iter().any(|table| table.name == copy.table));
         for table in gone.map(|copy| copy.table.clone()).collect::<Vec<_>>() {
-            let time = self.state.last_time.next();
+            let time = self.next_time(now);
             self.say(now, Item::CopyHidden { stream, table, time, gone: true });
         }
         for table in tables {
@@ -157,7 +157,7 @@ impl Coordinator {
     }
 
     fn begin(&mut self, now: HybridTime, stream: SourceTabletId, tables: &[String]) -> HybridTime {
-        let base = self.state.last_time.next();
+        let base = self.next_time(now);
         for table in tables {
             let state = CopyState::Running { base, snapshot: OpId::ZERO };
             self.say(now, Item::Copy { stream, table: table.clone(), state });
@@ -229,7 +229,7 @@ impl Coordinator {
         let done = done.filter_map(|(stream, copy)| Some((stream, copy.table.clone(), copy.to_show()?)));
         for (stream, table, (base, snapshot)) in done.collect::<Vec<_>>() {
             if self.is_decided_upto(stream, snapshot) {
-                let time = self.state.last_time.next();
+                let time = self.next_time(now);
                 self.say(now, Item::CopyShown { stream, table, base, time });
             }
         }

@@ -60,6 +60,11 @@ impl Coordinator {
         }
     }
 
+    /// A time above every one in the log, close to the leader's clock.
+    pub(super) fn next_time(&self, now: HybridTime) -> HybridTime {
+        self.state.last_time.next().max(now)
+    }
+
     /// The largest hybrid time at which a read is complete (C9). Without a common clock it is the last commit's, and before
     /// the first one the time at which the start was over: later commits are given later ones.
     fn safe_time(&self, now: HybridTime) -> Option<HybridTime> {

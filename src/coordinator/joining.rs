@@ -157,7 +157,7 @@ impl Coordinator {
 
     /// A stream leaves; its rows are hidden from here on.
     fn let_go(&mut self, now: HybridTime, stream: SourceTabletId) {
-        let time = self.state.last_time.next();
+        let time = self.next_time(now);
         let copies = self.state.stream(stream).map_or(&[][..], |record| &record.copies);
         for table in copies.iter().map(|copy| copy.table.clone()).collect::<Vec<_>>() {
             self.say(now, Item::CopyHidden { stream, table, time, gone: true });
@@ -189,7 +189,7 @@ impl Coordinator {
                     if !whole || !self.is_decided_upto(stream, upto) {
                         continue;
                     }
-                    let time = self.state.last_time.next();
+                    let time = self.next_time(now);
                     let shown = self.state.stream(stream).map_or(&[][..], |record| &record.copies);
                     let shown = shown.iter().filter_map(|copy| Some((copy.table.clone(), copy.to_show()?.0)));
                     for (table, base) in shown.collect::<Vec<_>>() {

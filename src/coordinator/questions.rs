@@ -107,6 +107,7 @@ impl Coordinator {
         self.tell_applied(now);
         self.show_copies(now);
         self.take_in(now);
+        self.settle(now);
         let since = |then: HybridTime| now.micros().saturating_sub(then.micros()) / 1000;
         if since(self.questions.nudged) >= NUDGE_AFTER_MS
             && let Some(stream) = self.lagging_stream()

@@ -263,7 +263,7 @@ mod tests {
             durable: position,
             checkpointed: position,
             lag_seconds: 0.042,
-            copy: CopyStatus { state: CopyPhase::Done, rows: 0, total: None },
+            copy: CopyStatus { state: CopyPhase::Done, ..CopyStatus::default() },
         });
         let numbers = Numbers {
             elapsed: Duration::from_secs(2),
