@@ -91,6 +91,8 @@ pub const PING_INTERVAL: Duration = Duration::from_millis(50);
 /// How long the creation of a slot waits for any one transaction before it is given up and tried again: long enough for
 /// ordinary transactions to end, short enough that an orphaned prepared one is soon named.
 pub const SLOT_LOCK_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a transaction stays prepared before `check` mentions it: transaction managers end theirs within seconds.
+pub const PREPARED_OLD: Duration = Duration::from_secs(60);
 /// Groups of frames between a server's socket and the assembler. A group is what one read brought, up to 64 KiB unless
 /// a row is larger, so this bounds what waits in memory while the applier stalls.
 pub const FRAME_GROUPS: usize = 32;
@@ -183,12 +185,17 @@ pub const TABLET_GROUP: usize = 256;
 pub const APPLY_BYTES: usize = 1 << 20;
 /// Milliseconds that a read waits for a tablet to hear the log before it says that it did not.
 pub const READ_WAIT_MS: u64 = 5_000;
+/// Milliseconds for which a page is asked for again while its tablet is behind or away: a transaction of a gigabyte takes
+/// a tablet many seconds to apply, and who reads then rather waits than starts his scan again.
+pub const READ_PATIENCE_MS: u64 = 120_000;
 /// Keys of one undecided branch that are remembered to find conflicts; a branch with more conflicts with every other.
 pub const CONFLICT_KEYS_MAX: usize = 1 << 16;
-/// Bytes of newest writes that the tablets of one folder gather in memory, together, before they go to table files. The
-/// store holds up to four times as much while its disk is behind (a gigabyte in one transaction is such a time), and the
-/// daemon is to stay below 256 MiB then.
-pub const STORE_MEMTABLES_BYTES: u64 = 48 << 20;
+/// Bytes of newest writes that the tablets of one folder gather in memory, together, before they go to table files.
+pub const STORE_MEMTABLES_BYTES: u64 = 24 << 20;
+/// Bytes of newest writes that the tablets of one folder hold in memory at most, written to table files or on their way
+/// there. The store itself has no bound while its worker merges files: it once held 700 MiB of a transaction of 1 GiB,
+/// and the daemon is to stay below 256 MiB then.
+pub const STORE_UNWRITTEN_BYTES_MAX: u64 = 40 << 20;
 /// The least and the most that one tablet gathers of one kind: below, table files become many; above, nothing gets better.
 pub const STORE_MEMTABLE_BYTES_MIN: u64 = 1 << 20;
 /// See [`STORE_MEMTABLE_BYTES_MIN`].

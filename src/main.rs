@@ -9,6 +9,9 @@ use untorn::config::{self, Configuration, TracingConfig};
 use untorn::tablet::engine::Worker;
 use untorn::{demo, telemetry};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     // Two providers are linked, so rustls would not choose by itself. It is an error only if one was chosen before.
     let _ = rustls::crypto::ring::default_provider().install_default();

@@ -2,58 +2,9 @@
 
 use super::status::Position;
 use super::table::Table;
+pub use crate::coordinator::{Cause, Status as TransactionStatus};
 use serde::{Deserialize, Serialize};
 use std::fmt;
-
-/// A transaction's status on the replica.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-pub enum TransactionStatus {
-    /// Set by a Created record or a first write; waits for the first Applying or Commit record.
-    Created,
-    /// Set by a Pending record; waits as `Created` does.
-    Pending,
-    /// Set by the first Applying or Commit record; waits for its gate, and perhaps its cut.
-    WaitingToCommit,
-    /// Set by the decision; waits for the replica tablets to apply it.
-    Committed,
-    /// Set when every involved replica tablet has applied it; waits to be forgotten.
-    Applied,
-    /// Set by the decision; waits to be forgotten.
-    Aborted,
-}
-
-/// What a transaction waits for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Cause {
-    /// An involved source tablet's Applying record.
-    Applying,
-    /// The Commit record.
-    Commit,
-    /// Proof that every branch has been seen: a server's stream must pass a position.
-    Discovery,
-    /// A stream has not passed the fence of its start.
-    StartFence,
-    /// Its cut: a transaction that comes before it is not decided.
-    Cut,
-    /// An earlier transaction of the same stream wrote one of its keys (`release = "atomic"`).
-    EarlierWrite,
-    /// Its gid is still in use by an earlier transaction.
-    GidInUse,
-    /// The initial copy.
-    Copy,
-    /// Replica tablets have not applied it.
-    Apply,
-    /// A stream that it needs has stopped.
-    StoppedStream,
-    /// A stream that it needs is pulled by nobody.
-    NotPolled,
-    /// A replica tablet does not take a stream's writes.
-    BackPressure,
-    /// The transaction log does not take appends.
-    Log,
-}
 
 /// One involved source tablet.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -102,23 +53,6 @@ pub struct Explanation {
     pub waits_for: Option<WaitsFor>,
     /// How many transactions wait behind it.
     pub behind_it: u64,
-}
-
-/// The word that JSON has for a value of one of the enums above.
-fn word<T: Serialize>(value: T) -> String {
-    serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
-}
-
-impl fmt::Display for Cause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&word(self))
-    }
-}
-
-impl fmt::Display for TransactionStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&word(self))
-    }
 }
 
 impl fmt::Display for Explanation {
@@ -218,39 +152,6 @@ pub(super) mod tests {
         assert_eq!(serde_json::from_value::<Explanation>(expected).unwrap(), sample());
         let decided = Explanation { waits_for: None, ..sample() };
         assert_eq!(serde_json::to_value(decided).unwrap()["waits_for"], json!(null));
-    }
-
-    #[test]
-    fn the_words_of_every_cause_and_status() {
-        use Cause::{
-            Apply, Applying, BackPressure, Commit, Copy, Cut, Discovery, EarlierWrite, GidInUse, Log, NotPolled,
-            StartFence, StoppedStream,
-        };
-        let causes = [
-            Applying,
-            Commit,
-            Discovery,
-            StartFence,
-            Cut,
-            EarlierWrite,
-            GidInUse,
-            Copy,
-            Apply,
-            StoppedStream,
-            NotPolled,
-            BackPressure,
-            Log,
-        ];
-        assert_eq!(
-            causes.map(|cause| cause.to_string()).join(" "),
-            "applying commit discovery start-fence cut earlier-write gid-in-use copy apply stopped-stream not-polled \
-             back-pressure log"
-        );
-        use TransactionStatus::{Aborted, Applied, Committed, Created, Pending, WaitingToCommit};
-        assert_eq!(
-            [Created, Pending, WaitingToCommit, Committed, Applied, Aborted].map(|status| status.to_string()).join(" "),
-            "CREATED PENDING WAITING_TO_COMMIT COMMITTED APPLIED ABORTED"
-        );
     }
 
     #[test]

@@ -8,9 +8,9 @@ use super::scan::{Scan, ScanAt, ScanError};
 use super::status::{CopyPhase, CopyStatus, Position, Role, State, Status, StreamStatus, TransactionCounts};
 use super::{Inspect, RecopyError, gauges};
 use crate::applier::leader::StreamState;
-use crate::applier::{CopyProgress, Inspector, NotReady};
+use crate::applier::{CopyProgress, Inspector, NotReady, Progress};
 use crate::coordinator::{self, Coordinator, CopyState, Release, StreamView, TableCopy};
-use crate::wal::{Epoch, HybridTime, OpId, SourceTabletId};
+use crate::wal::{HybridTime, OpId, SourceTabletId};
 use async_trait::async_trait;
 use explanation::explained;
 use rows::rows;
@@ -90,11 +90,11 @@ impl Inspected {
 
     /// The status of a process that pulls for a leader elsewhere.
     fn follower(&self) -> Status {
-        let stream = |name: String| {
-            let progress = self.inspector.progress(&name).unwrap_or_default();
-            let (state, cause) = state(progress.state);
+        let progress: Vec<_> = self.inspector.all_progress().collect();
+        let stream = |(name, progress): &(String, Progress)| {
+            let (state, cause) = state(progress.state.clone());
             StreamStatus {
-                name,
+                name: name.clone(),
                 state,
                 cause,
                 received: self.position(progress.received),
@@ -106,12 +106,12 @@ impl Inspected {
         };
         Status {
             ready: false,
-            role: Role::Leader,
-            epoch: Epoch(0),
+            role: Role::Standby,
+            epoch: progress.iter().map(|(_, progress)| progress.owner).max().unwrap_or_default(),
             safe_time: None,
             safe_time_lag_seconds: 0.0,
             held_by: None,
-            streams: self.inspector.stream_names().into_iter().map(stream).collect(),
+            streams: progress.iter().map(stream).collect(),
             transactions: TransactionCounts::default(),
         }
     }

@@ -102,9 +102,9 @@ mod decimal {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// It owns the transaction records, or pulls for whoever does.
+    /// It owns the transaction records.
     Leader,
-    /// It waits for the leader to be gone.
+    /// Another process owns them: it pulls for that one, or waits for it to be gone.
     Standby,
 }
 
@@ -202,7 +202,7 @@ pub struct Status {
     pub ready: bool,
     /// What it does for its log.
     pub role: Role,
-    /// The epoch of its ownership.
+    /// The epoch of the leader's ownership, as far as this process has heard of one.
     #[serde(with = "decimal")]
     pub epoch: Epoch,
     /// Reads at this time are complete; none before the first safe point.

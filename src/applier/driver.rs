@@ -175,13 +175,12 @@ impl Driver {
         }
         let Some(oldest) = self.coordinator.oldest_waiting() else { return };
         let Some(wait) = oldest.waits_for else { return };
-        let (cause, stream) = wait.label();
-        let stream = stream.map_or("", |stream| self.coordinator.state().stream_name(stream)).to_owned();
+        let stream = wait.stream().map_or("", |stream| self.coordinator.state().stream_name(stream)).to_owned();
         self.waited += seconds * self.coordinator.transaction_counts().waiting_to_commit as f64;
         // A counter holds whole numbers: what is below a second is kept for later.
         let whole = self.waited.trunc();
         self.waited -= whole;
-        counter!(WAITED, CAUSE => cause, STREAM => stream).increment(whole as u64);
+        counter!(WAITED, CAUSE => wait.cause().to_string(), STREAM => stream).increment(whole as u64);
     }
 
     fn run_output(&mut self, output: Output) {

@@ -103,10 +103,9 @@ impl Inspector {
         }
     }
 
-    /// The streams of this process' configuration, in its order.
-    #[must_use]
-    pub fn stream_names(&self) -> Vec<String> {
-        self.streams.iter().map(|side| side.name.clone()).collect()
+    /// The streams of this process' configuration, in its order, and how far it has pulled each.
+    pub fn all_progress(&self) -> impl Iterator<Item = (String, Progress)> {
+        self.streams.iter().map(|side| (side.name.clone(), side.progress()))
     }
 
     /// How far this process has pulled a stream; `None` for one that it does not have.

@@ -160,6 +160,7 @@ impl Poller {
         let opened = Arc::new(self.leader.open_stream(&self.side.name, &self.puller).await?);
         self.side.opens(Arc::clone(&opened));
         *opened_as = Some((opened.stream, opened.puller));
+        self.side.note(|progress| progress.owner = opened.owner);
         let tablets = self.tablets.of(&opened.map).map_err(Trouble::Stop)?;
         let marks = announce(&tablets, &opened).await?;
         let learned = Learned::default();

@@ -105,6 +105,7 @@ impl Pull<'_> {
                         self.poller.tell(self.opened.stream, self.opened.puller, state).await?;
                     }
                     acknowledged = self.stream.acknowledged();
+                    window.acknowledged(acknowledged);
                     run.report.acknowledged = acknowledged;
                     reports.push_back(leader.report(run.report));
                     idle_at = after_ms(REPORT_IDLE_MS);

@@ -3,11 +3,16 @@
 use super::shown::Shown;
 use super::tablets::Tablets;
 use crate::coordinator::ReadPoint;
-use crate::limits::PAGE_BYTES;
+use crate::limits::{PAGE_BYTES, READ_PATIENCE_MS};
 use crate::tablet::{ReadPage, ReadRequest, TabletError, VersionedRow};
 use crate::wal::{HybridTime, Key, TableId, TableSchema};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// How soon a page is asked for again, if its tablet did not take time to answer.
+const ASKED_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// Reads of a running applier's replica. Clones are cheap.
 #[derive(Clone)]
@@ -90,7 +95,7 @@ impl Reader {
         self.shown.borrow().map.tablets.len()
     }
 
-    /// Reads a page from one replica tablet of the map.
+    /// Reads a page from one replica tablet of the map; one that is behind or away is asked again for a while.
     ///
     /// # Errors
     /// See [`TabletError`].
@@ -98,7 +103,15 @@ impl Reader {
         let map = Arc::clone(&self.shown.borrow().map);
         let tablets = self.tablets.of(&map).map_err(TabletError::Refused)?;
         let tablet = tablets.get(tablet).ok_or_else(|| TabletError::Refused(format!("no replica tablet {tablet}")))?;
-        tablet.leader.read(request).await
+        let patience = Instant::now() + Duration::from_millis(READ_PATIENCE_MS);
+        loop {
+            match tablet.leader.read(request.clone()).await {
+                Err(TabletError::Indeterminate(_)) if Instant::now() < patience => {
+                    tokio::time::sleep(ASKED_AGAIN_AFTER).await;
+                }
+                answer => return answer,
+            }
+        }
     }
 
     /// All rows of a table at one read point, tablet by tablet, a page at a time.

@@ -32,12 +32,14 @@ pub struct Progress {
     pub state: StreamState,
     /// Received from the source.
     pub received: OpId,
-    /// Durable at the replica tablets.
+    /// Durable at the replica tablets and in the log.
     pub durable: OpId,
-    /// Durable in the log.
+    /// Acknowledged to the source.
     pub checkpointed: OpId,
     /// This process' clock when the source answered last; zero before the first answer.
     pub answered_at: HybridTime,
+    /// The epoch of the transaction leader that it was opened with; zero before that.
+    pub owner: Epoch,
     /// The copies on their way.
     pub copy: CopyProgress,
 }

@@ -1,30 +1,62 @@
 //! `untorn check`.
 
-use super::{CheckArgs, Failure};
-use crate::admin::connect;
-use crate::config::{self, Configuration, LeaderConfig, ReplicaConfig};
+use super::{CheckArgs, Failure, Format};
+use crate::admin::connect::{self, Asked};
+use crate::config::{self, Configuration, DaemonConfig, Faults, LeaderConfig, ReplicaConfig};
+use serde::Serialize;
 use std::io::Write;
 
-/// Checks a configuration, and with `--connect` the servers that it names; prints one line on what it describes.
+/// What was found, as JSON.
+#[derive(Serialize)]
+struct Report<'a> {
+    ok: bool,
+    faults: &'a Faults,
+    warnings: &'a Faults,
+    servers: &'a [String],
+    /// What the configuration describes; null where it cannot be read.
+    summary: Option<&'a str>,
+}
+
+/// Checks a configuration, and with `--connect` the servers that it names; prints what it describes.
 ///
 /// # Errors
-/// [`Failure::Configuration`] with every fault.
+/// [`Failure::Configuration`] with every fault; the report as JSON is then on `out` all the same.
 pub async fn check(args: &CheckArgs, out: &mut (impl Write + Send)) -> Result<(), Failure> {
-    let config = match Configuration::load(&args.config, &config::process_vars())? {
-        Configuration::Daemon(config) => config,
-        Configuration::TabletServer(config) => {
-            writeln!(out, "no faults: a tablet server of {} on {}", config.names.join(", "), config.listen)?;
-            return Ok(out.flush()?);
+    let (asked, summary) = match Configuration::load(&args.config, &config::process_vars()) {
+        Ok(Configuration::Daemon(config)) => {
+            let asked = if args.connect { connect::ask(&config).await } else { Asked::default() };
+            (asked, Some(summary(&config)))
         }
+        Ok(Configuration::TabletServer(config)) => {
+            let summary = format!("a tablet server of {} on {}", config.names.join(", "), config.listen);
+            (Asked::default(), Some(summary))
+        }
+        Err(faults) => (Asked { faults, ..Asked::default() }, None),
     };
-    let mut told = Vec::new();
-    if args.connect {
-        let asked = connect::ask(&config, &mut told).await;
-        for mention in &told {
-            eprintln!("{mention}");
+    let Asked { faults, warnings, servers } = asked;
+    let ok = faults.list().is_empty();
+    match args.format {
+        Format::Json => {
+            let summary = summary.as_deref();
+            let report = Report { ok, faults: &faults, warnings: &warnings, servers: &servers, summary };
+            writeln!(out, "{}", serde_json::to_string(&report)?)?;
         }
-        asked?;
+        Format::Text => {
+            warnings.list().iter().for_each(|warning| eprintln!("{warning}"));
+            for server in &servers {
+                writeln!(out, "{server}")?;
+            }
+            if let Some(summary) = summary.filter(|_| ok) {
+                writeln!(out, "no faults: {summary}")?;
+            }
+        }
     }
+    out.flush()?;
+    Ok(faults.or(())?)
+}
+
+/// What a configuration describes, in one line.
+fn summary(config: &DaemonConfig) -> String {
     let replica = match &config.replica {
         ReplicaConfig::Embedded { tablet_count } => format!("{tablet_count} embedded tablets"),
         ReplicaConfig::Grpc(tablets) => format!("{} tablets at tablet servers", tablets.len()),
@@ -34,6 +66,5 @@ pub async fn check(args: &CheckArgs, out: &mut (impl Write + Send)) -> Result<()
         LeaderConfig::At(url) => format!("the transaction leader is at {url}"),
     };
     let (streams, pulled) = (config.source.names().len(), config.poll.len());
-    writeln!(out, "no faults: {streams} streams, {pulled} of them pulled here, into {replica}; {leader}")?;
-    Ok(out.flush()?)
+    format!("{streams} streams, {pulled} of them pulled here, into {replica}; {leader}")
 }

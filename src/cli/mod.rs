@@ -80,6 +80,9 @@ pub struct CheckArgs {
     /// Also ask the servers that it names
     #[arg(long)]
     pub connect: bool,
+    /// Lines, or one JSON object
+    #[arg(long, value_enum, default_value = "text")]
+    pub format: Format,
 }
 
 /// `untorn status`.

@@ -1,9 +1,10 @@
 //! Faults of a configuration: each names its key and how to mend it, and all are told at once.
 
+use serde::Serialize;
 use std::fmt;
 
 /// One fault.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Fault {
     /// The dotted key, `source.tablets[1].url`.
     pub key: String,
@@ -11,16 +12,21 @@ pub struct Fault {
     pub what: String,
     /// How to mend it.
     pub mend: String,
+    /// The SQL that mends it on a server, one statement a line; empty where none does.
+    pub sql: String,
 }
 
 impl fmt::Display for Fault {
+    /// One line; the SQL follows on lines of its own, as it can be run.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}; {}", self.key, self.what, self.mend)
+        write!(f, "{}: {}; {}", self.key, self.what, self.mend)?;
+        if self.sql.is_empty() { Ok(()) } else { write!(f, "\n{}", self.sql) }
     }
 }
 
 /// All faults of one configuration, in the order in which they were found.
-#[derive(Clone, PartialEq, Eq, Debug, Default, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, thiserror::Error)]
+#[serde(transparent)]
 pub struct Faults(Vec<Fault>);
 
 impl Faults {
@@ -34,7 +40,12 @@ impl Faults {
 
     /// Adds a fault.
     pub fn push(&mut self, key: &str, what: impl Into<String>, mend: impl Into<String>) {
-        self.0.push(Fault { key: key.to_owned(), what: what.into(), mend: mend.into() });
+        self.add(Fault { key: key.to_owned(), what: what.into(), mend: mend.into(), sql: String::new() });
+    }
+
+    /// Adds a fault.
+    pub fn add(&mut self, fault: Fault) {
+        self.0.push(fault);
     }
 
     /// Whether this key has a fault already: what is wrong is not reported as missing too.

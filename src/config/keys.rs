@@ -3,6 +3,9 @@
 
 use std::fmt::Write;
 
+/// What is logged where nobody says otherwise. The storage engine tells of every file that it opens.
+pub const DEFAULT_FILTER: &str = "info,fjall=warn,lsm_tree=warn";
+
 /// The TOML type of a key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
@@ -141,7 +144,7 @@ pub const KEYS: &[Key] = &[
     ),
     key("tablet.insecure", Flag, "false", INSECURE),
     key("tracing.format", Text, "text", "Logs on standard error as `text` or `json`"),
-    key("tracing.filter", Text, "info", "What is logged, as in `info,untorn::source=debug`"),
+    key("tracing.filter", Text, DEFAULT_FILTER, "What is logged, as in `info,untorn::source=debug`"),
 ];
 
 /// The key of this path, `[]` standing for an entry's number.

@@ -219,7 +219,7 @@ pub struct TracingConfig {
 
 impl Default for TracingConfig {
     fn default() -> Self {
-        Self { json: false, filter: "info".into() }
+        Self { json: false, filter: keys::DEFAULT_FILTER.into() }
     }
 }
 

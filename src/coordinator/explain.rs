@@ -7,7 +7,9 @@ use super::state::State;
 use super::stream::Place;
 use super::transaction::{Status, Transaction};
 use crate::wal::{HybridTime, LogPosition, OpId, ReplicaTabletId, SourceTabletId, TransactionId};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
+use std::fmt;
 
 /// What a transaction waits for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,27 +27,70 @@ pub enum Wait {
 }
 
 impl Wait {
-    /// The cause in the words of `explain`, and the stream waited for.
+    /// The cause as people and scripts see it.
     #[must_use]
-    pub fn label(self) -> (&'static str, Option<SourceTabletId>) {
+    pub fn cause(self) -> Cause {
         match self {
-            Self::StoppedStream(stream) => ("stopped-stream", Some(stream)),
-            Self::Copy(stream) => ("copy", Some(stream)),
-            Self::Log => ("log", None),
-            Self::Apply(_) => ("apply", None),
-            Self::Gate(missing) => {
-                let cause = match missing {
-                    Missing::Commit(_) => "commit",
-                    Missing::Applying(_) => "applying",
-                    Missing::StartFence(_) => "start-fence",
-                    Missing::Discovery(_) => "discovery",
-                    Missing::GidInUse(_) => "gid-in-use",
-                    Missing::Cut(..) => "cut",
-                    Missing::EarlierWrite(_) => "earlier-write",
-                };
-                (cause, missing.stream())
-            }
+            Self::StoppedStream(_) => Cause::StoppedStream,
+            Self::Copy(_) => Cause::Copy,
+            Self::Log => Cause::Log,
+            Self::Apply(_) => Cause::Apply,
+            Self::Gate(Missing::Commit(_)) => Cause::Commit,
+            Self::Gate(Missing::Applying(_)) => Cause::Applying,
+            Self::Gate(Missing::StartFence(_)) => Cause::StartFence,
+            Self::Gate(Missing::Discovery(_)) => Cause::Discovery,
+            Self::Gate(Missing::GidInUse(_)) => Cause::GidInUse,
+            Self::Gate(Missing::Cut(..)) => Cause::Cut,
+            Self::Gate(Missing::EarlierWrite(_)) => Cause::EarlierWrite,
         }
+    }
+
+    /// The stream waited for, where that is known.
+    #[must_use]
+    pub fn stream(self) -> Option<SourceTabletId> {
+        match self {
+            Self::StoppedStream(stream) | Self::Copy(stream) => Some(stream),
+            Self::Gate(missing) => missing.stream(),
+            Self::Log | Self::Apply(_) => None,
+        }
+    }
+}
+
+/// The cause of a wait, in the words of `explain` and of the metrics.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cause {
+    /// An involved source tablet's Applying record.
+    Applying,
+    /// The Commit record.
+    Commit,
+    /// Proof that every branch has been seen: a server's stream must pass a position.
+    Discovery,
+    /// A stream has not passed the fence of its start.
+    StartFence,
+    /// Its cut: a transaction that comes before it is not decided.
+    Cut,
+    /// An earlier transaction of the same stream wrote one of its keys (`release = "atomic"`).
+    EarlierWrite,
+    /// Its gid is still in use by an earlier transaction.
+    GidInUse,
+    /// The initial copy.
+    Copy,
+    /// Replica tablets have not applied it.
+    Apply,
+    /// A stream that it needs has stopped.
+    StoppedStream,
+    /// A stream that it needs is pulled by nobody.
+    NotPolled,
+    /// A replica tablet does not take a stream's writes.
+    BackPressure,
+    /// The transaction log does not take appends.
+    Log,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
     }
 }
 
@@ -98,7 +143,7 @@ pub struct StreamView {
     pub name: String,
     /// How far it is known to have come.
     pub received: OpId,
-    /// The checkpoint, as far as it was said.
+    /// The checkpoint: everything up to here is durable at the replica and in the log.
     pub durable: OpId,
     /// What was acknowledged to the source.
     pub checkpointed: OpId,
@@ -380,4 +425,42 @@ fn behind(state: &State, transaction: &Transaction) -> u64 {
         }));
     }
     behind.len() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_words_of_every_cause_and_status() {
+        use Cause::{
+            Apply, Applying, BackPressure, Commit, Copy, Cut, Discovery, EarlierWrite, GidInUse, Log, NotPolled,
+            StartFence, StoppedStream,
+        };
+        let causes = [
+            Applying,
+            Commit,
+            Discovery,
+            StartFence,
+            Cut,
+            EarlierWrite,
+            GidInUse,
+            Copy,
+            Apply,
+            StoppedStream,
+            NotPolled,
+            BackPressure,
+            Log,
+        ];
+        assert_eq!(
+            causes.map(|cause| cause.to_string()).join(" "),
+            "applying commit discovery start-fence cut earlier-write gid-in-use copy apply stopped-stream not-polled \
+             back-pressure log"
+        );
+        use Status::{Aborted, Applied, Committed, Created, Pending, WaitingToCommit};
+        assert_eq!(
+            [Created, Pending, WaitingToCommit, Committed, Applied, Aborted].map(|status| status.to_string()).join(" "),
+            "CREATED PENDING WAITING_TO_COMMIT COMMITTED APPLIED ABORTED"
+        );
+    }
 }

@@ -22,10 +22,10 @@ pub fn all_broken(coordinator: &Coordinator) -> Vec<String> {
         .collect()
 }
 
-/// I1: `acknowledged <= checkpoint <= head` in every stream (C4).
+/// I1: `acknowledged <= checkpoint <= head` in every stream: C4 as the log sees it.
 #[must_use]
 pub fn positions(state: &State) -> Option<String> {
-    let bad = state.streams.iter().find(|s| s.acknowledged > s.head || s.checkpoint > s.head)?;
+    let bad = state.streams.iter().find(|s| s.acknowledged > s.checkpoint || s.checkpoint > s.head)?;
     Some(format!(
         "I1: stream {}: acknowledged {}, checkpoint {}, head {}",
         bad.name, bad.acknowledged, bad.checkpoint, bad.head

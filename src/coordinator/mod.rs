@@ -111,7 +111,7 @@ pub use discovery::Start;
 pub use entry::{
     CopyState, Entry, FORMAT_VERSION, Fence, Item, MappedTablet, Outcome, Release, SNAPSHOT_VERSION, TabletMap,
 };
-pub use explain::{Explanation, InvolvedView, StreamView, TransactionCounts, Wait};
+pub use explain::{Cause, Explanation, InvolvedView, StreamView, TransactionCounts, Wait};
 pub use fact::{ApplyingFact, Fact, InvolvedStream, Involvement, Report};
 pub use gate::Missing;
 pub use joining::Joining;

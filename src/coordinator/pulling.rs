@@ -83,10 +83,9 @@ impl Coordinator {
         let head = self.heads.entry(report.stream).or_default();
         *head = report.head.max(*head);
         report.head = *head;
-        let taken = report.head.max(upto).max(record.head);
-        if report.acknowledged > taken {
+        if report.acknowledged > upto {
             return Err(Refused::Damage(format!(
-                "stream {} says that it acknowledged {} to its source, and only {taken} was taken",
+                "stream {} says that it acknowledged {} to its source, and its checkpoint is {upto}",
                 record.name, report.acknowledged
             )));
         }

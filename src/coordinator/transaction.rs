@@ -7,9 +7,11 @@ use crate::wal::{
 };
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
+use std::fmt;
 
 /// A transaction's life on the replica. It is not kept: it follows from the facts and the decision.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Status {
     /// Set by a Created record or a first write; waits for the first Applying or Commit record.
     Created,
@@ -25,18 +27,9 @@ pub enum Status {
     Aborted,
 }
 
-impl Status {
-    /// The name that people and scripts see.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Created => "CREATED",
-            Self::Pending => "PENDING",
-            Self::WaitingToCommit => "WAITING_TO_COMMIT",
-            Self::Committed => "COMMITTED",
-            Self::Applied => "APPLIED",
-            Self::Aborted => "ABORTED",
-        }
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
     }
 }
 

@@ -7,10 +7,12 @@ use std::collections::VecDeque;
 /// on their way to the log, and the next one gathers. One batch is stored at a time, because each names the position
 /// that it follows at its tablets; reports go out in order, several at once.
 ///
-/// It keeps `received >= durable >= checkpointed` (C4).
+/// It keeps `received >= stored >= durable >= checkpointed` (C4): what came from the source, is durable at the replica
+/// tablets, is in the log too, and was acknowledged to the source.
 #[derive(Debug)]
 pub struct Window {
     received: OpId,
+    stored: OpId,
     durable: OpId,
     checkpointed: OpId,
     storing: Option<Sent>,
@@ -31,8 +33,9 @@ impl Window {
     pub fn new(checkpoint: OpId, depth: usize) -> Self {
         Self {
             received: checkpoint,
+            stored: checkpoint,
             durable: checkpoint,
-            checkpointed: checkpoint,
+            checkpointed: OpId::ZERO,
             storing: None,
             reporting: VecDeque::new(),
             depth: depth.max(1),
@@ -53,17 +56,17 @@ impl Window {
     /// A batch goes to the tablets.
     pub fn storing(&mut self, upto: OpId, bytes: usize) {
         debug_assert!(self.may_store(), "one batch at a time");
-        debug_assert!(self.durable <= upto && upto <= self.received, "durable <= stored now <= received");
+        debug_assert!(self.stored <= upto && upto <= self.received, "stored <= stored now <= received");
         self.storing = Some(Sent { upto, bytes });
     }
 
     /// The batch is durable at every tablet that it went to: its report may go out.
     pub fn stored(&mut self) {
         if let Some(sent) = self.storing.take() {
-            self.durable = self.durable.max(sent.upto);
+            self.stored = self.stored.max(sent.upto);
             self.reporting.push_back(sent);
         }
-        debug_assert!(self.received >= self.durable && self.durable >= self.checkpointed, "C4");
+        debug_assert!(self.is_ordered(), "C4");
     }
 
     /// The oldest report is durable in the log: how many bytes are free again.
@@ -77,9 +80,19 @@ impl Window {
         if checkpoint != sent.upto {
             return Err(format!("the log answered checkpoint {checkpoint} to a report up to {}", sent.upto));
         }
-        self.checkpointed = self.checkpointed.max(checkpoint);
-        debug_assert!(self.received >= self.durable && self.durable >= self.checkpointed, "C4");
+        self.durable = self.durable.max(checkpoint);
+        debug_assert!(self.is_ordered(), "C4");
         Ok(sent.bytes)
+    }
+
+    /// The source was told that it may forget everything up to here.
+    pub fn acknowledged(&mut self, upto: OpId) {
+        self.checkpointed = self.checkpointed.max(upto);
+        debug_assert!(self.is_ordered(), "C4");
+    }
+
+    fn is_ordered(&self) -> bool {
+        self.received >= self.stored && self.stored >= self.durable && self.durable >= self.checkpointed
     }
 
     /// Whether nothing is on its way.
@@ -120,8 +133,9 @@ mod tests {
                         next += 1;
                     }
                     1 => window.stored(),
-                    2 if window.durable > window.checkpointed => {
+                    2 if window.stored > window.durable => {
                         prop_assert_eq!(window.reported(OpId::new(0, reported)), Ok(10));
+                        window.acknowledged(OpId::new(0, reported));
                         reported += 1;
                     }
                     _ => {}

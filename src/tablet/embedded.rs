@@ -7,9 +7,14 @@ use super::engine::{Engine, TabletOptions, Worker, start};
 use super::store::{Read, Scan, Space, Store, StoreBatch, StoreFailed};
 use crate::limits::{
     STORE_CACHE_BYTES, STORE_JOURNAL_BYTES, STORE_MEMTABLE_BYTES_MAX, STORE_MEMTABLE_BYTES_MIN, STORE_MEMTABLES_BYTES,
+    STORE_UNWRITTEN_BYTES_MAX,
 };
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Slice};
 use std::path::Path;
+use std::time::Duration;
+
+/// How often a write that waits for table files looks again: short beside the writing of one.
+const UNWRITTEN_CHECKED_EVERY: Duration = Duration::from_millis(2);
 
 /// One tablet's part of the folder.
 #[derive(Clone)]
@@ -18,6 +23,8 @@ pub struct LsmStore {
     undecided: Keyspace,
     versions: Keyspace,
     wal: Keyspace,
+    /// Bytes of all tablets of the folder in memory above which a write waits.
+    unwritten_bytes_max: u64,
 }
 
 /// A frozen state of one tablet's part.
@@ -31,7 +38,12 @@ fn failed(what: &str) -> impl FnOnce(fjall::Error) -> StoreFailed + '_ {
 }
 
 impl LsmStore {
-    fn open(database: &Database, name: &str, memtable_bytes: u64) -> Result<Self, StoreFailed> {
+    fn open(
+        database: &Database,
+        name: &str,
+        memtable_bytes: u64,
+        unwritten_bytes_max: u64,
+    ) -> Result<Self, StoreFailed> {
         let space = |space: &str| {
             let options = || KeyspaceCreateOptions::default().max_memtable_size(memtable_bytes);
             database.keyspace(&format!("{name}.{space}"), options).map_err(failed("cannot open a keyspace"))
@@ -41,7 +53,19 @@ impl LsmStore {
             undecided: space("undecided")?,
             versions: space("versions")?,
             wal: space("wal")?,
+            unwritten_bytes_max,
         })
+    }
+
+    /// The store's one worker seals what is full, writes it to table files and merges these, one after another; a write
+    /// does not wait for it, so whoever writes for long must. The tablets' worker is a thread of its own and may sleep.
+    fn wait_for_table_files(&self) -> Result<(), StoreFailed> {
+        while self.database.write_buffer_size() > self.unwritten_bytes_max {
+            std::thread::sleep(UNWRITTEN_CHECKED_EVERY);
+            // Says so when that worker has failed, and will write nothing any more.
+            self.database.persist(PersistMode::Buffer).map_err(failed("cannot write table files"))?;
+        }
+        Ok(())
     }
 
     fn space(&self, space: Space) -> &Keyspace {
@@ -102,7 +126,8 @@ impl Store for LsmStore {
                 None => writes.remove(self.space(space), key),
             }
         }
-        writes.commit().map_err(failed("cannot write"))
+        writes.commit().map_err(failed("cannot write"))?;
+        self.wait_for_table_files()
     }
 
     fn sync(&self) -> Result<(), StoreFailed> {
@@ -128,10 +153,19 @@ pub fn open(
     let at = |error: StoreFailed| TabletError::Poisoned(format!("{}: {error}", folder.display()));
     let database = open_database(folder).map_err(at)?;
     let memtable_bytes = memtable_bytes(names.len());
-    let store = |name: &&str| LsmStore::open(&database, name, memtable_bytes).map(|store| ((*name).to_owned(), store));
+    // Above what all may gather before any of them is full, or a write could wait for ever.
+    let gathered = SPACES * names.len() as u64 * memtable_bytes;
+    let unwritten_bytes_max = STORE_UNWRITTEN_BYTES_MAX.max(gathered);
+    let store = |name: &&str| {
+        let store = LsmStore::open(&database, name, memtable_bytes, unwritten_bytes_max)?;
+        Ok(((*name).to_owned(), store))
+    };
     let stores = names.iter().map(store).collect::<Result<Vec<_>, _>>().map_err(at)?;
     start(stores, options)
 }
+
+/// Kinds of data of a tablet, each with newest writes of its own.
+const SPACES: u64 = 3;
 
 /// Each tablet's share of the memory for newest writes. A write stands in two of its kinds: undecided, then a version.
 fn memtable_bytes(tablets: usize) -> u64 {

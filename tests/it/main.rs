@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests: a call that fails is a failed test")]
 
+mod check_connect;
 mod cli;
 mod coordinator_golden;
 mod coordinator_props;

@@ -591,57 +591,6 @@ async fn a_stopped_walsender_is_a_silent_stream_until_it_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn check_finds_every_fault_at_once_and_says_what_mends_it() {
-    let postgres = Postgres::start_with(&["wal_level=replica", "max_prepared_transactions=0"]).await;
-    postgres.execute("CREATE ROLE reader LOGIN; CREATE SCHEMA shop; CREATE TABLE shop.twins (a int)").await;
-    let url = postgres.url("postgres").replace("postgres@", "reader@");
-    let source = PostgresSource::new(options(url)).unwrap();
-    let mended = |findings: &[untorn::source::postgres::Finding], fault: bool| -> Vec<String> {
-        findings.iter().filter(|finding| finding.fault == fault).map(|finding| finding.sql.clone()).collect()
-    };
-    let found = source.check().await.unwrap();
-    assert!(found.iter().all(|finding| finding.text.starts_with("a (127.0.0.1:")));
-    let faults = [
-        "ALTER SYSTEM SET wal_level = 'logical';",
-        "ALTER ROLE \"reader\" REPLICATION;",
-        "CREATE PUBLICATION \"untorn\" FOR ALL TABLES;",
-    ];
-    assert_eq!(mended(&found, true), faults);
-    assert_eq!(mended(&found, false), ["ALTER SYSTEM SET max_prepared_transactions = 100;"]);
-
-    postgres
-        .execute("CREATE PUBLICATION untorn FOR ALL TABLES WITH (publish = 'insert'); ALTER ROLE reader REPLICATION")
-        .await;
-    postgres.execute("ALTER TABLE shop.twins REPLICA IDENTITY FULL; CREATE TABLE events (a int)").await;
-    postgres.execute("GRANT SELECT ON events TO reader").await;
-    let found = source.check().await.unwrap();
-    let faults = [
-        "ALTER SYSTEM SET wal_level = 'logical';",
-        "GRANT USAGE ON SCHEMA \"shop\" TO \"reader\";\nGRANT SELECT ON \"shop\".\"twins\" TO \"reader\";",
-        "ALTER TABLE \"shop\".\"twins\" ADD PRIMARY KEY (...);",
-    ];
-    assert_eq!(mended(&found, true), faults);
-    let mentions = [
-        "ALTER SYSTEM SET max_prepared_transactions = 100;",
-        "ALTER PUBLICATION \"untorn\" SET (publish = 'insert, update, delete, truncate');",
-        "ALTER TABLE \"public\".\"events\" ADD PRIMARY KEY (...);",
-    ];
-    assert_eq!(mended(&found, false), mentions);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn check_says_nothing_of_a_server_that_suits() {
-    let (postgres, source) = server(ACCOUNTS).await;
-    assert_eq!(source.check().await.unwrap(), []);
-    postgres.execute("BEGIN; INSERT INTO accounts VALUES (1, 1); PREPARE TRANSACTION 'orphan'").await;
-    let found = source.check().await.unwrap();
-    assert!(
-        found.len() == 1 && !found[0].fault && found[0].sql.starts_with("ROLLBACK PREPARED 'orphan';"),
-        "{found:?}"
-    );
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn tls_verifies_what_its_mode_asks_for() {
     let authority = || {
         let mut parameters = rcgen::CertificateParams::new(vec![]).unwrap();

@@ -1,9 +1,9 @@
 //! Why a transaction waits: what the leader's machine knows, and what the pullers say of it.
 
 use super::Inspected;
-use crate::admin::explain::{Cause, Explanation, Involved, TransactionStatus, WaitsFor};
+use crate::admin::explain::{Cause, Explanation, Involved, WaitsFor};
 use crate::applier::leader::StreamState;
-use crate::coordinator::{self, Coordinator, Missing, Wait};
+use crate::coordinator::{self, Coordinator, Wait};
 use crate::wal::{HybridTime, SourceTabletId};
 use std::sync::Arc;
 
@@ -25,8 +25,9 @@ impl Inspected {
             lag_seconds: self.answer_age(involved.stream, &name(involved.stream), now),
         });
         let waits_for = explanation.waits_for.map(|wait| {
-            let (cause, stream) = cause(wait);
-            let waits = WaitsFor { cause, tablet: stream.map(name).or(tablet), text: explanation.text.clone() };
+            let stream = wait.stream();
+            let tablet = stream.map(name).or(tablet);
+            let waits = WaitsFor { cause: wait.cause(), tablet, text: explanation.text.clone() };
             match stream {
                 Some(stream) => self.because_of_puller(stream, &name(stream), waits),
                 None => waits,
@@ -35,7 +36,7 @@ impl Inspected {
         Explanation {
             transaction: explanation.id.to_string(),
             source_id: explanation.source_id,
-            status: status(explanation.status),
+            status: explanation.status,
             since_seconds: explanation.since.seconds_behind(now),
             commit_known: explanation.commit_known,
             involved: involved.collect(),
@@ -95,34 +96,4 @@ pub(super) fn explained(coordinator: &Coordinator, now: HybridTime, transaction:
         names: Arc::clone(&names),
     };
     coordinator.explain(transaction).into_iter().map(one).collect()
-}
-
-fn status(status: coordinator::Status) -> TransactionStatus {
-    match status {
-        coordinator::Status::Created => TransactionStatus::Created,
-        coordinator::Status::Pending => TransactionStatus::Pending,
-        coordinator::Status::WaitingToCommit => TransactionStatus::WaitingToCommit,
-        coordinator::Status::Committed => TransactionStatus::Committed,
-        coordinator::Status::Applied => TransactionStatus::Applied,
-        coordinator::Status::Aborted => TransactionStatus::Aborted,
-    }
-}
-
-/// The cause that people and scripts see, and the stream that it names.
-fn cause(wait: Wait) -> (Cause, Option<SourceTabletId>) {
-    let (_, stream) = wait.label();
-    let cause = match wait {
-        Wait::Gate(Missing::Commit(_)) => Cause::Commit,
-        Wait::Gate(Missing::Applying(_)) => Cause::Applying,
-        Wait::Gate(Missing::StartFence(_)) => Cause::StartFence,
-        Wait::Gate(Missing::Discovery(_)) => Cause::Discovery,
-        Wait::Gate(Missing::GidInUse(_)) => Cause::GidInUse,
-        Wait::Gate(Missing::Cut(..)) => Cause::Cut,
-        Wait::Gate(Missing::EarlierWrite(_)) => Cause::EarlierWrite,
-        Wait::StoppedStream(_) => Cause::StoppedStream,
-        Wait::Copy(_) => Cause::Copy,
-        Wait::Apply(_) => Cause::Apply,
-        Wait::Log => Cause::Log,
-    };
-    (cause, stream)
 }

@@ -1,11 +1,19 @@
-//! What `untorn check --connect` asks a server: every fault at once, each with the SQL that mends it.
+//! What `untorn check --connect` asks a server: every fault at once, each with the SQL that mends it. Nothing is changed
+//! there.
+
+mod clock;
+mod rights;
+mod slots;
+mod tables;
+
+pub use clock::Clock;
 
 use super::PostgresSource;
-use super::connect::Target;
 use super::error::Failure;
-use super::relation::{self, Published, quote};
+use super::relation;
 use super::slot::{self, VERSION_MIN};
 use super::sql::Sql;
+use crate::limits::SLOT_LOCK_TIMEOUT;
 use crate::source::SourceError;
 
 /// What `check` found on a server.
@@ -15,8 +23,26 @@ pub struct Finding {
     pub fault: bool,
     /// The server and what is the matter with it, one line.
     pub text: String,
-    /// The SQL that mends it, one statement a line; empty where SQL does not.
+    /// The SQL that mends it, statements that can be run as they stand, one a line; empty where SQL does not.
     pub sql: String,
+}
+
+/// What `check` learned of a server, for comparison with the others.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Checked {
+    /// What is the matter with it.
+    pub findings: Vec<Finding>,
+    /// What it is and what it publishes, one line.
+    pub summary: String,
+    /// The cluster's system identifier; empty where it was not told.
+    pub system: String,
+    /// The database's name.
+    pub database: String,
+    /// When the server was started: clusters that were cloned from each other have one system identifier, but this
+    /// differs. Microseconds since the epoch.
+    pub started: i64,
+    /// Its clock against ours.
+    pub clock: Option<Clock>,
 }
 
 impl PostgresSource {
@@ -24,17 +50,77 @@ impl PostgresSource {
     ///
     /// # Errors
     /// The server cannot be asked at all.
-    pub async fn check(&self) -> Result<Vec<Finding>, SourceError> {
+    pub async fn check(&self) -> Result<Checked, SourceError> {
         let label = self.target.label();
         let mut sql = self.target.sql().await?;
         let mut findings = Findings { server: label.clone(), all: Vec::new() };
-        let (publication, slot) = (&self.options.publication, &self.options.slot);
-        let asked = inspect(&mut sql, &self.target, publication, slot, &mut findings).await;
+        let mut checked = Checked { database: self.target.database().to_owned(), ..Checked::default() };
+        self.replicates(&mut findings, &mut checked).await;
+        let asked = self.inspect(&mut sql, &mut findings, &mut checked).await;
         asked.map_err(|failure| failure.at(&label))?;
-        Ok(findings.all)
+        checked.findings = findings.all;
+        Ok(checked)
+    }
+
+    /// A replication session is let in by rules of its own (`pg_hba.conf`), and tells which cluster this is.
+    async fn replicates(&self, findings: &mut Findings, checked: &mut Checked) {
+        let mut session = match self.target.replication(SLOT_LOCK_TIMEOUT).await {
+            Ok(session) => session,
+            // Without the right to replicate there is no such session, and that is told below with what grants it.
+            Err(_) if !self.may_replicate().await => return,
+            Err(error) => return findings.unlabelled(format!("{error} (a replication connection)")),
+        };
+        match slot::identity(&mut session).await {
+            Ok(identity) => identity.system.clone_into(&mut checked.system),
+            Err(failure) => findings.unlabelled(failure.at(&self.target.label()).to_string()),
+        }
+    }
+
+    async fn may_replicate(&self) -> bool {
+        let asked = self.ask(async |sql| rights::replicates(sql).await).await;
+        asked.unwrap_or(true)
+    }
+
+    async fn inspect(&self, sql: &mut Sql, findings: &mut Findings, checked: &mut Checked) -> Result<(), Failure> {
+        let (target, publication, slot) = (&self.target, &self.options.publication, &self.options.slot);
+        let server = slot::inspect(sql, publication, slot).await?;
+        if server.version < VERSION_MIN {
+            findings.fault(format!("the server's version is {}; PostgreSQL 15 or newer is needed", server.version), "");
+            return Ok(());
+        }
+        if server.standby {
+            findings.fault("the server is a standby; name the primary in the URL", "");
+            return Ok(());
+        }
+        checked.clock = Some(Clock::ask(sql).await?);
+        let started = "SELECT (EXTRACT(EPOCH FROM pg_catalog.pg_postmaster_start_time()) * 1000000)::int8::text";
+        checked.started = sql.text(started).await?.and_then(|text| text.parse().ok()).unwrap_or_default();
+        settings(sql, &server, findings).await?;
+        rights::check(sql, target, findings).await?;
+        slots::check(sql, slot, target, &server, findings).await?;
+        let published = if server.publication {
+            tables::publication(sql, publication, findings).await?;
+            relation::published(sql, publication).await?
+        } else {
+            let create = format!("CREATE PUBLICATION {} FOR ALL TABLES;", relation::quote(publication));
+            findings.fault(format!("publication {publication:?} does not exist"), create);
+            Vec::new()
+        };
+        for table in &published {
+            tables::check(sql, target, table, findings).await?;
+        }
+        let version = sql.text("SHOW server_version").await?.unwrap_or_default();
+        let stands = if server.slot.is_some() { "stands" } else { "does not exist yet" };
+        let names = tables::list(&published);
+        checked.summary = format!(
+            "{}: PostgreSQL {version}; publication {publication:?} publishes {names}; slot {slot:?} {stands}",
+            findings.server
+        );
+        Ok(())
     }
 }
 
+/// What is found, each under the server's name.
 struct Findings {
     server: String,
     all: Vec<Finding>,
@@ -48,29 +134,26 @@ impl Findings {
     fn mention(&mut self, text: impl AsRef<str>, sql: impl Into<String>) {
         self.all.push(Finding { fault: false, text: format!("{}: {}", self.server, text.as_ref()), sql: sql.into() });
     }
+
+    /// A fault whose text names the server already.
+    fn unlabelled(&mut self, text: String) {
+        self.all.push(Finding { fault: true, text, sql: String::new() });
+    }
 }
 
-async fn inspect(
-    sql: &mut Sql,
-    target: &Target,
-    publication: &str,
-    slot: &str,
-    findings: &mut Findings,
-) -> Result<(), Failure> {
-    let server = slot::inspect(sql, publication, slot).await?;
-    if server.version < VERSION_MIN {
-        findings.fault(format!("the server's version is {}; PostgreSQL 15 or newer is needed", server.version), "");
-        return Ok(());
-    }
-    if server.standby {
-        findings.fault("the server is a standby; name the primary in the URL", "");
-        return Ok(());
-    }
+/// The server's settings that rule whether and how a stream can be read.
+async fn settings(sql: &mut Sql, server: &slot::Server, findings: &mut Findings) -> Result<(), Failure> {
     if server.wal_level != "logical" {
         findings.fault(
             format!("wal_level is {}, not logical (needs a restart of the server)", server.wal_level),
             "ALTER SYSTEM SET wal_level = 'logical';",
         );
+    }
+    let read = server.slot.as_ref().is_some_and(|slot| slot.active_pid.is_some());
+    let senders = "SELECT count(*) >= current_setting('max_wal_senders')::int FROM pg_catalog.pg_stat_replication";
+    if !read && sql.text(senders).await?.as_deref() == Some("t") {
+        let mend = raise(sql, "max_wal_senders").await?;
+        findings.fault("every one of max_wal_senders is in use (raising it needs a restart)", mend);
     }
     if sql.text("SHOW max_prepared_transactions").await?.as_deref() == Some("0") {
         findings.mention(
@@ -78,104 +161,24 @@ async fn inspect(
             "ALTER SYSTEM SET max_prepared_transactions = 100;",
         );
     }
-    rights(sql, target, findings).await?;
-    match &server.slot {
-        Some(found) if found.wal_status == "lost" => findings.fault(
-            format!("slot {slot:?} was invalidated: it held more WAL than max_slot_wal_keep_size; it needs a new copy"),
-            "ALTER SYSTEM SET max_slot_wal_keep_size = -1;\nSELECT pg_reload_conf();",
-        ),
-        Some(found) if found.plugin != "pgoutput" || !found.two_phase => findings.fault(
-            format!("slot {slot:?} was not created by untorn (plugin {:?}); choose another name", found.plugin),
-            "",
-        ),
-        Some(found) => {
-            if let Some(pid) = found.active_pid {
-                findings.mention(format!("slot {slot:?} is being read by process {pid}"), "");
-            }
-        }
-        None => missing_slot(sql, slot, findings).await?,
-    }
-    if !server.publication {
-        let create = format!("CREATE PUBLICATION {} FOR ALL TABLES;", quote(publication));
-        findings.fault(format!("publication {publication:?} does not exist"), create);
-        return Ok(());
-    }
-    actions(sql, publication, findings).await?;
-    for table in relation::published(sql, publication).await? {
-        published(sql, target, &table, findings).await?;
-    }
-    Ok(())
-}
-
-/// A slot is created when it is missing: is there room for it, and does anything block it?
-async fn missing_slot(sql: &mut Sql, slot: &str, findings: &mut Findings) -> Result<(), Failure> {
-    let full = "SELECT count(*) >= current_setting('max_replication_slots')::int FROM pg_catalog.pg_replication_slots";
-    if sql.text(full).await?.as_deref() == Some("t") {
-        findings.fault(
-            format!("slot {slot:?} is missing and there is no room for it (raising the limit needs a restart)"),
-            "ALTER SYSTEM SET max_replication_slots = 20;",
+    if sql.text("SHOW wal_sender_timeout").await?.as_deref() == Some("0") {
+        findings.mention(
+            "wal_sender_timeout is 0: a connection that died without a word keeps its slot in use for hours",
+            "ALTER SYSTEM SET wal_sender_timeout = '60s';\nSELECT pg_reload_conf();",
         );
     }
-    for orphan in slot::prepared(sql).await? {
-        let text = format!("slot {slot:?} is missing, and creating it would wait for {}", orphan.text);
-        findings.mention(text, orphan.sql);
-    }
-    Ok(())
-}
-
-/// The user's right to replicate.
-async fn rights(sql: &mut Sql, target: &Target, findings: &mut Findings) -> Result<(), Failure> {
-    let may = "SELECT rolreplication OR rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user";
-    if sql.text(may).await?.as_deref() != Some("t") {
-        let grant = format!("ALTER ROLE {} REPLICATION;", quote(target.user()));
-        findings.fault(format!("user {:?} may not replicate", target.user()), grant);
-    }
-    Ok(())
-}
-
-/// A publication that leaves out some kind of change makes a replica that differs.
-async fn actions(sql: &mut Sql, publication: &str, findings: &mut Findings) -> Result<(), Failure> {
-    let question = "SELECT FROM pg_catalog.pg_publication
-         WHERE pubname = $1 AND NOT (pubinsert AND pubupdate AND pubdelete AND pubtruncate)";
-    if !sql.query(question, &[&publication]).await?.is_empty() {
-        let set =
-            format!("ALTER PUBLICATION {} SET (publish = 'insert, update, delete, truncate');", quote(publication));
-        findings.mention(format!("publication {publication:?} leaves out some kinds of changes"), set);
-    }
-    Ok(())
-}
-
-/// Whether a table can be copied, and its rows be told apart.
-async fn published(sql: &mut Sql, target: &Target, table: &Published, findings: &mut Findings) -> Result<(), Failure> {
-    let relation = &table.relation;
-    let name = relation.quoted();
-    let may = "SELECT FROM pg_catalog.pg_class WHERE oid = $1 AND has_table_privilege(oid, 'SELECT')
-         AND has_schema_privilege(relnamespace, 'USAGE')";
-    if sql.query(may, &[&relation.id]).await?.is_empty() {
-        let user = quote(target.user());
-        findings.fault(
-            format!("user {:?} may not read table {name}, so it cannot be copied", target.user()),
-            format!(
-                "GRANT USAGE ON SCHEMA {} TO {user};\nGRANT SELECT ON {name} TO {user};",
-                quote(&relation.namespace)
-            ),
+    if sql.text("SHOW max_slot_wal_keep_size").await?.as_deref() == Some("-1") {
+        findings.mention(
+            "max_slot_wal_keep_size is -1: while untorn is away, WAL grows until the server's disk is full; with a limit \
+             the slot is lost instead, and its tables are copied again. Choose one below the disk's free space",
+            "ALTER SYSTEM SET max_slot_wal_keep_size = '64GB';\nSELECT pg_reload_conf();",
         );
     }
-    let keyless = !relation.columns.iter().any(|column| column.key);
-    match relation.identity {
-        b'f' if keyless => findings.fault(
-            format!("table {name} has REPLICA IDENTITY FULL and no primary key: its rows cannot be told apart"),
-            format!("ALTER TABLE {name} ADD PRIMARY KEY (...);"),
-        ),
-        b'n' => findings.mention(
-            format!("table {name} has REPLICA IDENTITY NOTHING: the server refuses its updates and deletes"),
-            format!("ALTER TABLE {name} REPLICA IDENTITY DEFAULT;"),
-        ),
-        _ if keyless => findings.mention(
-            format!("table {name} has no primary key: the server refuses its updates and deletes"),
-            format!("ALTER TABLE {name} ADD PRIMARY KEY (...);"),
-        ),
-        _ => {}
-    }
     Ok(())
+}
+
+/// The statement that doubles a limit.
+async fn raise(sql: &mut Sql, setting: &str) -> Result<String, Failure> {
+    let held = sql.text(&format!("SHOW {setting}")).await?.and_then(|text| text.parse().ok()).unwrap_or(10_u32);
+    Ok(format!("ALTER SYSTEM SET {setting} = {};", held.saturating_mul(2).max(20)))
 }

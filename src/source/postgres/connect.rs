@@ -125,7 +125,9 @@ impl Target {
         self.config.get_user().unwrap_or_default()
     }
 
-    fn database(&self) -> &str {
+    /// The database.
+    #[must_use]
+    pub fn database(&self) -> &str {
         self.config.get_dbname().unwrap_or_else(|| self.user())
     }
 

@@ -20,7 +20,7 @@ mod transaction;
 pub mod tuple;
 mod wire;
 
-pub use check::Finding;
+pub use check::{Checked, Clock, Finding};
 pub use gid::GidPattern;
 
 use super::{Catalog, Keeper, NewSlot, Prepared, Resume, Snapshot, Source, SourceError};
@@ -147,7 +147,7 @@ impl Source for PostgresSource {
         server.suits(&label, publication)?;
         server.can_resume(&label, slot, resume.after.term)?;
         let mut session = self.target.replication(*slot_lock_timeout).await?;
-        let identity = slot::identity(&mut session).await.map_err(|failure| self.at(&failure))?;
+        let identity = slot::identity(&mut session).await.map_err(|failure| self.at(&failure))?.to_string();
         if !resume.identity.is_empty() && resume.identity != identity {
             return Err(SourceError::Stop(format!(
                 "{label}: another server answers: {identity} instead of {}; correct the URL, or drop this source tablet \

@@ -8,6 +8,7 @@ use super::sql::Sql;
 use super::wire::Replication;
 use crate::limits::FEEDBACK_INTERVAL;
 use crate::source::SourceError;
+use std::fmt;
 use std::time::Duration;
 
 /// The oldest server that decodes prepared transactions for us.
@@ -43,6 +44,8 @@ pub struct Slot {
     pub wal_status: String,
     /// Whether it decodes prepared transactions.
     pub two_phase: bool,
+    /// The database that it decodes; empty for a physical slot.
+    pub database: String,
 }
 
 /// Asks a server for what a stream needs to know of it.
@@ -62,7 +65,7 @@ pub async fn inspect(sql: &mut Sql, publication: &str, slot: &str) -> Result<Ser
     } else {
         let rows = sql
             .query(
-                "SELECT COALESCE(plugin::text, ''), active_pid, COALESCE(wal_status, ''), two_phase
+                "SELECT COALESCE(plugin::text, ''), active_pid, COALESCE(wal_status, ''), two_phase, COALESCE(database::text, '')
                  FROM pg_catalog.pg_replication_slots WHERE slot_name = $1",
                 &[&slot],
             )
@@ -72,6 +75,7 @@ pub async fn inspect(sql: &mut Sql, publication: &str, slot: &str) -> Result<Ser
             active_pid: row.get(1),
             wal_status: row.get(2),
             two_phase: row.get(3),
+            database: row.get(4),
         })
     };
     Ok(Server {
@@ -143,14 +147,29 @@ impl Server {
     }
 }
 
-/// What tells a server and its database from others that took its place.
+/// What tells a server and its database from others that took its place. Written `system/database`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Identity {
+    /// The cluster's system identifier.
+    pub system: String,
+    /// The database's name.
+    pub database: String,
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.system, self.database)
+    }
+}
+
+/// Asks a server who it is.
 ///
 /// # Errors
 /// What the server said.
-pub async fn identity(session: &mut Replication) -> Result<String, Failure> {
+pub async fn identity(session: &mut Replication) -> Result<Identity, Failure> {
     let row = session.command("IDENTIFY_SYSTEM").await?;
     let part = |index: usize| row.get(index).cloned().flatten().unwrap_or_default();
-    Ok(format!("{}/{}", part(0), part(3)))
+    Ok(Identity { system: part(0), database: part(3) })
 }
 
 /// A slot that was just created.
@@ -214,7 +233,7 @@ async fn create_as(
     let label = target.label();
     let at = |failure: Failure| failure.at(&label);
     let mut session = target.replication(lock_timeout).await?;
-    let identity = identity(&mut session).await.map_err(at)?;
+    let identity = identity(&mut session).await.map_err(at)?.to_string();
     let command = format!("CREATE_REPLICATION_SLOT {} {options}", quote(slot));
     let row = match session.command(&command).await {
         Ok(row) => row,
@@ -244,6 +263,10 @@ pub struct Orphan {
     pub text: String,
     /// What ends it, either way.
     pub sql: String,
+    /// How long it has been prepared.
+    pub age: Duration,
+    /// Whether it is in the session's own database.
+    pub here: bool,
 }
 
 /// The prepared transactions of the server's cluster, oldest first: a slot waits for those of every database.
@@ -253,16 +276,18 @@ pub struct Orphan {
 pub async fn prepared(sql: &mut Sql) -> Result<Vec<Orphan>, Failure> {
     let rows = sql
         .query(
-            "SELECT gid, database::text, EXTRACT(EPOCH FROM now() - prepared)::float8
+            "SELECT gid, database::text, EXTRACT(EPOCH FROM now() - prepared)::float8, database = current_database()
              FROM pg_catalog.pg_prepared_xacts ORDER BY prepared LIMIT 5",
             &[],
         )
         .await?;
     let one = |row: &tokio_postgres::Row| {
-        let (gid, database, age): (String, String, f64) = (row.get(0), row.get(1), row.get(2));
+        let (gid, database, age, here): (String, String, f64, bool) = (row.get(0), row.get(1), row.get(2), row.get(3));
         let text = format!("prepared transaction {gid:?} of database {database:?}, {age:.0} s old");
         let gid = literal(&gid);
-        Orphan { text, sql: format!("ROLLBACK PREPARED {gid}; -- or COMMIT PREPARED {gid};") }
+        let elsewhere = if here { String::new() } else { format!(", in database {}", quote(&database)) };
+        let sql = format!("ROLLBACK PREPARED {gid}; -- or COMMIT PREPARED {gid};{elsewhere}");
+        Orphan { text, sql, age: Duration::from_secs_f64(age.max(0.0)), here }
     };
     Ok(rows.iter().map(one).collect())
 }

@@ -134,13 +134,13 @@ pub fn missing(state: &State, missing: Missing) -> String {
 }
 
 fn status(state: &State, transaction: &Transaction) -> String {
-    let name = transaction.status().name();
+    let name = transaction.status();
     match transaction.decision {
         None if transaction.status() == Status::WaitingToCommit => {
             let lacks = state.missing(transaction);
             format!("{name}, lacks {}", lacks.map_or_else(|| "nothing".into(), |lacks| missing(state, lacks)))
         }
-        _ => name.to_owned(),
+        _ => name.to_string(),
     }
 }
 

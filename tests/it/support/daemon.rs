@@ -199,7 +199,7 @@ impl Drop for Daemon {
 }
 
 /// The binary, without the keys in the environment of whoever runs the tests.
-fn binary() -> Command {
+pub fn binary() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_untorn"));
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("UNTORN") || name.starts_with("PG")) {
         command.env_remove(name);

@@ -29,13 +29,18 @@ impl Postgres {
 
     /// Starts one with further settings, each `name=value`; they win over the usual ones.
     pub async fn start_with(settings: &[&str]) -> Self {
+        let usual = ["wal_level=logical", "max_prepared_transactions=20", "fsync=off", "max_connections=40"];
+        Self::start_plain(&[&usual, settings].concat()).await
+    }
+
+    /// Starts one with these settings only. They are given on the command line, which `ALTER SYSTEM` does not override.
+    pub async fn start_plain(settings: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let data = folder.path().join("data");
         run(Command::new("cp").arg("-a").arg(template()).arg(&data));
         own(folder.path());
         let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
-        let usual = ["wal_level=logical", "max_prepared_transactions=20", "fsync=off", "max_connections=40"];
-        let settings = usual.iter().chain(settings).map(|setting| (*setting).to_owned()).collect();
+        let settings = settings.iter().map(|setting| (*setting).to_owned()).collect();
         let mut postgres = Self { folder, port, settings, server: None };
         postgres.start_server().await;
         postgres
@@ -59,6 +64,12 @@ impl Postgres {
             assert!(Instant::now() < deadline, "the server does not start: {error}\n{}", log());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// Shuts it down and starts it again.
+    pub async fn restart(&mut self) {
+        self.stop();
+        self.start_server().await;
     }
 
     /// Changes a setting, `name=value`, for its next start.
