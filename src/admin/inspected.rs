@@ -176,6 +176,14 @@ impl Inspect for Inspected {
             NotReady::AboveSafeTime { .. } => ScanError::NotServed(error.to_string()),
         })?;
         let schema = reader.table(table).ok_or_else(|| ScanError::UnknownTable(table.to_owned()))?;
+        let (name, position) = (table.to_owned(), point.position);
+        let copying = self.inspector.look(move |coordinator, _| {
+            let state = coordinator.state();
+            state.copying_first(&name, position).map(|stream| state.stream_name(stream).to_owned())
+        });
+        if let Ok(Some(stream)) = copying.await {
+            return Err(ScanError::NotReady(format!("table {table} is being copied from {stream}, and not shown yet")));
+        }
         Ok(rows(reader, schema, point))
     }
 }

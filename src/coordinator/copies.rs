@@ -28,7 +28,7 @@
 use super::discovery::Start;
 use super::entry::CopyState;
 use super::state::State;
-use crate::wal::{HybridTime, OpId, SourceTabletId, TransactionId};
+use crate::wal::{HybridTime, LogPosition, OpId, SourceTabletId, TransactionId};
 use serde::{Deserialize, Serialize};
 
 /// A column as the source's catalog describes it.
@@ -82,6 +82,8 @@ pub struct TableCopy {
     pub after: OpId,
     /// The base of the copy that is shown.
     pub shown: Option<HybridTime>,
+    /// The entry that showed it.
+    pub shown_at: LogPosition,
 }
 
 impl TableCopy {
@@ -93,6 +95,7 @@ impl TableCopy {
             state: CopyState::Pending,
             after: OpId::MAX,
             shown: None,
+            shown_at: LogPosition(0),
         }
     }
 
@@ -131,6 +134,16 @@ impl State {
             }
         };
         copies.get_mut(place)
+    }
+
+    /// A stream whose part of the table is being copied, where readers at this position see no stream's part.
+    #[must_use]
+    pub fn copying_first(&self, table: &str, position: LogPosition) -> Option<SourceTabletId> {
+        let live = self.streams.iter().filter(|stream| !stream.left).map(|stream| stream.stream);
+        let parts = live.filter_map(|stream| Some((stream, self.table_copy(stream, table)?)));
+        let parts: Vec<_> = parts.collect();
+        let seen = parts.iter().any(|(_, copy)| copy.shown.is_some() && copy.shown_at <= position);
+        parts.first().filter(|_| !seen).map(|(stream, _)| *stream)
     }
 
     /// A transaction that committed in the stream at or below the position and is not decided, or that may come.

@@ -73,6 +73,14 @@ pub struct Fence {
     pub positions: Vec<(SourceTabletId, OpId)>,
 }
 
+impl Fence {
+    /// The stream's flush position read before the list.
+    #[must_use]
+    pub fn before_of(&self, stream: SourceTabletId) -> OpId {
+        self.before.iter().find(|(s, _)| *s == stream).map_or(OpId::ZERO, |(_, at)| *at)
+    }
+}
+
 /// One thing that the log says.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Item {

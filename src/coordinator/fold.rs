@@ -497,13 +497,12 @@ impl State {
             }
         };
         if let Start::Fenced { fence, outstanding } = &mut self.start {
-            let before = fence.before.iter().find(|(s, _)| *s == stream).map_or(OpId::ZERO, |(_, at)| *at);
-            resolve(before, outstanding);
+            resolve(fence.before_of(stream), outstanding);
         }
-        if let Some(record) = self.stream_mut(stream)
-            && let Some(Joining::Fenced { before, outstanding, .. }) = &mut record.joining
-        {
-            resolve(*before, outstanding);
+        for record in &mut self.streams {
+            if let Some(Joining::Fenced { fence, outstanding }) = &mut record.joining {
+                resolve(fence.before_of(stream), outstanding);
+            }
         }
     }
 

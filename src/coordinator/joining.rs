@@ -17,19 +17,18 @@ pub enum Joining {
     Copying,
     /// Set then: rounds ask its server. Waits for its start fence to be taken.
     Counted,
-    /// Set by the fence; waits until every stream has passed it, and everything that was prepared on its server has ended.
+    /// Set by the fence; waits until every stream has passed it, and everything that was prepared on any server has ended:
+    /// what committed on the joining one before its slot stood may not have committed elsewhere yet.
     Fenced {
-        /// For each stream: the flush position read after everything else.
-        positions: Vec<(SourceTabletId, OpId)>,
-        /// The stream's flush position read before the list: what ended at or below it is another use of its id.
-        before: OpId,
-        /// What has not ended of what was prepared on its server.
+        /// The fence, over all servers.
+        fence: Fence,
+        /// What has not ended of what was prepared.
         outstanding: Vec<Outstanding>,
     },
-    /// Set when the fence is passed; waits until everything is decided that its stream carried by then.
+    /// Set when the fence is passed; waits until everything is decided that any stream carried by then.
     Passed {
-        /// How far its stream had come.
-        upto: OpId,
+        /// How far each stream had come.
+        upto: Vec<(SourceTabletId, OpId)>,
     },
 }
 
@@ -46,18 +45,15 @@ impl State {
     }
 
     pub(super) fn fold_join_fence(&mut self, streams: &[SourceTabletId], fence: &Fence) {
+        let outstanding = fence.prepared.iter().map(|(stream, transaction)| Outstanding {
+            stream: *stream,
+            transaction: transaction.clone(),
+            gone_at: None,
+        });
+        let outstanding: Vec<_> = outstanding.collect();
         for stream in streams {
-            let prepared = fence.prepared.iter().filter(|(s, _)| s == stream);
-            let outstanding = prepared.map(|(stream, transaction)| Outstanding {
-                stream: *stream,
-                transaction: transaction.clone(),
-                gone_at: None,
-            });
-            let outstanding = outstanding.collect();
-            let before = fence.before.iter().find(|(s, _)| s == stream).map_or(OpId::ZERO, |(_, at)| *at);
-            let positions = fence.positions.clone();
             if let Some(record) = self.stream_mut(*stream) {
-                record.joining = Some(Joining::Fenced { positions, before, outstanding });
+                record.joining = Some(Joining::Fenced { fence: fence.clone(), outstanding: outstanding.clone() });
             }
         }
         self.pass_joins();
@@ -73,10 +69,11 @@ impl State {
                 self.streams.iter().map(|record| if record.left { OpId::MAX } else { record.head }).collect();
             let head = |s: SourceTabletId| heads.get(s.0 as usize).copied().unwrap_or(OpId::MAX);
             let record = &mut self.streams[number];
-            let Some(Joining::Fenced { positions, outstanding, .. }) = &mut record.joining else { continue };
+            let Some(Joining::Fenced { fence, outstanding }) = &mut record.joining else { continue };
             outstanding.retain(|o| o.gone_at.is_none_or(|gone| head(o.stream) < gone));
-            if outstanding.is_empty() && positions.iter().all(|(stream, at)| head(*stream) >= *at) {
-                record.joining = Some(Joining::Passed { upto: record.head });
+            if outstanding.is_empty() && fence.positions.iter().all(|(stream, at)| head(*stream) >= *at) {
+                let upto = fence.positions.iter().map(|(stream, _)| (*stream, head(*stream))).collect();
+                record.joining = Some(Joining::Passed { upto });
             }
         }
     }
@@ -90,6 +87,11 @@ impl State {
         record.unacknowledged.clear();
         if let Start::Fenced { outstanding, .. } = &mut self.start {
             outstanding.retain(|o| o.stream != stream);
+        }
+        for record in &mut self.streams {
+            if let Some(Joining::Fenced { outstanding, .. }) = &mut record.joining {
+                outstanding.retain(|o| o.stream != stream);
+            }
         }
         let ids: Vec<TransactionId> = {
             let touched = self.transactions.iter().filter(|t| t.branches.iter().any(|b| b.stream == stream));
@@ -128,9 +130,9 @@ impl State {
 
     pub(super) fn fold_shown(&mut self, stream: SourceTabletId, table: &str, base: HybridTime, time: HybridTime) {
         self.last_time = self.last_time.max(time);
-        let number = self.table_number(table);
+        let (number, position) = (self.table_number(table), self.position);
         if let Some(copy) = self.table_copy_mut(stream, table) {
-            copy.shown = Some(base);
+            (copy.shown, copy.shown_at) = (Some(base), position);
             self.turned(stream, number, Turn::Shown { base, time });
         }
     }
@@ -183,10 +185,12 @@ impl Coordinator {
                 }
                 Joining::Counted | Joining::Fenced { .. } => {}
                 Joining::Passed { upto } => {
-                    let snapshots = record.copies.iter().filter_map(|copy| Some(copy.to_show()?.1));
-                    let upto = snapshots.max().unwrap_or(OpId::ZERO).max(upto);
+                    let snapshots = record.copies.iter().filter_map(|copy| Some((stream, copy.to_show()?.1)));
+                    let upto: Vec<_> = upto.into_iter().chain(snapshots).collect();
                     let whole = record.copies.iter().all(|copy| copy.to_show().is_some());
-                    if !whole || !self.is_decided_upto(stream, upto) {
+                    let left = |stream: SourceTabletId| self.state.stream(stream).is_none_or(|record| record.left);
+                    let upto: Vec<_> = upto.into_iter().filter(|(stream, _)| !left(*stream)).collect();
+                    if !whole || !upto.into_iter().all(|(stream, at)| self.is_decided_upto(stream, at)) {
                         continue;
                     }
                     let time = self.next_time(now);

@@ -55,7 +55,7 @@
 //!
 //! Tables are copied, and copied again, while everything else goes on: [`copies`] has the rule and its reasons. A stream
 //! that the log does not know **joins**: its tables are copied and its stream is pulled, and nothing of it is seen; then
-//! rounds ask its server, too, and the start fence is taken for it; once that is passed and everything is decided that its
+//! rounds ask its server, too, and the start fence is taken for it; once that is passed and everything is decided that any
 //! stream carried by then, all of its tables are shown in one entry, at a named time above safe time ([`Joining`]). A
 //! transaction that was decided without its branch there, because it committed before rounds asked that server, has ended
 //! there before that entry: whoever sees one half sees the other. A stream that the configuration does not name any more

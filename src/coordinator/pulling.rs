@@ -119,8 +119,8 @@ impl Coordinator {
     /// Whether a copy is to begin or to be shown once this stream has come further, or a stream on its way in.
     fn copies_wait_for(&self, stream: SourceTabletId, head: OpId) -> bool {
         let waits = self.state.streams.iter().filter(|s| !s.left).any(|s| match &s.joining {
-            Some(Joining::Fenced { positions, outstanding, .. }) => {
-                positions.iter().any(|(s, at)| *s == stream && head < *at)
+            Some(Joining::Fenced { fence, outstanding }) => {
+                fence.positions.iter().any(|(s, at)| *s == stream && head < *at)
                     || outstanding.iter().any(|o| o.stream == stream && o.gone_at.is_some())
             }
             _ => false,

@@ -179,8 +179,9 @@ impl Coordinator {
         }
         let behind = |stream: SourceTabletId, at: OpId| self.state.head(stream).is_some_and(|head| head < at);
         let joining = self.state.streams.iter().find_map(|record| match &record.joining {
-            Some(Joining::Fenced { positions, outstanding, .. }) => {
-                let behind = positions.iter().find(|(stream, at)| behind(*stream, *at)).map(|(stream, _)| *stream);
+            Some(Joining::Fenced { fence, outstanding }) => {
+                let behind =
+                    fence.positions.iter().find(|(stream, at)| behind(*stream, *at)).map(|(stream, _)| *stream);
                 behind.or(outstanding.iter().find(|o| o.gone_at.is_some()).map(|o| o.stream))
             }
             _ => None,

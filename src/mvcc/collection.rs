@@ -58,7 +58,7 @@ fn past(chain: &[Stamp], time: HybridTime) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Chain, Event, Offer, Truncation, history};
+    use super::super::{Chain, Event, Offer, Truncation, TurnAt, history};
     use super::*;
     use crate::wal::{LogPosition, SourceTabletId};
     use proptest::prelude::*;
@@ -91,8 +91,14 @@ mod tests {
                         && (t.position == LogPosition(0)) == copy
                 })
             };
+            // A copied row is seen where its attempt began, or where it is shown.
+            let begun = |s: &Stamp| {
+                let attempt = Truncation { time: s.time, position: LogPosition(0) };
+                s.position > LogPosition(0) || self.truncations.contains(&(s.stream, attempt))
+            };
             let counting: Vec<usize> = (0..self.chain.len())
                 .filter(|&i| seen(self.chain[i].time, self.chain[i].position) && !hit(&self.chain[i], true))
+                .filter(|&i| begun(&self.chain[i]))
                 .collect();
             let newest = counting.iter().map(|&i| self.chain[i].time).max()?;
             counting
@@ -147,7 +153,7 @@ mod tests {
     fn a_removed_row_does_not_hide_another_streams_row_of_the_same_time() {
         let [first, second] = [0, 1].map(|stream| Stamp {
             time: HybridTime::from_u64(2),
-            position: LogPosition(0),
+            position: LogPosition(1),
             stream: SourceTabletId(stream),
             deleted: false,
         });
@@ -199,6 +205,38 @@ mod tests {
             after.chain.retain(|_| { index += 1; !dropped.contains(&(index - 1)) });
             prop_assert_eq!(before, after.shown(at).map(|index| after.chain[index]));
         }
+    }
+
+    #[test]
+    fn what_a_copy_replaced_is_collected_once_every_reader_sees_the_copy() {
+        let stamp = |time, position| Stamp {
+            time: HybridTime::from_u64(time),
+            position: LogPosition(position),
+            stream: SourceTabletId(1),
+            deleted: false,
+        };
+        // Above the base, at it, an attempt that was cut off, and what was shown before.
+        let chain = [stamp(30, 30), stamp(20, 0), stamp(15, 0), stamp(10, 10)];
+        let mut truncations = Truncations::default();
+        let turn = |position, time, base: Option<u64>| TurnAt {
+            position: LogPosition(position),
+            time: HybridTime::from_u64(time),
+            base: base.map(HybridTime::from_u64),
+        };
+        truncations.turn(TABLE, SourceTabletId(1), turn(40, 40, Some(20)));
+        let collected = |chain: &[Stamp], at, truncations: &Truncations| {
+            let mut dropped = collectable(TABLE, chain, at, 9, truncations);
+            dropped.sort_unstable();
+            dropped
+        };
+        assert_eq!(collected(&chain, point(39, 39), &truncations), [0_usize; 0], "it may still be shown");
+        assert_eq!(collected(&chain, point(40, 40), &truncations), [2, 3]);
+        truncations.turn(TABLE, SourceTabletId(1), turn(50, 50, None));
+        // What comes after it was hidden is seen once a copy is shown.
+        let chain = [&[stamp(60, 60), stamp(55, 0)], &chain[..]].concat();
+        assert_eq!(collected(&chain, point(70, 70), &truncations), [2, 3, 4, 5]);
+        truncations.turn(TABLE, SourceTabletId(1), turn(65, 65, Some(55)));
+        assert_eq!(history(TABLE, &chain, point(70, 70), &truncations), [Event::Version(0), Event::Version(1)]);
     }
 
     #[test]

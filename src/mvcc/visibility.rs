@@ -117,7 +117,7 @@ impl Truncations {
             Some(turn) if !turn.counts(stamp) => return Fate::Superseded,
             Some(_) => {}
             // Rows of a copy that is not shown. (What an earlier format's attempt brought is.)
-            None if stamp.position == LogPosition(0) && self.turns.contains_key(&(table, stamp.stream)) => {
+            None if stamp.position == LogPosition(0) => {
                 let attempt = Truncation { time: stamp.time, position: LogPosition(0) };
                 let attempts = self.by_origin.get(&(table, stamp.stream));
                 if attempts.is_none_or(|attempts| attempts.binary_search(&attempt).is_err()) {

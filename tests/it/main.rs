@@ -10,6 +10,7 @@ mod demo;
 mod docs;
 mod log_owners;
 mod loop_disk;
+mod postgres_copies;
 mod postgres_e2e;
 mod postgres_faults;
 mod postgres_waits;

@@ -13,11 +13,11 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 /// Accounts of one server, and what each holds at first.
-const ACCOUNTS: i64 = 50;
-const BALANCE: i64 = 1000;
+pub const ACCOUNTS: i64 = 50;
+pub const BALANCE: i64 = 1000;
 
 /// Servers with accounts, the legs of transfers, and rows that make the copy long.
-async fn bank(servers: usize, filler: u32) -> Vec<Postgres> {
+pub async fn bank(servers: usize, filler: u32) -> Vec<Postgres> {
     let mut bank = Vec::new();
     for server in 0..servers as i64 {
         let postgres = Postgres::start().await;
@@ -107,14 +107,14 @@ async fn move_money(servers: &[String], teller: u64, stop: &AtomicBool, moved: &
 }
 
 /// Lets tellers move money until it is dropped or stopped.
-struct Tellers {
+pub struct Tellers {
     stop: Arc<AtomicBool>,
     moved: Arc<AtomicU64>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
 }
 
 impl Tellers {
-    fn start(bank: &[Postgres], count: u64) -> Self {
+    pub fn start(bank: &[Postgres], count: u64) -> Self {
         let urls: Arc<[String]> = bank.iter().map(|server| server.url("postgres")).collect();
         let (stop, moved) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let teller = |teller| {
@@ -125,7 +125,7 @@ impl Tellers {
         Self { stop, moved, tasks }
     }
 
-    async fn stop(self) -> u64 {
+    pub async fn stop(self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
         for task in self.tasks {
             task.await.unwrap();
@@ -135,7 +135,7 @@ impl Tellers {
 }
 
 /// Reads the replica at every read point; what is shown must be whole. Answers how many scans were.
-fn audit(daemon: &Daemon, servers: usize) -> u64 {
+pub fn audit(daemon: &Daemon, servers: usize) -> u64 {
     let mut scans = 0;
     for at in ["safe", "latest"] {
         if let Ok(rows) = daemon.scan("public.accounts", at, "csv") {

@@ -115,7 +115,9 @@ impl<S: Store> State<S> {
             let key = keys::version(table, row, time, stream);
             if let Some(value) = self.store.get(Space::Versions, &key)? {
                 let version: StoredVersion<'_> = decode("a version", value.as_ref())?;
-                match self.fill(time, None, stream, &write)? {
+                // The version itself is no earlier write of its key.
+                let before = if note.from.is_some() { time } else { time.previous() };
+                match self.fill(before, None, stream, &write)? {
                     Some(filled) if filled.from_copy => {
                         let filled = StoredVersion { row: Some(Raw(&filled.row)), ..version };
                         step.batch.put(Space::Versions, key, encode(&filled)?);
