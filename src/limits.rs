@@ -93,6 +93,21 @@ pub const PING_INTERVAL: Duration = Duration::from_millis(50);
 pub const SLOT_LOCK_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a transaction stays prepared before `check` mentions it: transaction managers end theirs within seconds.
 pub const PREPARED_OLD: Duration = Duration::from_secs(60);
+/// How often a server is asked what it keeps back for a stream: often enough for a forecast, too seldom to be felt.
+pub const RETENTION_EVERY: Duration = Duration::from_secs(10);
+/// Ranges of one table that `verify` keeps checksums of: 20 MiB. Ten million rows make ranges of ten.
+pub const VERIFY_RANGES_MAX: usize = 1 << 20;
+/// Rows of ranges that differ, both sides together, that `verify` looks into in one pass over a table: about 30 MiB.
+pub const VERIFY_SLICE_ROWS: u64 = 200_000;
+/// Keys that `verify` settles at once, each with a hash of every column on both sides.
+pub const VERIFY_KEYS: usize = 2_000;
+/// Differences of one table that `verify` tells; a table that differs more needs a new copy, not a list.
+pub const VERIFY_DIFFERENCES_MAX: usize = 1_000;
+/// How long `verify` waits for the replica to show what the source showed, within what tablets keep of older versions.
+pub const VERIFY_WAIT: Duration = Duration::from_secs(300);
+/// How long `verify` waits for open transactions to end before it reads a row that differs: longer than ordinary ones
+/// take; after that it says which rows it could not settle.
+pub const VERIFY_QUIET: Duration = Duration::from_secs(2);
 /// Groups of frames between a server's socket and the assembler. A group is what one read brought, up to 64 KiB unless
 /// a row is larger, so this bounds what waits in memory while the applier stalls.
 pub const FRAME_GROUPS: usize = 32;

@@ -4,7 +4,7 @@ use clap::Parser;
 use std::io;
 use std::process::ExitCode;
 use tokio::runtime::{Builder, Runtime};
-use untorn::cli::{self, Cli, Command, Failure};
+use untorn::cli::{self, Cli, Command, Failure, SourceCommand};
 use untorn::config::{self, Configuration, TracingConfig};
 use untorn::tablet::engine::Worker;
 use untorn::{demo, telemetry};
@@ -46,6 +46,14 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Explain(args) => runtime()?.block_on(cli::explain(&args, &mut out))?,
         Command::Scan(args) => runtime()?.block_on(cli::scan(&args, &mut out))?,
         Command::Recopy(args) => runtime()?.block_on(cli::recopy(&args, &mut out))?,
+        Command::Source(SourceCommand::Drop(args)) => {
+            log(&std::env::var("RUST_LOG").unwrap_or_else(|_| "warn,untorn::audit=info".into()))?;
+            runtime()?.block_on(cli::drop_slots(&args, &mut out))?;
+        }
+        Command::Verify(args) => {
+            let equal = runtime()?.block_on(cli::verify(&args, &mut out))?;
+            return Ok(if equal { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -74,6 +74,12 @@ metrics! {
     STREAM_STATE = "untorn_stream_state_info", Gauge, [STREAM, STATE], "1 for the state that a stream is in, else 0.";
     STREAM_RECONNECTS = "untorn_stream_reconnects_total", Counter, [STREAM], "Times that a stream was opened again.";
     STREAM_COPIED_ROWS = "untorn_stream_copied_rows_total", Counter, [STREAM], "Rows of the initial copy.";
+    SOURCE_WAL_RETAINED = "untorn_source_wal_retained_bytes", Gauge, [STREAM],
+        "Bytes of WAL that the server keeps for the stream's slot.";
+    SOURCE_WAL_SAFE = "untorn_source_wal_safe_bytes", Gauge, [STREAM],
+        "Bytes of WAL that the server may write before the slot is lost; +Inf where only its disk limits it.";
+    SOURCE_PREPARED_OLDEST = "untorn_source_prepared_oldest_seconds", Gauge, [STREAM],
+        "Age of the oldest transaction prepared on the server; 0 where none is.";
     TRANSACTIONS = "untorn_held_transactions", Gauge, [STATUS], "Transactions held, by status.";
     TRANSACTIONS_FINISHED = "untorn_finished_transactions_total", Counter, [STATUS],
         "Transactions applied or aborted.";

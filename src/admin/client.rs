@@ -3,6 +3,7 @@
 use super::explain::Explanation;
 use super::scan::{ScanAt, ScanRow};
 use super::status::Status;
+use super::verify;
 use super::wire::BadMessage;
 use crate::limits;
 use crate::proto::admin as proto;
@@ -91,6 +92,23 @@ impl AdminClient {
         Ok(response.into_inner().tables.into_iter().map(|asked| (asked.tablet, asked.table)).collect())
     }
 
+    /// The tables that can be compared with their sources.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`], with `not ready: …` before the first safe point.
+    pub async fn verify_tables(&mut self) -> Result<Vec<String>, ClientError> {
+        Ok(self.0.verify_tables(proto::VerifyTablesRequest {}).await.map_err(refused)?.into_inner().tables)
+    }
+
+    /// Compares a table with its sources.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`], also while another verification runs.
+    pub async fn verify(&mut self, table: &str) -> Result<Verification, ClientError> {
+        let request = proto::VerifyRequest { table: table.to_owned() };
+        Ok(Verification(self.0.verify(request).await.map_err(refused)?.into_inner()))
+    }
+
     /// All rows of a table.
     ///
     /// # Errors
@@ -109,6 +127,20 @@ impl AdminClient {
             }
             _ => Err(ClientError::CutOff("it does not begin with a header".into())),
         }
+    }
+}
+
+/// What a verification says as it comes.
+pub struct Verification(Streaming<proto::VerifyResponse>);
+
+impl Verification {
+    /// The next event. A verification ends with its verdict.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`], or [`ClientError::CutOff`] when it ended without a verdict.
+    pub async fn next(&mut self) -> Result<verify::Event, ClientError> {
+        let message = self.0.message().await.map_err(refused)?;
+        Ok(message.ok_or_else(|| ClientError::CutOff("the stream ended without a verdict".into()))?.try_into()?)
     }
 }
 

@@ -6,6 +6,7 @@ mod rows;
 use super::explain::Explanation;
 use super::scan::{Scan, ScanAt, ScanError};
 use super::status::{CopyPhase, CopyStatus, Position, Role, State, Status, StreamStatus, TransactionCounts};
+use super::verify::{Event, Verifier, VerifyError};
 use super::{Inspect, RecopyError, gauges};
 use crate::applier::leader::StreamState;
 use crate::applier::{CopyProgress, Inspector, NotReady, Progress};
@@ -13,6 +14,7 @@ use crate::coordinator::{self, Coordinator, CopyState, Release, StreamView, Tabl
 use crate::wal::{HybridTime, OpId, SourceTabletId};
 use async_trait::async_trait;
 use explanation::explained;
+use futures::stream::BoxStream;
 use rows::rows;
 
 /// A running applier, to be asked by people.
@@ -185,6 +187,14 @@ impl Inspect for Inspected {
             return Err(ScanError::NotReady(format!("table {table} is being copied from {stream}, and not shown yet")));
         }
         Ok(rows(reader, schema, point))
+    }
+
+    async fn verify_tables(&self) -> Result<Vec<String>, VerifyError> {
+        Verifier::new(self.inspector.clone()).tables().await
+    }
+
+    fn verify(&self, table: &str) -> BoxStream<'static, Result<Event, VerifyError>> {
+        Verifier::new(self.inspector.clone()).verify(table.to_owned())
     }
 }
 

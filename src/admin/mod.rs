@@ -13,12 +13,15 @@ pub mod server;
 pub mod status;
 mod table;
 mod timestamp;
+pub mod verify;
 mod wire;
 
 use async_trait::async_trait;
 use explain::Explanation;
+use futures::stream::BoxStream;
 use scan::{Scan, ScanAt, ScanError};
 use status::Status;
+use verify::{Event, VerifyError};
 
 /// How an answer is printed.
 #[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
@@ -66,4 +69,13 @@ pub trait Inspect: Send + Sync + 'static {
     /// # Errors
     /// See [`RecopyError`].
     async fn recopy(&self, tablet: Option<&str>, table: Option<&str>) -> Result<Vec<(String, String)>, RecopyError>;
+
+    /// The tables that can be compared with the sources, by name.
+    ///
+    /// # Errors
+    /// See [`VerifyError`].
+    async fn verify_tables(&self) -> Result<Vec<String>, VerifyError>;
+
+    /// Compares a table with its sources; the last event is the verdict.
+    fn verify(&self, table: &str) -> BoxStream<'static, Result<Event, VerifyError>>;
 }

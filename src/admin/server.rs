@@ -2,6 +2,7 @@
 //! them.
 
 use super::scan::{ScanAt, ScanError};
+use super::verify::VerifyError;
 use super::{Inspect, RecopyError};
 use crate::limits;
 use crate::proto::admin as proto;
@@ -39,6 +40,7 @@ pub async fn admin(
     let service = AdminServiceServer::new(Service {
         inspect: Arc::clone(&inspect),
         scans: Arc::new(Semaphore::new(limits::SCANS_MAX)),
+        verifications: Arc::new(Semaphore::new(1)),
     })
     .max_encoding_message_size(limits::GRPC_MESSAGE_BYTES_MAX);
     let http = Router::new()
@@ -115,6 +117,7 @@ async fn explain(State(inspect): State<Arc<dyn Inspect>>, Path(transaction): Pat
 struct Service {
     inspect: Arc<dyn Inspect>,
     scans: Arc<Semaphore>,
+    verifications: Arc<Semaphore>,
 }
 
 #[tonic::async_trait]
@@ -189,6 +192,37 @@ impl AdminService for Service {
         });
         let parts = stream::iter([Ok(proto::scan_response::Part::Header(header))]).chain(rows);
         Ok(Response::new(parts.map(|part| part.map(|part| proto::ScanResponse { part: Some(part) })).boxed()))
+    }
+
+    async fn verify_tables(
+        &self,
+        _: Request<proto::VerifyTablesRequest>,
+    ) -> Result<Response<proto::VerifyTablesResponse>, Status> {
+        let tables = self.inspect.verify_tables().await.map_err(unverified)?;
+        Ok(Response::new(proto::VerifyTablesResponse { tables }))
+    }
+
+    type VerifyStream = BoxStream<'static, Result<proto::VerifyResponse, Status>>;
+
+    async fn verify(&self, request: Request<proto::VerifyRequest>) -> Result<Response<Self::VerifyStream>, Status> {
+        // Each holds checksums of a whole table.
+        let permit = Arc::clone(&self.verifications).try_acquire_owned();
+        let permit = permit.map_err(|_| Status::resource_exhausted("a verification runs already; wait for it"))?;
+        let events = self.inspect.verify(&request.into_inner().table);
+        let messages = events.map(move |event| {
+            let _held = &permit;
+            event.map(Into::into).map_err(unverified)
+        });
+        Ok(Response::new(messages.boxed()))
+    }
+}
+
+fn unverified(error: VerifyError) -> Status {
+    let text = error.to_string();
+    match error {
+        VerifyError::NotReady(_) | VerifyError::NotReadable => Status::failed_precondition(text),
+        VerifyError::UnknownTable(_) => Status::not_found(text),
+        VerifyError::Source(_) | VerifyError::Tablet(_) => Status::unavailable(text),
     }
 }
 

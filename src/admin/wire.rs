@@ -44,6 +44,8 @@ macro_rules! words {
     };
 }
 
+pub(super) use words;
+
 words!(Role, Role, "role": Leader, Standby);
 words!(State, StreamState, "stream state": Copying, Running, Stopped, Waiting);
 words!(CopyPhase, CopyState, "copy state": Pending, Running, Done);

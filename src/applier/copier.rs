@@ -110,7 +110,7 @@ impl Copier {
         if !opened.slot_stands {
             return Ok(Next::Look);
         }
-        let published = match self.side.source.published().await {
+        let published = match self.side.source.publication().await {
             Ok(Some(published)) => published,
             Ok(None) => return Ok(Next::Nothing),
             Err(error) => {

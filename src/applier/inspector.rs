@@ -9,6 +9,7 @@ use super::streams::{Progress, SharedBudget, StreamSide};
 use crate::coordinator::Coordinator;
 use crate::limits::PULLER_SILENT_MS;
 use crate::metrics::{BUDGET, BUDGET_USED, PROVISIONAL_BYTES, PROVISIONAL_OLDEST, PROVISIONAL_RECORDS, TABLET};
+use crate::source::Source;
 use crate::wal::{Epoch, HybridTime, SourceTabletId};
 use ::metrics::gauge;
 use std::sync::Arc;
@@ -101,6 +102,12 @@ impl Inspector {
         if let Ok(seconds) = self.look(oldest).await {
             gauge!(PROVISIONAL_OLDEST).set(seconds);
         }
+    }
+
+    /// The sources of this process' configuration, in its order.
+    #[must_use]
+    pub fn sources(&self) -> Vec<Arc<dyn Source>> {
+        self.streams.iter().map(|side| Arc::clone(&side.source)).collect()
     }
 
     /// The streams of this process' configuration, in its order, and how far it has pulled each.

@@ -21,6 +21,7 @@ mod probes;
 mod pull;
 mod reads;
 mod recovery;
+mod retention;
 mod shown;
 mod streams;
 mod tablets;

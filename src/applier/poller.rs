@@ -4,6 +4,7 @@ use super::ended::{Ended, Trouble};
 use super::host::Clock;
 use super::leader::{LeaderError, PullerId, StandingSlot, StreamOpened, StreamState, TransactionLeader};
 use super::pull::Pull;
+use super::retention;
 use super::shown::Pullers;
 use super::streams::{SharedBudget, StreamSide};
 use super::tablets::{ApplyQueue, Tablet, Tablets};
@@ -74,7 +75,7 @@ impl Poller {
     /// Runs until it is told to drain, or the applier must end. Beside it the leader hears again and again what this puller
     /// does: one that falls silent is dead, and a leader that was restarted must be told.
     pub(super) async fn run(self, seed: u64) -> Result<(), Ended> {
-        let (side, leader) = (Arc::clone(&self.side), Arc::clone(&self.leader));
+        let (side, leader, watched) = (Arc::clone(&self.side), Arc::clone(&self.leader), Arc::clone(&self.side));
         let repeat = async move {
             loop {
                 tokio::time::sleep(Duration::from_millis(PULLER_SAYS_EVERY_MS)).await;
@@ -88,6 +89,7 @@ impl Poller {
             biased;
             ended = self.run_sessions(seed) => ended,
             () = repeat => Ok(()),
+            () = retention::watch(&watched) => Ok(()),
         }
     }
 
@@ -103,7 +105,10 @@ impl Poller {
                 biased;
                 session = self.session(&mut opened, &mut backoff) => session,
                 // What is still being opened or copied is not waited for; what is being pulled drains by itself.
-                () = drained_before_pulling(&mut draining, &side) => return Ok(()),
+                () = drained_before_pulling(&mut draining, &side) => {
+                    self.side.source.abandon_slot().await;
+                    return Ok(());
+                }
             };
             let (state, wait) = match session {
                 Ok(SessionEnd::Drained) => return Ok(()),
@@ -168,17 +173,18 @@ impl Poller {
             LeaderCatalog { leader: Arc::clone(&self.leader), stream: opened.stream, learned: Arc::clone(&learned) };
         let catalog = Arc::new(catalog);
         if !opened.slot_stands {
-            let NewSlot { start, identity, snapshot } = self.side.source.create_slot().await?;
-            let tables = snapshot.iter().flat_map(|snapshot| snapshot.tables());
-            let tables = tables.map(|table| table.published.clone()).collect();
-            let puller = PullerId { stream: opened.stream, epoch: opened.puller };
-            let base = self.leader.slot(puller, StandingSlot { start, identity, tables }).await?;
-            if let Some(snapshot) = snapshot {
-                self.side.hand_over(base, snapshot);
+            let created = self.create_slot(&opened).await;
+            if created.is_err() {
+                self.side.source.abandon_slot().await;
             }
+            created?;
             return Ok(SessionEnd::Again);
         }
         let (stream, keeper) = self.side.source.open(opened.resume.clone(), catalog).await?;
+        if let Some(identity) = stream.identity().filter(|identity| *identity != opened.resume.identity) {
+            info!(stream = %self.side.name, identity, before = opened.resume.identity, "another server took this one's place");
+            self.leader.slot(opened.stream, opened.puller, opened.resume.after, identity).await?;
+        }
         let mut keepers = JoinSet::new();
         keepers.spawn(keeper);
         self.tell(opened.stream, opened.puller, StreamState::Running).await?;
@@ -193,6 +199,20 @@ impl Poller {
             poller: self,
         };
         pull.run().await
+    }
+
+    /// Creates the stream's slot, and hands its snapshot to the copier once the log says that it stands.
+    async fn create_slot(&self, opened: &StreamOpened) -> Result<(), Trouble> {
+        let NewSlot { start, identity, snapshot } = self.side.source.create_slot().await?;
+        let tables = snapshot.iter().flat_map(|snapshot| snapshot.tables());
+        let tables = tables.map(|table| table.published.clone()).collect();
+        let puller = PullerId { stream: opened.stream, epoch: opened.puller };
+        self.side.source.slot_stands();
+        let base = self.leader.slot(puller, StandingSlot { start, identity, tables }).await?;
+        if let Some(snapshot) = snapshot {
+            self.side.hand_over(base, snapshot);
+        }
+        Ok(())
     }
 }
 

@@ -2,8 +2,9 @@
 
 use super::shown::Shown;
 use super::tablets::Tablets;
-use crate::coordinator::ReadPoint;
+use crate::coordinator::{ReadPoint, TabletMap};
 use crate::limits::{PAGE_BYTES, READ_PATIENCE_MS};
+use crate::router::Router;
 use crate::tablet::{ReadPage, ReadRequest, TabletError, VersionedRow};
 use crate::wal::{HybridTime, Key, TableId, TableSchema};
 use std::sync::Arc;
@@ -112,6 +113,27 @@ impl Reader {
                 answer => return answer,
             }
         }
+    }
+
+    /// The versions of one key at or below a read point, newest first, deletes included: as many as fit in a page, and
+    /// whether that is all of them.
+    ///
+    /// # Errors
+    /// See [`TabletError`].
+    pub async fn history(
+        &self,
+        table: TableId,
+        key: &Key,
+        at: ReadPoint,
+    ) -> Result<(Vec<VersionedRow>, bool), TabletError> {
+        let map = Arc::clone(&self.shown.borrow().map);
+        let holder = Router::new(TabletMap::clone(&map)).route(table, key);
+        let place = map.tablets.iter().position(|tablet| Some(tablet.id) == holder);
+        let place = place.ok_or_else(|| TabletError::Refused("the map names no replica tablets".into()))?;
+        let key = Some(key.clone());
+        let request = ReadRequest { table, at, key, after: None, history: true, max_bytes: PAGE_BYTES };
+        let page = self.page(place, request).await?;
+        Ok((page.rows, page.more_after.is_none()))
     }
 
     /// All rows of a table at one read point, tablet by tablet, a page at a time.

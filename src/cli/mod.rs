@@ -8,13 +8,17 @@ mod check;
 mod data_dir;
 mod run;
 mod signals;
+mod source;
 mod tablet;
+mod verify;
 
 pub use crate::admin::Format;
 pub use ask::{explain, recopy, scan, status};
 pub use check::check;
 pub use run::run;
+pub use source::drop_slots;
 pub use tablet::tablet;
+pub use verify::verify;
 
 use crate::admin::scan::ScanAt;
 use crate::config::Faults;
@@ -53,6 +57,18 @@ pub enum Command {
     Scan(ScanArgs),
     /// Copy tables again from their servers, while everything else goes on
     Recopy(RecopyArgs),
+    /// Compare the replica with its sources, row by row, while the load goes on
+    Verify(VerifyArgs),
+    /// The source's servers
+    #[command(subcommand)]
+    Source(SourceCommand),
+}
+
+/// What to do at the source's servers.
+#[derive(Subcommand, Debug)]
+pub enum SourceCommand {
+    /// Drop the slots: untorn is not to come back, or a source tablet is removed. What they held is lost to it
+    Drop(SourceDropArgs),
 }
 
 /// Where the daemon is.
@@ -155,6 +171,40 @@ pub struct ScanArgs {
     /// JSON objects, or CSV as PostgreSQL's COPY writes it
     #[arg(long, value_enum, default_value = "json")]
     pub format: RowFormat,
+}
+
+/// `untorn source drop`.
+#[derive(Args, Debug)]
+pub struct SourceDropArgs {
+    /// The configuration file
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Only this source tablet's slot
+    #[arg(long, value_name = "NAME")]
+    pub tablet: Option<String>,
+    /// Drop a slot although it is being read: its reader is ended
+    #[arg(long)]
+    pub force: bool,
+    /// Lines, or a JSON object a line
+    #[arg(long, value_enum, default_value = "text")]
+    pub format: Format,
+}
+
+/// `untorn verify`.
+#[derive(Args, Debug)]
+pub struct VerifyArgs {
+    /// Only this table; may be given several times
+    #[arg(long, value_name = "SCHEMA.TABLE")]
+    pub table: Vec<String>,
+    /// Keep each table's result in this file, and skip those that it says are equal
+    #[arg(long, value_name = "FILE")]
+    pub resume: Option<PathBuf>,
+    /// Where the daemon is.
+    #[command(flatten)]
+    pub admin: AdminArgs,
+    /// Lines, or one JSON object
+    #[arg(long, value_enum, default_value = "text")]
+    pub format: Format,
 }
 
 /// Why a command did not do what was asked.

@@ -201,12 +201,16 @@ fn tablets(config: &DaemonConfig, spawn: &impl Fn(Worker) -> io::Result<()>) -> 
 fn sources(config: &DaemonConfig) -> Result<Vec<Arc<dyn Source>>, Failure> {
     match &config.source {
         SourceConfig::None => Ok(Vec::new()),
-        SourceConfig::Postgres(source) => postgres(source),
+        SourceConfig::Postgres(source) => {
+            let shared = |source| -> Arc<dyn Source> { Arc::new(source) };
+            Ok(postgres(source)?.into_iter().map(shared).collect())
+        }
         SourceConfig::Cdc(tablets) => cdc(tablets),
     }
 }
 
-fn postgres(source: &PostgresSourceConfig) -> Result<Vec<Arc<dyn Source>>, Failure> {
+/// The source tablets of a PostgreSQL source.
+pub(super) fn postgres(source: &PostgresSourceConfig) -> Result<Vec<PostgresSource>, Failure> {
     let gids = source.gid_pattern.as_deref().map_or_else(|| Ok(GidPattern::default()), GidPattern::parse);
     let gids = gids.map_err(|error| Failure::Failed(format!("source.gid_pattern: {error}")))?;
     let one = |tablet: &crate::config::PostgresTabletConfig| {
@@ -219,9 +223,7 @@ fn postgres(source: &PostgresSourceConfig) -> Result<Vec<Arc<dyn Source>>, Failu
             gids: gids.clone(),
             slot_lock_timeout: SLOT_LOCK_TIMEOUT,
         };
-        let source = PostgresSource::new(options).map_err(Failure::Failed)?;
-        let source: Arc<dyn Source> = Arc::new(source);
-        Ok(source)
+        PostgresSource::new(options).map_err(Failure::Failed)
     };
     source.tablets.iter().map(one).collect()
 }

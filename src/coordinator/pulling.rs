@@ -130,6 +130,14 @@ impl Coordinator {
         waits || copies.iter().any(|copy| asked(copy) || copy.to_show().is_some_and(|(_, snapshot)| head < snapshot))
     }
 
+    /// How far a stream is known to have come, whether that was worth an entry or not: everything that it carries up to
+    /// there was reported.
+    #[must_use]
+    pub fn head(&self, name: &str) -> Option<OpId> {
+        let record = self.state.stream_named(name)?;
+        Some(self.heads.get(&record.stream).map_or(record.head, |heard| record.head.max(*heard)))
+    }
+
     /// Somebody waits for heads now: those that were heard and not worth an entry are.
     pub(super) fn tell_heads(&mut self, now: HybridTime) {
         for (stream, head) in self.heads.clone() {

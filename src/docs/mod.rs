@@ -2,3 +2,6 @@
 
 #[doc = include_str!("operations.md")]
 pub mod operations {}
+
+#[doc = include_str!("postgresql.md")]
+pub mod postgresql {}

@@ -8,6 +8,7 @@ pub mod cdc;
 pub mod postgres;
 
 use crate::coordinator::PublishedTable;
+use crate::flow::Retention;
 use crate::wal::{
     Column, HybridTime, Key, OpId, Row, SourceBatch, SourceTabletId, SourceTransactionId, StagedChunk, TableSchema,
 };
@@ -89,6 +90,12 @@ pub trait Stream: Send {
 
     /// What was really told to the source so far; at or below the last `acknowledge`.
     fn acknowledged(&self) -> OpId;
+
+    /// [`NewSlot::identity`] of the server that answers, where it may differ from [`Resume::identity`] although the stream
+    /// goes on: a standby took its server's place.
+    fn identity(&self) -> Option<&str> {
+        None
+    }
 }
 
 /// A table of a publication, and about how large it is.
@@ -118,6 +125,9 @@ pub trait Snapshot: Send + Sync {
 pub trait CopyReader: Send {
     /// Its shape.
     fn schema(&self) -> &TableSchema;
+
+    /// About how many rows it has, where known.
+    fn estimate(&self) -> Option<u64>;
 
     /// The next rows, and about how many bytes they took on the way; `None` after the last.
     async fn next(&mut self) -> Result<Option<(Vec<(Key, Row)>, usize)>, SourceError>;
@@ -161,7 +171,7 @@ pub trait Source: Send + Sync {
 
     /// The publication's tables as they are now, and a position that the server has flushed since; `None` for sources
     /// whose streams carry everything from the first record on.
-    async fn published(&self) -> Result<Option<(Vec<PublishedTable>, OpId)>, SourceError> {
+    async fn publication(&self) -> Result<Option<(Vec<PublishedTable>, OpId)>, SourceError> {
         Ok(None)
     }
 
@@ -181,6 +191,34 @@ pub trait Source: Send + Sync {
         &self,
         transactions: Vec<SourceTransactionId>,
     ) -> Result<(Vec<SourceTransactionId>, OpId), SourceError>;
+
+    /// What the server keeps back for this stream; `None` where there is nothing to say.
+    async fn retention(&self) -> Result<Option<Retention>, SourceError> {
+        Ok(None)
+    }
+
+    /// The slot that [`Source::create_slot`] made is about to be written into the log: it must not be abandoned any more.
+    fn slot_stands(&self) {}
+
+    /// Drops the slot that [`Source::create_slot`] made, as far as that can be done, if its copy came to nothing.
+    async fn abandon_slot(&self) {}
+
+    /// The tables that the server publishes, by name; `None` for sources whose rows cannot be read but as a stream.
+    async fn published(&self) -> Result<Option<Vec<String>>, SourceError> {
+        Ok(None)
+    }
+
+    /// A table's rows, in one statement that sees one moment of the server; with keys, only the rows that have them.
+    /// `None` where the server does not publish it.
+    async fn rows(&self, _table: &str, _keys: Option<&[Key]>) -> Result<Option<Box<dyn CopyReader>>, SourceError> {
+        Ok(None)
+    }
+
+    /// The number of the oldest transaction that is open on the server, prepared ones among them, and the number that
+    /// the next one gets: once the oldest is at or above a number that was once the next, everything open then has ended.
+    async fn open_transactions(&self) -> Result<(u64, u64), SourceError> {
+        Ok((0, 0))
+    }
 
     /// Makes a stream move that stays short of `wanted` although the server has flushed it (an empty transactional
     /// message, for PostgreSQL).

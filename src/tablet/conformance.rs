@@ -581,6 +581,11 @@ pub async fn reads_long_chains(rig: Rig) {
         let expected = value.map(|value| vec![("a", value), ("b", value)]).unwrap_or_default();
         assert_eq!(rig.rows(100, time).await, pairs(&expected), "{time}");
     }
+    let newest = ReadRequest { key: Some(key("b")), history: true, max_bytes: 1, ..request(70, LATEST) };
+    let page = rig.tablet().read(newest.clone()).await.unwrap();
+    assert_eq!(page.rows.len(), 1, "of one key, the newest versions that fit");
+    let all = rig.tablet().read(ReadRequest { max_bytes: 1 << 20, ..newest }).await.unwrap();
+    assert_eq!((page.more_after.is_some(), all.more_after), (all.rows.len() > 1, None));
     let one = ReadRequest { key: Some(key("b")), ..request(70, LATEST) };
     assert_eq!(rig.tablet().read(one).await.unwrap().rows[0].time, HybridTime::from_u64(700));
 }

@@ -11,14 +11,19 @@ use crate::limits::{
 };
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Slice};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How often a write that waits for table files looks again: short beside the writing of one.
 const UNWRITTEN_CHECKED_EVERY: Duration = Duration::from_millis(2);
 
+/// Bytes by which a folder is asked whether it takes anything: more than the last free blocks of a full disk.
+const PROBE_BYTES: usize = 1 << 20;
+
 /// One tablet's part of the folder.
 #[derive(Clone)]
 pub struct LsmStore {
+    folder: Arc<Path>,
     database: Database,
     undecided: Keyspace,
     versions: Keyspace,
@@ -39,6 +44,7 @@ fn failed(what: &str) -> impl FnOnce(fjall::Error) -> StoreFailed + '_ {
 
 impl LsmStore {
     fn open(
+        folder: &Arc<Path>,
         database: &Database,
         name: &str,
         memtable_bytes: u64,
@@ -49,6 +55,7 @@ impl LsmStore {
             database.keyspace(&format!("{name}.{space}"), options).map_err(failed("cannot open a keyspace"))
         };
         Ok(Self {
+            folder: Arc::clone(folder),
             database: database.clone(),
             undecided: space("undecided")?,
             versions: space("versions")?,
@@ -63,9 +70,25 @@ impl LsmStore {
         while self.database.write_buffer_size() > self.unwritten_bytes_max {
             std::thread::sleep(UNWRITTEN_CHECKED_EVERY);
             // Says so when that worker has failed, and will write nothing any more.
-            self.database.persist(PersistMode::Buffer).map_err(failed("cannot write table files"))?;
+            self.database.persist(PersistMode::Buffer).map_err(self.broken("cannot write table files"))?;
         }
         Ok(())
+    }
+
+    /// Says which folder, and why. After its own worker has failed the store only says that it did: then the folder itself
+    /// is asked whether it takes anything, because a full disk is the likeliest reason.
+    fn broken<'a>(&'a self, what: &'a str) -> impl FnOnce(fjall::Error) -> StoreFailed + 'a {
+        move |error| {
+            let folder = self.folder.display();
+            let reason = match &error {
+                fjall::Error::Poisoned => probe(&self.folder).err().map_or_else(
+                    || "the store's worker failed, and said why in the log".to_owned(),
+                    |reason| reason.to_string(),
+                ),
+                _ => error.to_string(),
+            };
+            StoreFailed(format!("{folder}: {what}: {reason}"))
+        }
     }
 
     fn space(&self, space: Space) -> &Keyspace {
@@ -75,6 +98,15 @@ impl LsmStore {
             Space::Wal => &self.wal,
         }
     }
+}
+
+/// Whether a folder takes a file.
+fn probe(folder: &Path) -> std::io::Result<()> {
+    let probe = folder.join("probe");
+    let written = std::fs::write(&probe, [0; PROBE_BYTES]);
+    // What is left of it is empty, and written over by the next.
+    let _ = std::fs::remove_file(&probe);
+    written
 }
 
 fn entries(iter: fjall::Iter) -> impl Iterator<Item = Result<(Slice, Slice), StoreFailed>> {
@@ -126,12 +158,12 @@ impl Store for LsmStore {
                 None => writes.remove(self.space(space), key),
             }
         }
-        writes.commit().map_err(failed("cannot write"))?;
+        writes.commit().map_err(self.broken("cannot write"))?;
         self.wait_for_table_files()
     }
 
     fn sync(&self) -> Result<(), StoreFailed> {
-        self.database.persist(PersistMode::SyncData).map_err(failed("the durability barrier failed"))
+        self.database.persist(PersistMode::SyncData).map_err(self.broken("the durability barrier failed"))
     }
 
     /// Of its table files; what only the shared journal holds is not any one tablet's.
@@ -156,8 +188,9 @@ pub fn open(
     // Above what all may gather before any of them is full, or a write could wait for ever.
     let gathered = SPACES * names.len() as u64 * memtable_bytes;
     let unwritten_bytes_max = STORE_UNWRITTEN_BYTES_MAX.max(gathered);
+    let shared: Arc<Path> = folder.into();
     let store = |name: &&str| {
-        let store = LsmStore::open(&database, name, memtable_bytes, unwritten_bytes_max)?;
+        let store = LsmStore::open(&shared, &database, name, memtable_bytes, unwritten_bytes_max)?;
         Ok(((*name).to_owned(), store))
     };
     let stores = names.iter().map(store).collect::<Result<Vec<_>, _>>().map_err(at)?;

@@ -177,7 +177,8 @@ pub struct ReadRequest {
     pub key: Option<Key>,
     /// Only keys above this one: the last key of the page before.
     pub after: Option<Key>,
-    /// Every version at or below the read point, newest first in each key, deletes included, instead of the newest.
+    /// Every version at or below the read point, newest first in each key, deletes included, instead of the newest. Of
+    /// one key (`key`) only the newest that fit in `max_bytes`; then `more_after` says that there are older ones.
     pub history: bool,
     /// About how many bytes to answer at most; at least one row if there is one.
     pub max_bytes: usize,

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 use untorn::admin::client::{AdminClient, ClientError};
-use untorn::admin::explain::{Cause, Explanation};
+use untorn::admin::explain::Cause;
 use untorn::admin::scan::ScanAt;
 use untorn::admin::status::{State, Status, StreamStatus};
 use untorn::limits::GRPC_KEEPALIVE_MS;
@@ -103,6 +103,24 @@ async fn assert_shows_all(world: &Constellation, url: &str) {
     assert_eq!(scan(url, ScanAt::Latest).await.unwrap(), newest);
 }
 
+/// Waits until the transaction of this number waits for this, and answers for which tablet.
+async fn until_waits_for(url: &str, number: u64, cause: Cause) -> Option<String> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let mut client = AdminClient::connect(url).await.unwrap();
+        // The source names its transactions by their number, in eight bytes.
+        let found = client.explain(&format!("{number:016x}")).await;
+        if let Ok(found) = &found
+            && let Some(waits_for) =
+                found.iter().find_map(|known| known.waits_for.as_ref().filter(|waits| waits.cause == cause))
+        {
+            return waits_for.tablet.clone();
+        }
+        assert!(Instant::now() < deadline, "it never waits for {cause:?}: {found:?}");
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
 fn lasts(most: u64) -> Duration {
     Duration::from_millis(rand::rng().random_range(0..most))
 }
@@ -185,21 +203,8 @@ async fn a_silent_source_does_not_hide_who_pulls_it_and_lets_everything_be_forgo
         one.writes.keys().any(pulled) && !one.writes.keys().all(pulled)
     };
     let waits = committed[last..].iter().find(half_pulled).expect("some transaction is written on both sides");
-    let explained = async {
-        loop {
-            let mut client = AdminClient::connect(&url).await.unwrap();
-            // The source names its transactions by their number, in eight bytes.
-            if let Ok(found) = client.explain(&format!("{:016x}", waits.number)).await
-                && let [Explanation { waits_for: Some(waits_for), .. }] = &found[..]
-            {
-                return waits_for.clone();
-            }
-            sleep(Duration::from_millis(100)).await;
-        }
-    };
-    let waits_for = timeout(Duration::from_secs(60), explained).await.expect("it waits for those that are not pulled");
-    assert_eq!(waits_for.cause, Cause::NotPolled, "{waits_for:?}");
-    assert!(matches!(waits_for.tablet.as_deref(), Some("shard-2" | "shard-3")), "{waits_for:?}");
+    let tablet = until_waits_for(&url, waits.number, Cause::NotPolled).await;
+    assert!(matches!(tablet.as_deref(), Some("shard-2" | "shard-3")), "{tablet:?}");
     world.processes[2].start();
     world.upstream.pause(true);
     world.caught_up(&url).await;
@@ -274,6 +279,14 @@ async fn a_process_that_hangs_is_named_and_what_does_not_need_it_goes_on() {
     let index = |status: &Status, stream: usize| status.streams[stream].durable.gauge();
     let others = |status: &Status| [0, 1, 3].iter().all(|other| index(status, *other) > index(&before, *other));
     world.status(&url, "the other streams go on", others).await;
+    let committed = world.upstream.history.committed();
+    let half_arrived = |one: &&Transaction| {
+        let hung = |account: &usize| home(*account) == 2;
+        let after = before.safe_time.is_some_and(|safe| one.time > safe);
+        after && one.writes.keys().any(hung) && !one.writes.keys().all(hung)
+    };
+    let waits = committed.iter().rfind(half_arrived).expect("some transaction is written on the hung tablet too");
+    assert_eq!(until_waits_for(&url, waits.number, Cause::Applying).await.as_deref(), Some("shard-2"));
     world.processes[5].signal("CONT");
 
     world.upstream.pause(true);

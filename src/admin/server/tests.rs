@@ -4,6 +4,7 @@ use crate::admin::client::{AdminClient, ClientError};
 use crate::admin::explain::{self, Explanation};
 use crate::admin::scan::{Scan, ScanRow};
 use crate::admin::status;
+use crate::admin::verify::{self, VerifyError};
 use crate::wal::{Column, HybridTime};
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -47,6 +48,22 @@ impl Inspect for Fake {
         };
         let column = |name: &str| Column { name: name.into(), type_name: "int8".into(), key: name == "id" };
         Ok(Scan { columns: vec![column("id"), column("b")], rows: stream::iter(rows).boxed() })
+    }
+
+    async fn verify_tables(&self) -> Result<Vec<String>, VerifyError> {
+        Ok(vec!["public.t".into()])
+    }
+
+    fn verify(&self, table: &str) -> BoxStream<'static, Result<verify::Event, VerifyError>> {
+        match table {
+            "public.t" => stream::iter([
+                Ok(verify::Event::Progress(verify::Progress::default())),
+                Ok(verify::Event::Verdict(verify::Verdict { source_rows: 3, ..verify::Verdict::default() })),
+            ])
+            .boxed(),
+            "public.endless" => stream::pending().boxed(),
+            table => stream::iter([Err(VerifyError::UnknownTable(table.to_owned()))]).boxed(),
+        }
     }
 }
 
@@ -166,4 +183,23 @@ async fn metrics_are_rendered_beside_health() {
     assert_eq!(get_text(&address, "/readyz").await.0, 200);
     stop.send(()).unwrap();
     server.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn one_verification_runs_at_a_time_and_ends_with_its_verdict() {
+    let mut client = client().await;
+    assert_eq!(client.verify_tables().await.unwrap(), ["public.t"]);
+    let mut events = client.verify("public.t").await.unwrap();
+    assert!(matches!(events.next().await, Ok(verify::Event::Progress(_))));
+    assert!(matches!(events.next().await, Ok(verify::Event::Verdict(verdict)) if verdict.source_rows == 3));
+    assert!(matches!(events.next().await, Err(ClientError::CutOff(_))), "there is nothing behind a verdict");
+    drop(events);
+    let mut none = client.verify("public.none").await.unwrap();
+    assert!(matches!(none.next().await, Err(ClientError::Refused(text)) if text.contains("no server publishes")));
+    drop(none);
+    let endless = client.verify("public.endless").await.unwrap();
+    assert!(
+        matches!(client.verify("public.t").await, Err(ClientError::Refused(text)) if text.contains("runs already"))
+    );
+    drop(endless);
 }

@@ -10,6 +10,7 @@ pub use clock::Clock;
 
 use super::PostgresSource;
 use super::error::Failure;
+use super::failover::Identity;
 use super::relation;
 use super::slot::{self, VERSION_MIN};
 use super::sql::Sql;
@@ -70,7 +71,7 @@ impl PostgresSource {
             Err(_) if !self.may_replicate().await => return,
             Err(error) => return findings.unlabelled(format!("{error} (a replication connection)")),
         };
-        match slot::identity(&mut session).await {
+        match Identity::ask(&mut session).await {
             Ok(identity) => identity.system.clone_into(&mut checked.system),
             Err(failure) => findings.unlabelled(failure.at(&self.target.label()).to_string()),
         }

@@ -8,7 +8,7 @@ use crate::limits;
 use crate::source::SourceError;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 
 /// What both kinds of session set, so that a copied row and a streamed one have the same text.
 const SESSION: [(&str, &str); 8] = [
@@ -43,8 +43,12 @@ impl Target {
             let cause = std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
             format!("not a PostgreSQL URL: {cause}")
         })?;
-        if config.get_hosts().len() != 1 {
-            return Err("the URL must name one host: each server is a source tablet of its own".into());
+        if config.get_hosts().is_empty() {
+            return Err("the URL names no host".into());
+        }
+        // One server and its standbys: whoever takes writes is the one that is read.
+        if config.get_hosts().len() > 1 {
+            config.target_session_attrs(TargetSessionAttrs::ReadWrite);
         }
         if config.get_user().is_none() {
             return Err("the URL names no user".into());
@@ -71,12 +75,19 @@ impl Target {
     /// The server as messages name it: `shard-a (10.0.0.1:5432/app)`.
     #[must_use]
     pub fn label(&self) -> String {
-        let host = match self.config.get_hosts().first() {
-            Some(Host::Tcp(host)) => host.clone(),
-            Some(Host::Unix(folder)) => folder.display().to_string(),
-            None => String::new(),
+        let at = |(host, port): (&Host, u16)| match host {
+            Host::Tcp(host) => format!("{host}:{port}"),
+            Host::Unix(folder) => format!("{}:{port}", folder.display()),
         };
-        format!("{} ({host}:{}/{})", self.name, self.port(), self.database())
+        let servers: Vec<String> = self.servers().map(at).collect();
+        format!("{} ({}/{})", self.name, servers.join(","), self.database())
+    }
+
+    /// The hosts of the URL, each with its port.
+    fn servers(&self) -> impl Iterator<Item = (&Host, u16)> {
+        let ports = self.config.get_ports();
+        let port = |place: usize| ports.get(place).or(ports.first()).copied().unwrap_or(5432);
+        self.config.get_hosts().iter().enumerate().map(move |(place, host)| (host, port(place)))
     }
 
     /// A session for SQL.
@@ -107,12 +118,25 @@ impl Target {
             ("lock_timeout", &lock_timeout),
         ];
         parameters.extend(SESSION);
-        let host = self.config.get_hosts().first().cloned().unwrap_or(Host::Tcp(String::new()));
         let password = config.get_password().unwrap_or_default();
-        let connecting = Replication::connect(&host, self.port(), &self.tls, &parameters, password);
-        let connected = tokio::time::timeout(limits::CONNECT_TIMEOUT, connecting).await;
-        let connected = connected.unwrap_or_else(|_| Err(Failure::lost("the server does not answer")));
-        connected.map_err(|failure| failure.at(&self.label()))
+        let several = self.config.get_hosts().len() > 1;
+        let mut refused = Failure::lost("the URL names no host");
+        for (host, port) in self.servers() {
+            let connecting = async {
+                let mut session = Replication::connect(host, port, &self.tls, &parameters, password).await?;
+                // As `target_session_attrs=read-write` asks an SQL session.
+                if several && session.command("SHOW transaction_read_only").await? != [Some("off".to_owned())] {
+                    return Err(Failure::lost("no host takes writes: each is a standby or does not answer"));
+                }
+                Ok(session)
+            };
+            match tokio::time::timeout(limits::CONNECT_TIMEOUT, connecting).await {
+                Ok(Ok(session)) => return Ok(session),
+                Ok(Err(failure)) => refused = failure,
+                Err(_) => refused = Failure::lost("the server does not answer"),
+            }
+        }
+        Err(refused.at(&self.label()))
     }
 
     fn port(&self) -> u16 {
@@ -197,7 +221,8 @@ mod tests {
         let target = Target::parse("a", "postgres://u@10.0.0.1:5433/app?sslmode=disable", None).unwrap();
         assert_eq!(target.label(), "a (10.0.0.1:5433/app)");
         assert!(Target::parse("a", "postgres://10.0.0.1/app", None).err().unwrap().contains("user"));
-        assert!(Target::parse("a", "postgres://u@h1,h2/app", None).err().unwrap().contains("one host"));
+        let target = Target::parse("a", "postgres://u@h1:5433,h2:5434/app", None).unwrap();
+        assert_eq!(target.label(), "a (h1:5433,h2:5434/app)");
         assert!(Target::parse("a", "postgres://u@h/app?sslmode=maybe", None).err().unwrap().contains("maybe"));
         assert!(Target::parse("a", "http://u@h/app", None).err().unwrap().contains("URL"));
     }

@@ -73,23 +73,16 @@ impl Snapshot for PostgresSnapshot {
             literal(&self.name)
         );
         sql.text(&begin).await.map_err(|failure| failure.at(&label))?;
-        let columns: Vec<String> = published.relation.columns.iter().map(|column| quote(&column.name)).collect();
-        // ONLY: a table that inherits is published by itself.
-        let only = if published.partitioned { "" } else { "ONLY " };
-        let filter = published.filter.as_ref().map(|filter| format!(" WHERE {filter}")).unwrap_or_default();
-        let source = format!("SELECT {} FROM {only}{}{filter}", columns.join(", "), published.relation.quoted());
-        let shape = published.relation.clone().shape(&mut sql, &label, catalog.as_ref(), None).await?;
-        if shape.keyless() && !self.own_slot {
+        let reader = Reader::begin(self.target.clone(), sql, published.clone(), catalog.as_ref()).await?;
+        if reader.shape.keyless() && !self.own_slot {
             return Err(SourceError::Stop(format!("{label}: {}", published.relation.uncopied())));
         }
-        let rows = sql.copy_out(&format!("COPY ({source}) TO STDOUT")).await.map_err(|failure| failure.at(&label))?;
-        let target = self.target.clone();
-        Ok(Box::new(Reader { target, sql, shape, rows: Some(rows), partial: BytesMut::new(), count: 0 }))
+        Ok(Box::new(reader))
     }
 }
 
-/// A table that is being read.
-struct Reader {
+/// A table that is being read, in one statement.
+pub struct Reader {
     target: Target,
     sql: Sql,
     shape: Shape,
@@ -98,10 +91,38 @@ struct Reader {
     /// The beginning of a line whose end has not come.
     partial: BytesMut,
     count: u64,
+    estimate: Option<u64>,
+}
+
+impl Reader {
+    /// Begins the statement: what it reads is what the session's transaction sees now.
+    ///
+    /// # Errors
+    /// What the server or the catalog said.
+    pub async fn begin(
+        target: Target,
+        mut sql: Sql,
+        table: Published,
+        catalog: &dyn Catalog,
+    ) -> Result<Self, SourceError> {
+        let label = target.label();
+        let columns: Vec<String> = table.relation.columns.iter().map(|column| quote(&column.name)).collect();
+        // ONLY: a table that inherits is published by itself.
+        let only = if table.partitioned { "" } else { "ONLY " };
+        let filter = table.filter.map(|filter| format!(" WHERE {filter}")).unwrap_or_default();
+        let source = format!("SELECT {} FROM {only}{}{filter}", columns.join(", "), table.relation.quoted());
+        let shape = table.relation.shape(&mut sql, &label, catalog, None).await?;
+        let rows = sql.copy_out(&format!("COPY ({source}) TO STDOUT")).await.map_err(|failure| failure.at(&label))?;
+        Ok(Self { target, sql, shape, rows: Some(rows), partial: BytesMut::new(), count: 0, estimate: table.estimate })
+    }
 }
 
 #[async_trait]
 impl CopyReader for Reader {
+    fn estimate(&self) -> Option<u64> {
+        self.estimate
+    }
+
     fn schema(&self) -> &TableSchema {
         &self.shape.schema
     }

@@ -10,8 +10,11 @@ mod connect;
 mod copy;
 mod decode;
 mod error;
+mod failover;
 mod gid;
 mod relation;
+mod retention;
+mod rows;
 mod slot;
 mod sql;
 mod stream;
@@ -22,20 +25,24 @@ mod wire;
 
 pub use check::{Checked, Clock, Finding};
 pub use gid::GidPattern;
+pub use retention::Dropped;
 
-use super::{Catalog, Keeper, NewSlot, Prepared, Resume, Snapshot, Source, SourceError};
+use super::{Catalog, CopyReader, Keeper, NewSlot, Prepared, Resume, Snapshot, Source, SourceError};
 use crate::coordinator::PublishedTable;
+use crate::flow::Retention;
 use crate::limits;
-use crate::wal::{HybridTime, OpId, SourceTransactionId};
+use crate::wal::{HybridTime, Key, OpId, SourceTransactionId};
 use assemble::Assembler;
 use async_trait::async_trait;
 use connect::Target;
 use copy::PostgresSnapshot;
 use error::Failure;
+use failover::Identity;
 use rand::{RngCore, SeedableRng};
 use relation::Published;
 use sql::Sql;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use stream::{Positions, PostgresStream, State};
@@ -69,6 +76,8 @@ pub struct PostgresSource {
     sql: tokio::sync::Mutex<Option<Sql>>,
     /// The open stream's.
     positions: Mutex<Arc<Positions>>,
+    /// A slot was created here, or its creation was cut off, and its copy has not become part of the log.
+    unfinished: AtomicBool,
 }
 
 impl PostgresSource {
@@ -78,7 +87,13 @@ impl PostgresSource {
     /// What is wrong with the URL.
     pub fn new(options: Options) -> Result<Self, String> {
         let target = Target::parse(&options.name, &options.url, options.password_file.clone())?;
-        Ok(Self { target, options, sql: tokio::sync::Mutex::default(), positions: Mutex::default() })
+        Ok(Self {
+            target,
+            options,
+            sql: tokio::sync::Mutex::default(),
+            positions: Mutex::default(),
+            unfinished: AtomicBool::new(false),
+        })
     }
 
     fn at(&self, failure: &Failure) -> SourceError {
@@ -113,7 +128,7 @@ impl Source for PostgresSource {
 
     async fn create_slot(&self) -> Result<NewSlot, SourceError> {
         let Options { publication, slot, slot_lock_timeout, .. } = &self.options;
-        let created = slot::create(&self.target, publication, slot, *slot_lock_timeout).await?;
+        let created = slot::create(&self.target, publication, slot, *slot_lock_timeout, &self.unfinished).await?;
         let (start, holder) = (created.start, created.snapshot);
         let snapshot = PostgresSnapshot::new(self.target.clone(), holder, publication, start, true).await?;
         Ok(NewSlot { start: OpId::end_of_term(start), identity: created.identity, snapshot: Some(Box::new(snapshot)) })
@@ -127,7 +142,7 @@ impl Source for PostgresSource {
         Ok(Box::new(PostgresSnapshot::new(self.target.clone(), holder, publication, start, false).await?))
     }
 
-    async fn published(&self) -> Result<Option<(Vec<PublishedTable>, OpId)>, SourceError> {
+    async fn publication(&self) -> Result<Option<(Vec<PublishedTable>, OpId)>, SourceError> {
         let publication = &self.options.publication;
         let look = self.ask(async |sql| relation::published(sql, publication).await).await?;
         let tables = look.iter().map(Published::described).collect();
@@ -145,16 +160,16 @@ impl Source for PostgresSource {
         let mut sql = self.target.sql().await?;
         let server = slot::inspect(&mut sql, publication, slot).await.map_err(|failure| self.at(&failure))?;
         server.suits(&label, publication)?;
-        server.can_resume(&label, slot, resume.after.term)?;
         let mut session = self.target.replication(*slot_lock_timeout).await?;
-        let identity = slot::identity(&mut session).await.map_err(|failure| self.at(&failure))?.to_string();
-        if !resume.identity.is_empty() && resume.identity != identity {
-            return Err(SourceError::Stop(format!(
-                "{label}: another server answers: {identity} instead of {}; correct the URL, or drop this source tablet \
-                 and add it again",
-                resume.identity
-            )));
+        let identity = Identity::ask(&mut session).await.map_err(|failure| self.at(&failure))?;
+        if !resume.identity.is_empty() {
+            let history =
+                failover::history(&mut session, identity.timeline).await.map_err(|failure| self.at(&failure))?;
+            let continues = identity.continues(&Identity::parse(&resume.identity), &history, resume.after.term);
+            continues.map_err(|why| SourceError::Stop(format!("{label}: {why}")))?;
         }
+        // After who answers: a slot that is not there, or a position that it lost, then has its reason.
+        server.can_resume(&label, self.target.name(), slot, resume.after.term)?;
         // Within a term the server cannot resume: it sends that transaction again, and the rest is dropped here.
         let after = if resume.after.index == u64::MAX { resume.after.term } else { 0 };
         slot::start(&self.target, &mut session, publication, slot, after).await?;
@@ -171,6 +186,7 @@ impl Source for PostgresSource {
             sql: Some(sql),
             assembler: Assembler::new(self.target.name(), gids.clone(), connection, &resume),
             state: State::after(resume.after),
+            identity: identity.to_string(),
         };
         Ok((Box::new(stream), Box::pin(keeper)))
     }
@@ -201,6 +217,30 @@ impl Source for PostgresSource {
         _transactions: Vec<SourceTransactionId>,
     ) -> Result<(Vec<SourceTransactionId>, OpId), SourceError> {
         Ok((Vec::new(), OpId::ZERO))
+    }
+
+    async fn retention(&self) -> Result<Option<Retention>, SourceError> {
+        self.held_back().await
+    }
+
+    fn slot_stands(&self) {
+        self.unfinished.store(false, Ordering::Release);
+    }
+
+    async fn abandon_slot(&self) {
+        self.drop_unfinished().await;
+    }
+
+    async fn published(&self) -> Result<Option<Vec<String>>, SourceError> {
+        self.published_names().await.map(Some)
+    }
+
+    async fn rows(&self, table: &str, keys: Option<&[Key]>) -> Result<Option<Box<dyn CopyReader>>, SourceError> {
+        self.table_rows(table, keys).await
+    }
+
+    async fn open_transactions(&self) -> Result<(u64, u64), SourceError> {
+        self.open_numbers().await
     }
 
     async fn nudge(&self) -> Result<(), SourceError> {

@@ -125,7 +125,7 @@ impl Relation {
             key: column.key,
         };
         let columns = self.columns.iter().map(column).collect();
-        let schema = catalog.table(&format!("{}.{}", self.namespace, self.name), columns, relation).await?;
+        let schema = catalog.table(&self.name(), columns, relation).await?;
         Ok(Shape { schema, identity })
     }
 
@@ -150,6 +150,12 @@ impl Relation {
         )
     }
 
+    /// Its name as the log and people write it.
+    #[must_use]
+    pub fn name(&self) -> String {
+        format!("{}.{}", self.namespace, self.name)
+    }
+
     /// Its name as SQL takes it.
     #[must_use]
     pub fn quoted(&self) -> String {
@@ -158,6 +164,7 @@ impl Relation {
 }
 
 /// A published table and what a copy of it takes.
+#[derive(Clone)]
 pub struct Published {
     /// The table.
     pub relation: Relation,
@@ -180,7 +187,7 @@ impl Published {
             filled: column.filled,
         };
         PublishedTable {
-            name: format!("{}.{}", self.relation.namespace, self.relation.name),
+            name: self.relation.name(),
             relation: self.relation.id,
             columns: self.relation.columns.iter().map(column).collect(),
         }

@@ -3,12 +3,13 @@
 use super::connect::Target;
 use super::decode::{lsn, parse_lsn};
 use super::error::Failure;
+use super::failover::Identity;
 use super::relation::{literal, quote};
 use super::sql::Sql;
 use super::wire::Replication;
 use crate::limits::FEEDBACK_INTERVAL;
 use crate::source::SourceError;
-use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// The oldest server that decodes prepared transactions for us.
@@ -119,14 +120,15 @@ impl Server {
     ///
     /// # Errors
     /// Why it does not, and what to run.
-    pub fn can_resume(&self, server: &str, name: &str, after: u64) -> Result<(), SourceError> {
+    pub fn can_resume(&self, server: &str, tablet: &str, name: &str, after: u64) -> Result<(), SourceError> {
+        let again = format!("copy this source tablet again: untorn recopy --tablet {tablet}");
         let fault = match &self.slot {
             None => {
-                format!("slot {name:?} is gone, and what it would have carried with it; copy this source tablet again")
+                format!("slot {name:?} is gone, and what it would have carried with it; {again}")
             }
             Some(slot) if slot.wal_status == "lost" => format!(
-                "slot {name:?} was invalidated because it held more WAL than max_slot_wal_keep_size; copy this source \
-                 tablet again, and raise that setting"
+                "slot {name:?} is lost: it held more WAL than max_slot_wal_keep_size, and what came behind it is gone; raise \
+                 that setting, and {again}"
             ),
             Some(slot) if slot.plugin != "pgoutput" || !slot.two_phase => format!(
                 "slot {name:?} was not created by untorn (plugin {:?}, two-phase {}); choose another name",
@@ -137,7 +139,7 @@ impl Server {
             }
             Some(_) if self.flushed < after => format!(
                 "the server has flushed its WAL up to {} only, below {}, which was taken from it: it has lost \
-                 transactions, or it is another server; copy this source tablet again",
+                 transactions, or it is another server; {again}",
                 lsn(self.flushed),
                 lsn(after)
             ),
@@ -147,42 +149,18 @@ impl Server {
     }
 }
 
-/// What tells a server and its database from others that took its place. Written `system/database`.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Identity {
-    /// The cluster's system identifier.
-    pub system: String,
-    /// The database's name.
-    pub database: String,
-}
-
-impl fmt::Display for Identity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.system, self.database)
-    }
-}
-
-/// Asks a server who it is.
-///
-/// # Errors
-/// What the server said.
-pub async fn identity(session: &mut Replication) -> Result<Identity, Failure> {
-    let row = session.command("IDENTIFY_SYSTEM").await?;
-    let part = |index: usize| row.get(index).cloned().flatten().unwrap_or_default();
-    Ok(Identity { system: part(0), database: part(3) })
-}
-
 /// A slot that was just created.
 pub struct Created {
     /// Its consistent point: it carries every transaction that commits above.
     pub start: u64,
-    /// See [`identity`].
+    /// See [`Identity`].
     pub identity: String,
     /// A session whose transaction sees exactly what had committed at that point.
     pub snapshot: Sql,
 }
 
-/// Creates the slot; one of that name that nobody reads is dropped first, because its copy was cut off.
+/// Creates the slot; one of that name that nobody reads is dropped first, because its copy was cut off. From the moment
+/// on in which the server may have made it, `unfinished` is set: a creation that is cut off goes on at the server.
 ///
 /// # Errors
 /// Why it cannot be created, and what to run.
@@ -191,6 +169,7 @@ pub async fn create(
     publication: &str,
     slot: &str,
     lock_timeout: Duration,
+    unfinished: &AtomicBool,
 ) -> Result<Created, SourceError> {
     let label = target.label();
     let at = |failure: Failure| failure.at(&label);
@@ -210,7 +189,7 @@ pub async fn create(
         sql.query("SELECT pg_catalog.pg_drop_replication_slot($1)", &[&slot]).await.map_err(at)?;
     }
     let options = "LOGICAL pgoutput (SNAPSHOT 'export', TWO_PHASE)";
-    create_as(target, sql, slot, options, lock_timeout).await
+    create_as(target, sql, slot, options, lock_timeout, unfinished).await
 }
 
 /// A snapshot with its position: what a slot leaves that goes with its session. Creating one waits until everything has
@@ -220,7 +199,9 @@ pub async fn create(
 /// As [`create`].
 pub async fn snapshot(target: &Target, slot: &str, lock_timeout: Duration) -> Result<Created, SourceError> {
     let sql = target.sql().await?;
-    create_as(target, sql, slot, "TEMPORARY LOGICAL pgoutput (SNAPSHOT 'export')", lock_timeout).await
+    let options = "TEMPORARY LOGICAL pgoutput (SNAPSHOT 'export')";
+    // It goes with its session, so nobody has to clean up after it.
+    create_as(target, sql, slot, options, lock_timeout, &AtomicBool::new(false)).await
 }
 
 async fn create_as(
@@ -229,13 +210,19 @@ async fn create_as(
     slot: &str,
     options: &str,
     lock_timeout: Duration,
+    unfinished: &AtomicBool,
 ) -> Result<Created, SourceError> {
     let label = target.label();
     let at = |failure: Failure| failure.at(&label);
     let mut session = target.replication(lock_timeout).await?;
-    let identity = identity(&mut session).await.map_err(at)?.to_string();
+    let identity = Identity::ask(&mut session).await.map_err(at)?.to_string();
     let command = format!("CREATE_REPLICATION_SLOT {} {options}", quote(slot));
-    let row = match session.command(&command).await {
+    unfinished.store(true, Ordering::Release);
+    let row = session.command(&command).await;
+    if row.as_ref().is_err_and(|failure| !failure.code.is_empty()) {
+        unfinished.store(false, Ordering::Release);
+    }
+    let row = match row {
         Ok(row) => row,
         // The lock that it waits for is a transaction's own.
         Err(failure) if failure.code == "55P03" => {

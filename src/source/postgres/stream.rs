@@ -165,6 +165,8 @@ pub struct PostgresStream {
     pub assembler: Assembler,
     /// State of the connection, empty at its start.
     pub state: State,
+    /// Who answers.
+    pub identity: String,
 }
 
 /// How far a connection is.
@@ -301,5 +303,9 @@ impl Stream for PostgresStream {
     fn acknowledged(&self) -> OpId {
         let told = OpId::end_of_term(self.positions.told.load(Ordering::Relaxed));
         told.min(self.state.confirmable.acknowledged())
+    }
+
+    fn identity(&self) -> Option<&str> {
+        Some(&self.identity)
     }
 }

@@ -145,6 +145,7 @@ impl<V: Read> Reader<'_, V> {
     fn histories(&mut self, from: Vec<u8>, below: &[u8]) -> Result<(), TabletError> {
         let mut row: Vec<u8> = Vec::new();
         let mut versions: Vec<(Stamp, V::Slice)> = Vec::new();
+        let mut held = 0;
         let view = self.view;
         for entry in view.scan(Space::Versions, &from, below) {
             let (key, value) = entry?;
@@ -157,10 +158,23 @@ impl<V: Read> Reader<'_, V> {
                 row.extend_from_slice(of);
             }
             let version: StoredVersion<'_> = decode("a version", value.as_ref())?;
+            // A row that is written all the time has more versions than anyone wants to hold at once.
+            if self.request.key.is_some() {
+                if version.position > self.request.at.position {
+                    continue;
+                }
+                if held >= self.request.max_bytes.min(PAGE_BYTES) {
+                    self.page.more_after = Some(Key(Bytes::copy_from_slice(&row)));
+                    break;
+                }
+                held += key.as_ref().len() + value.as_ref().len();
+            }
             let stamp = Stamp { time, position: version.position, stream, deleted: version.row.is_none() };
             versions.push((stamp, value));
         }
+        let cut = self.page.more_after.take();
         self.settle_history(&row, &mut versions)?;
+        self.page.more_after = cut.or(self.page.more_after.take());
         Ok(())
     }
 

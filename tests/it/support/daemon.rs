@@ -3,6 +3,7 @@
 use super::postgres::Postgres;
 use serde_json::Value;
 use std::fs::File;
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -17,6 +18,7 @@ pub struct Daemon {
     folder: TempDir,
     admin: u16,
     listeners: String,
+    metrics: u16,
     command: &'static str,
     process: Option<Child>,
 }
@@ -42,7 +44,7 @@ impl Daemon {
         let (admin, metrics) = (free_port(), free_port());
         let listeners =
             format!("[admin]\nlisten = \"127.0.0.1:{admin}\"\n[metrics]\nlisten = \"127.0.0.1:{metrics}\"\n");
-        let mut daemon = Self::of("run", admin, &format!("{sections}{listeners}"));
+        let mut daemon = Self::of("run", admin, metrics, &format!("{sections}{listeners}"));
         daemon.listeners = listeners;
         daemon
     }
@@ -53,6 +55,7 @@ impl Daemon {
         let mut server = Self::of(
             "tablet",
             0,
+            metrics,
             &format!(
                 "[tablet]\nlisten = \"127.0.0.1:{port}\"\nnames = {names:?}\n\
                  [metrics]\nlisten = \"127.0.0.1:{metrics}\"\n"
@@ -62,9 +65,9 @@ impl Daemon {
         (server, port)
     }
 
-    fn of(command: &'static str, admin: u16, sections: &str) -> Self {
+    fn of(command: &'static str, admin: u16, metrics: u16, sections: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let daemon = Self { folder, admin, listeners: String::new(), command, process: None };
+        let daemon = Self { folder, admin, listeners: String::new(), metrics, command, process: None };
         daemon.configure(sections);
         daemon
     }
@@ -76,8 +79,26 @@ impl Daemon {
 
     /// Writes the configuration anew.
     fn configure(&self, sections: &str) {
-        let text = format!("data_dir = {:?}\n{sections}", self.folder.path().join("data"));
+        let text = format!("data_dir = {:?}\n{sections}", self.data());
         std::fs::write(self.config(), text).expect("the configuration can be written");
+    }
+
+    /// Its data folder, which it makes when it starts.
+    pub fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// Waits for its end by itself.
+    pub async fn ended(&mut self) -> ExitStatus {
+        let mut process = self.process.take().expect("it runs");
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = process.try_wait().expect("it can be waited for") {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "it does not end\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     fn config(&self) -> PathBuf {
@@ -124,6 +145,25 @@ impl Daemon {
         let mut command = binary();
         command.args(arguments).arg("--admin").arg(format!("http://127.0.0.1:{}", self.admin));
         tokio::task::block_in_place(|| command.output().expect("the binary runs"))
+    }
+
+    /// Runs a command with its configuration.
+    pub fn configured(&self, arguments: &[&str]) -> Output {
+        let mut command = binary();
+        command.args(arguments).arg("--config").arg(self.config());
+        tokio::task::block_in_place(|| command.output().expect("the binary runs"))
+    }
+
+    /// What it exports for Prometheus; empty while it does not listen.
+    pub fn metrics(&self) -> String {
+        let ask = || -> std::io::Result<String> {
+            let mut connection = std::net::TcpStream::connect(("127.0.0.1", self.metrics))?;
+            connection.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
+            let mut text = String::new();
+            connection.read_to_string(&mut text)?;
+            Ok(text)
+        };
+        tokio::task::block_in_place(|| ask().unwrap_or_default())
     }
 
     /// `status`, while it answers.
@@ -220,7 +260,8 @@ pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
 }
 
-fn json_lines(output: &Output) -> Vec<Value> {
+/// Standard output, a JSON value a line.
+pub fn json_lines(output: &Output) -> Vec<Value> {
     let lines = output.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     lines.map(|line| serde_json::from_slice(line).expect("standard output carries JSON and nothing else")).collect()
 }

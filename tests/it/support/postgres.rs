@@ -39,6 +39,10 @@ impl Postgres {
         let data = folder.path().join("data");
         run(Command::new("cp").arg("-a").arg(template()).arg(&data));
         own(folder.path());
+        Self::start_in(folder, settings).await
+    }
+
+    async fn start_in(folder: TempDir, settings: &[&str]) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
         let settings = settings.iter().map(|setting| (*setting).to_owned()).collect();
         let mut postgres = Self { folder, port, settings, server: None };
@@ -64,6 +68,36 @@ impl Postgres {
             assert!(Instant::now() < deadline, "the server does not start: {error}\n{}", log());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// Starts one of a cluster of its own: the others are copies of one, and have one system identifier.
+    pub async fn start_distinct(settings: &[&str]) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        own(folder.path());
+        initdb(&folder.path().join("data"));
+        Self::start_in(folder, settings).await
+    }
+
+    /// Starts a standby of this server, which streams from it.
+    pub async fn standby(&self) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        own(folder.path());
+        let mut backup = as_server(Command::new(program("pg_basebackup")));
+        backup.args(["-h", "127.0.0.1", "-U", "postgres", "-R", "-X", "stream", "-c", "fast", "-p"]);
+        backup.arg(self.port.to_string()).arg("-D").arg(folder.path().join("data"));
+        run(&mut backup);
+        let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
+        let mut standby = Self { folder, port, settings: self.settings.clone(), server: None };
+        standby.start_server().await;
+        standby
+    }
+
+    /// Gives it another server's slot, as tools do that keep slots on standbys of servers that cannot do it themselves:
+    /// both are shut down while its files are copied.
+    pub fn take_over_slot(&self, from: &Self, slot: &str) {
+        assert!(self.server.is_none(), "it is shut down");
+        let place = |of: &Self| of.folder.path().join("data/pg_replslot");
+        run(Command::new("cp").arg("-a").arg(place(from).join(slot)).arg(place(self)));
     }
 
     /// Shuts it down and starts it again.
@@ -218,13 +252,17 @@ fn template() -> PathBuf {
     let folder = TEMPLATE.get_or_init(|| {
         let folder = tempfile::tempdir().expect("a temporary folder");
         own(folder.path());
-        let mut initdb = as_server(Command::new(program("initdb")));
-        initdb.arg("-D").arg(folder.path().join("data"));
-        initdb.args(["-U", "postgres", "-A", "trust", "-N", "-E", "UTF8", "--locale=C"]).stdout(Stdio::null());
-        run(&mut initdb);
+        initdb(&folder.path().join("data"));
         folder
     });
     folder.path().join("data")
+}
+
+fn initdb(data: &Path) {
+    let mut initdb = as_server(Command::new(program("initdb")));
+    initdb.arg("-D").arg(data);
+    initdb.args(["-U", "postgres", "-A", "trust", "-N", "-E", "UTF8", "--locale=C"]).stdout(Stdio::null());
+    run(&mut initdb);
 }
 
 /// A program of PostgreSQL 15.

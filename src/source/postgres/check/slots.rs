@@ -55,7 +55,8 @@ fn standing(name: &str, target: &Target, found: &Slot, findings: &mut Findings) 
         "lost" => findings.fault(
             format!(
                 "slot {name:?} is lost: it held more WAL than max_slot_wal_keep_size; drop it, and copy this source \
-                 tablet again"
+                 tablet again: untorn recopy --tablet {}",
+                target.name()
             ),
             drop(),
         ),

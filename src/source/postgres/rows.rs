@@ -1,0 +1,72 @@
+//! A published table's rows as they are now, for whoever compares them with the replica's.
+
+use super::copy::Reader;
+use super::relation::{self, Published, literal, quote};
+use super::{Failure, PostgresSource};
+use crate::source::{Catalog, CopyReader, SourceError};
+use crate::wal::{Column, Key, TableId, TableSchema};
+use async_trait::async_trait;
+
+/// Gives shapes without the log: rows that are only looked at change nothing there.
+struct AsTheServerSays;
+
+#[async_trait]
+impl Catalog for AsTheServerSays {
+    async fn table(&self, name: &str, columns: Vec<Column>, _: Option<u32>) -> Result<TableSchema, SourceError> {
+        Ok(TableSchema { table: TableId::default(), name: name.to_owned(), version: 0, columns })
+    }
+}
+
+impl PostgresSource {
+    /// The names of the published tables.
+    pub(super) async fn published_names(&self) -> Result<Vec<String>, SourceError> {
+        let publication = self.options.publication.clone();
+        let tables = self.ask(async |sql| relation::published(sql, &publication).await).await?;
+        Ok(tables.iter().map(|table| table.relation.name()).collect())
+    }
+
+    /// A table's rows in one statement, which sees one moment; with keys, only the rows of these.
+    pub(super) async fn table_rows(
+        &self,
+        table: &str,
+        keys: Option<&[Key]>,
+    ) -> Result<Option<Box<dyn CopyReader>>, SourceError> {
+        let at = |failure: Failure| failure.at(&self.target.label());
+        let mut sql = self.target.sql().await?;
+        let tables = relation::published(&mut sql, &self.options.publication).await.map_err(at)?;
+        let Some(mut found) = tables.into_iter().find(|published| published.relation.name() == table) else {
+            return Ok(None);
+        };
+        if let Some(keys) = keys {
+            let only = only(&found, keys);
+            found.filter = Some(found.filter.map_or(only.clone(), |filter| format!("({filter}) AND {only}")));
+        }
+        Ok(Some(Box::new(Reader::begin(self.target.clone(), sql, found, &AsTheServerSays).await?)))
+    }
+
+    /// The number of the oldest transaction that is open in the cluster, prepared ones among them, and of the next one.
+    pub(super) async fn open_numbers(&self) -> Result<(u64, u64), SourceError> {
+        let question = "SELECT pg_catalog.pg_snapshot_xmin(s)::text || ' ' || pg_catalog.pg_snapshot_xmax(s)::text
+             FROM pg_catalog.pg_current_snapshot() s";
+        let text = self.ask(async |sql| sql.text(question).await).await?.unwrap_or_default();
+        let numbers = text.split_once(' ').and_then(|(oldest, next)| oldest.parse().ok().zip(next.parse().ok()));
+        numbers.ok_or_else(|| SourceError::Stop(format!("{}: {text:?} is no snapshot", self.target.label())))
+    }
+}
+
+/// A condition that holds for the rows with these keys. The values are literals of no type yet, which take the columns'.
+fn only(table: &Published, keys: &[Key]) -> String {
+    let columns = table.relation.columns.iter().filter(|column| column.key);
+    let columns: Vec<String> = columns.map(|column| quote(&column.name)).collect();
+    let row = |key: &Key| {
+        let texts = key.columns()?;
+        let values: Vec<String> = texts.iter().map(|text| literal(&String::from_utf8_lossy(text))).collect();
+        (values.len() == columns.len()).then(|| format!("({})", values.join(", ")))
+    };
+    let rows: Vec<String> = keys.iter().filter_map(row).collect();
+    match (columns.is_empty(), rows.is_empty()) {
+        (_, true) => "false".to_owned(),
+        (true, _) => "true".to_owned(),
+        _ => format!("({}) IN ({})", columns.join(", "), rows.join(", ")),
+    }
+}
