@@ -183,7 +183,9 @@ impl Poller {
         let (stream, keeper) = self.side.source.open(opened.resume.clone(), catalog).await?;
         if let Some(identity) = stream.identity().filter(|identity| *identity != opened.resume.identity) {
             info!(stream = %self.side.name, identity, before = opened.resume.identity, "another server took this one's place");
-            self.leader.slot(opened.stream, opened.puller, opened.resume.after, identity).await?;
+            let puller = PullerId { stream: opened.stream, epoch: opened.puller };
+            let (start, identity) = (opened.resume.after, identity.to_owned());
+            self.leader.slot(puller, StandingSlot { start, identity, tables: Vec::new() }).await?;
         }
         let mut keepers = JoinSet::new();
         keepers.spawn(keeper);
