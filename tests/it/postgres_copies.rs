@@ -79,6 +79,10 @@ async fn tables_and_servers_come_and_go_while_money_moves() {
     let moved = tellers.stop().await;
     assert!(moved > 0);
 
+    // The next tellers begin to count anew.
+    on_all(&servers, "DELETE FROM legs").await;
+    until_equal(&daemon, old, "public.legs").await;
+
     // A third server joins while money moves from and to it: from the moment it is seen, every scan is whole.
     let tellers = Tellers::start(&servers, 3);
     daemon.reconfigure(&source_of(&servers));
