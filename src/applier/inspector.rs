@@ -1,7 +1,7 @@
 //! A running applier as others look at it.
 
 use super::host::Clock;
-use super::inputs::Inputs;
+use super::inputs::{Input, Inputs};
 use super::leader::{LeaderError, StreamState};
 use super::reads::Reader;
 use super::shown::{Finished, Pullers};
@@ -65,6 +65,23 @@ impl Inspector {
     ) -> Result<T, LeaderError> {
         match &self.led {
             Some(led) => led.inputs.look(look).await,
+            None => Err(LeaderError::Unavailable("it lives in another process; ask that one".into())),
+        }
+    }
+
+    /// Asks for copies of tables: of a stream, of a table, or of one's part of the other. Answers them by stream and name,
+    /// or why there are none.
+    ///
+    /// # Errors
+    /// Another process leads, or the leader has ended.
+    pub async fn recopy(
+        &self,
+        stream: Option<&str>,
+        table: Option<&str>,
+    ) -> Result<Result<Vec<(String, String)>, String>, LeaderError> {
+        let (stream, table) = (stream.map(str::to_owned), table.map(str::to_owned));
+        match &self.led {
+            Some(led) => led.inputs.ask(|reply| Input::Recopy { stream, table, reply }).await,
             None => Err(LeaderError::Unavailable("it lives in another process; ask that one".into())),
         }
     }

@@ -32,8 +32,8 @@ impl Probes {
         while self.running.try_join_next().is_some() {}
         let (streams, inputs) = (Arc::clone(&self.streams), self.inputs.clone());
         let probe: BoxFuture<'static, ()> = match output {
-            Output::TakeRound { begun_after } => Box::pin(take_round(streams, inputs, begun_after)),
-            Output::TakeFence => Box::pin(take_fence(streams, inputs)),
+            Output::TakeRound { begun_after, of } => Box::pin(take_round(only(&streams, &of), inputs, begun_after)),
+            Output::TakeFence { of } => Box::pin(take_fence(only(&streams, &of), inputs)),
             Output::CheckPrepared { stream, transactions } => {
                 Box::pin(check_prepared(streams, inputs, stream, transactions))
             }
@@ -45,6 +45,12 @@ impl Probes {
 }
 
 type Streams = Arc<BTreeMap<SourceTabletId, Arc<StreamSide>>>;
+
+/// These streams, of those that this process can ask.
+fn only(streams: &Streams, of: &[SourceTabletId]) -> Streams {
+    let asked = streams.iter().filter(|(stream, _)| of.contains(stream));
+    Arc::new(asked.map(|(&stream, side)| (stream, Arc::clone(side))).collect())
+}
 
 /// One answer from a server, or why there is none.
 async fn ask<T>(asked: impl Future<Output = Result<T, SourceError>>) -> Result<T, String> {

@@ -18,6 +18,7 @@ mod loop_disk;
 mod moved_rows;
 mod one_writer;
 mod page;
+mod postgres_copies;
 mod postgres_e2e;
 mod postgres_faults;
 mod postgres_waits;

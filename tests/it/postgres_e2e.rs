@@ -135,7 +135,7 @@ impl Tellers {
 }
 
 /// Reads the replica at every read point; what is shown must be whole. Answers how many scans were.
-fn audit(daemon: &Daemon, servers: usize) -> u64 {
+pub fn audit(daemon: &Daemon, servers: usize) -> u64 {
     let mut scans = 0;
     for at in ["safe", "latest"] {
         if let Ok(rows) = daemon.scan("public.accounts", at, "csv") {

@@ -45,7 +45,8 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use txn_log::SimLog;
 use untorn::applier::{
-    Applier, Clock, Components, Ended, Host, Inspector, Leadership, NamedTablet, Reader, StartError, Tablets,
+    Applier, Clock, Components, CopyOptions, Ended, Host, Inspector, Leadership, NamedTablet, Reader, StartError,
+    Tablets,
 };
 use untorn::coordinator::{Release, Settings};
 use untorn::source::Source;
@@ -308,6 +309,7 @@ impl Universe {
             tablets: self.tablets(life),
             sources: self.sources(life),
             pull,
+            copy: CopyOptions { rate: None, parallel: 2 },
             memory_budget: self.plan.memory_budget,
             owner: format!("node-{}", life.number()),
         }
