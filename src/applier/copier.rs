@@ -87,7 +87,9 @@ impl Copier {
                 }
                 Err(Trouble::Ended(ended)) => return Err(ended),
                 Err(Trouble::Retry(cause) | Trouble::Fenced(cause)) => (Some(cause), backoff.next_wait()),
-                Err(Trouble::Stop(cause)) => (Some(cause), Duration::from_millis(STOPPED_RETRY_MS)),
+                Err(Trouble::Stop(cause) | Trouble::StandStill(cause)) => {
+                    (Some(cause), Duration::from_millis(STOPPED_RETRY_MS))
+                }
             };
             if let Some(cause) = cause.as_ref().filter(|_| said != cause) {
                 warn!(stream = %self.side.name, %cause, "a copy is begun again");

@@ -23,6 +23,7 @@ pub(super) struct StreamSide {
     snapshot: Mutex<Option<(HybridTime, Box<dyn Snapshot>)>>,
     handed_over: Notify,
     wake: Notify,
+    again: Notify,
     pulled: AtomicBool,
 }
 
@@ -132,6 +133,7 @@ impl StreamSide {
             snapshot: Mutex::default(),
             handed_over: Notify::new(),
             wake: Notify::new(),
+            again: Notify::new(),
             pulled: AtomicBool::new(false),
         }
     }
@@ -204,7 +206,9 @@ impl StreamSide {
                 told.pause_for = pause_for;
                 told.to_check.extend(check_running);
             }
-            Err(error @ (LeaderError::Stop(_) | LeaderError::Fenced(_))) if current => told.end = Some(error),
+            Err(error @ (LeaderError::Stop(_) | LeaderError::Refused(_) | LeaderError::Fenced(_))) if current => {
+                told.end = Some(error);
+            }
             // Whoever could not be told is told the next time.
             Err(_) => {}
         }
@@ -267,6 +271,20 @@ impl StreamSide {
     /// Whether records of this stream are on their way.
     pub(super) fn is_pulled(&self) -> bool {
         self.pulled.load(Ordering::Acquire)
+    }
+
+    /// A stream that stopped is to be tried again at once; whether it has.
+    pub(super) fn try_again(&self) -> bool {
+        let stopped = matches!(self.progress().state, StreamState::Stopped { .. });
+        if stopped {
+            self.again.notify_one();
+        }
+        stopped
+    }
+
+    /// Waits for [`Self::try_again`].
+    pub(super) async fn asked_again(&self) {
+        self.again.notified().await;
     }
 
     /// Waits until `not_running` or `hear` was called.

@@ -66,7 +66,7 @@ struct Held {
 }
 
 impl Held {
-    fn new(world: &World, (position, rows): (u64, BTreeMap<RowKey, Value>)) -> Box<dyn Snapshot> {
+    fn of(world: &World, (position, rows): (u64, BTreeMap<RowKey, Value>)) -> Box<dyn Snapshot> {
         let table = |published: PublishedTable| SnapshotTable { published, estimate: None };
         Box::new(Self { world: world.clone(), position, rows, tables: published().into_iter().map(table).collect() })
     }
@@ -132,13 +132,13 @@ impl Source for SimPostgres {
         self.server.answers().await;
         let held = self.server.create_slot().await;
         let (start, identity) = (OpId::end_of_term(held.0), self.server.name.clone());
-        Ok(NewSlot { start, identity, snapshot: Some(Held::new(&self.world, held)) })
+        Ok(NewSlot { start, identity, snapshot: Some(Held::of(&self.world, held)) })
     }
 
     async fn snapshot(&self) -> Result<Box<dyn Snapshot>, SourceError> {
         self.life.output().await;
         self.server.answers().await;
-        Ok(Held::new(&self.world, self.server.snapshot().await))
+        Ok(Held::of(&self.world, self.server.snapshot().await))
     }
 
     async fn publication(&self) -> Result<Option<(Vec<PublishedTable>, OpId)>, SourceError> {
