@@ -57,7 +57,7 @@
 //!
 //! # Copies, and streams that come and go
 //!
-//! Tables are copied, and copied again, while everything else goes on: [`copies`] has the rule and its reasons. A stream
+//! Tables are copied, and copied again, while everything else goes on: `copies` has the rule and its reasons. A stream
 //! that the log does not know **joins**: its tables are copied and its stream is pulled, and nothing of it is seen; then
 //! rounds ask its server, too, and the start fence is taken for it; once that is passed and everything is decided that any
 //! stream carried by then, all of its tables are shown in one entry, at a named time above safe time ([`Joining`]). A
