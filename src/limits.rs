@@ -179,6 +179,8 @@ pub const ANNOUNCE_AGAIN_MS: u64 = 5_000;
 /// Milliseconds between two looks at a source's publication: how late a table that changes nothing is noticed. One whose
 /// rows change is noticed at the first change.
 pub const COPY_LOOK_EVERY_MS: u64 = 2_000;
+/// Milliseconds between two lines of the log about how far a server's copies are.
+pub const COPY_SAID_EVERY_MS: u64 = 10_000;
 /// Tables of one server that are copied at once, unless the configuration says otherwise: one can be read while another
 /// is stored, and a source has other things to do.
 pub const COPY_PARALLEL: usize = 2;

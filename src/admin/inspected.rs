@@ -94,7 +94,7 @@ impl Inspected {
                 .answer_age(view.stream, &view.name, seen.now)
                 .max(invisible.map_or(0.0, |time| time.seconds_behind(seen.now))),
             records_total: progress.records,
-            copy: copy(&view.copies, &progress.copy),
+            copy: copy(&view.copies, &progress.copy, view.slot_stands),
         }
     }
 
@@ -145,7 +145,7 @@ impl Inspected {
                 checkpointed: self.position(progress.checkpointed),
                 lag_seconds: 0.0,
                 records_total: progress.records,
-                copy: copy(&[], &progress.copy),
+                copy: copy(&[], &progress.copy, true),
             }
         };
         Status {
@@ -250,7 +250,7 @@ impl Inspect for Inspected {
         let (name, position) = (table.to_owned(), point.position);
         let copying = self.inspector.look(move |coordinator, _| {
             let state = coordinator.state();
-            state.copying_first(&name, position).map(|stream| state.stream_name(stream).to_owned())
+            state.unreadable(&name, position).map(|stream| state.stream_name(stream).to_owned())
         });
         if let Ok(Some(stream)) = copying.await {
             return Err(ScanError::NotReady(format!("table {table} is being copied from {stream}, and not shown yet")));
@@ -279,7 +279,8 @@ fn state(state: StreamState) -> (State, Option<String>) {
 }
 
 /// How far the copies of a stream's tables are: what the log knows of each, and the rows of those on their way.
-fn copy(copies: &[TableCopy], progress: &CopyProgress) -> CopyStatus {
+/// Before the stream's slot stands, nobody knows its tables.
+fn copy(copies: &[TableCopy], progress: &CopyProgress, slot_stands: bool) -> CopyStatus {
     let done = copies.iter().filter_map(|copy| match copy.state {
         CopyState::Done { rows, .. } if !progress.tables.contains_key(&copy.table) => Some(rows),
         _ => None,
@@ -287,7 +288,7 @@ fn copy(copies: &[TableCopy], progress: &CopyProgress) -> CopyStatus {
     let done: u64 = done.sum();
     let (rows, total) = progress.rows();
     let over = copies.iter().filter(|copy| copy.is_over()).count();
-    let state = if over == copies.len() && progress.tables.is_empty() {
+    let state = if slot_stands && over == copies.len() && progress.tables.is_empty() {
         CopyPhase::Done
     } else if copies.iter().all(|copy| copy.state == CopyState::Pending) && progress.tables.is_empty() {
         CopyPhase::Pending
@@ -295,7 +296,6 @@ fn copy(copies: &[TableCopy], progress: &CopyProgress) -> CopyStatus {
         CopyPhase::Running
     };
     let total = if state == CopyPhase::Pending { None } else { total.map(|total| done + total) };
-    let left = total.map(|total| total.saturating_sub(done + rows)).filter(|left| progress.rate > 0 && *left > 0);
     CopyStatus {
         state,
         rows: done + rows,
@@ -303,7 +303,7 @@ fn copy(copies: &[TableCopy], progress: &CopyProgress) -> CopyStatus {
         tables_done: over as u64,
         tables: copies.len() as u64,
         rows_per_second: progress.rate,
-        eta_seconds: left.map(|left| left.div_ceil(progress.rate)),
+        eta_seconds: progress.seconds_left(),
         cause: progress.cause.clone(),
     }
 }

@@ -279,11 +279,19 @@ impl fmt::Display for Status {
     }
 }
 
+impl CopyStatus {
+    /// How much of so many rows is copied, as a bar of ten.
+    fn bar(&self, total: u64) -> String {
+        let tenths = (self.rows.min(total) * 10).checked_div(total).unwrap_or(0) as usize;
+        format!("[{}{}]", "=".repeat(tenths), ".".repeat(10 - tenths))
+    }
+}
+
 impl fmt::Display for CopyStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.state, self.total) {
             (CopyPhase::Pending, _) => f.write_str("pending"),
-            (CopyPhase::Running, Some(total)) => write!(f, "{} of about {total} rows", self.rows),
+            (CopyPhase::Running, Some(total)) => write!(f, "{} {} of about {total} rows", self.bar(total), self.rows),
             (CopyPhase::Running, None) => write!(f, "{} rows", self.rows),
             (CopyPhase::Done, _) => write!(f, "done, {} rows", self.rows),
         }?;
@@ -394,7 +402,7 @@ pub(super) mod tests {
 not ready · leader, epoch 3 · safe time 18446744073709551614, 2.5 s behind, held by shard-b
 
 STREAM   STATE    RECEIVED    DURABLE     CHECKPOINTED  LAG     COPY
-shard-a  running  1/6B374D28  1/6B374D00  0/0           0.2 s   10 of about 70 rows, 1 a second, 1 min 0 s left
+shard-a  running  1/6B374D28  1/6B374D00  0/0           0.2 s   [=.........] 10 of about 70 rows, 1 a second, 1 min 0 s left
 b        stopped  2.7         2.7         1.9           60.0 s  pending
 a copy of shard-a is begun again: the server went away
 b is stopped: the counts do not match

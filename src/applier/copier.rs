@@ -198,7 +198,7 @@ impl Copy<'_> {
         while let Some((rows, bytes)) = next {
             copied += rows.len() as u64;
             counter!(STREAM_COPIED_ROWS, STREAM => side.name.clone()).increment(rows.len() as u64);
-            side.copy_progress().took(table, rows.len() as u64, self.began.elapsed());
+            self.took(table, rows.len() as u64);
             let wait = self.pace.lock().unwrap_or_else(PoisonError::into_inner).take(bytes, self.began.elapsed());
             sleep(wait).await;
             // The next rows are read while these are stored.
@@ -216,6 +216,18 @@ impl Copy<'_> {
         told.await?;
         info!(stream = %side.name, table, rows = copied, "a table is copied");
         Ok(())
+    }
+
+    /// Counts rows of a table, and says now and then how far all of them are.
+    fn took(&self, table: &str, rows: u64) {
+        let name = &self.copier.side.name;
+        let mut progress = self.copier.side.copy_progress();
+        progress.took(table, rows, self.began.elapsed());
+        if progress.is_to_be_said(self.began.elapsed()) {
+            let (rows, total) = progress.rows();
+            let (rate, left) = (progress.rate, progress.seconds_left());
+            info!(stream = %name, rows, about = total, rows_per_second = rate, seconds_left = left, "tables are being copied");
+        }
     }
 
     /// Sends rows to their tablets.

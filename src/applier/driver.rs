@@ -198,7 +198,7 @@ impl Driver {
                 // Its puller asks, wherever that lives.
                 self.to_check.insert(stream, transactions);
             }
-            probe => self.probes.run(probe),
+            probe => self.probes.run(probe, |stream| self.coordinator.state().stream_name(stream).to_owned()),
         }
     }
 

@@ -79,11 +79,17 @@ impl Inspector {
         stream: Option<&str>,
         table: Option<&str>,
     ) -> Result<Result<Vec<(String, String)>, String>, LeaderError> {
+        let named = |side: &&Arc<StreamSide>| stream.is_some_and(|name| name == side.name);
+        let side = self.streams.iter().find(named);
         let (stream, table) = (stream.map(str::to_owned), table.map(str::to_owned));
-        match &self.led {
+        let asked = match &self.led {
             Some(led) => led.inputs.ask(|reply| Input::Recopy { stream, table, reply }).await,
             None => Err(LeaderError::Unavailable("it lives in another process; ask that one".into())),
+        };
+        if let Some(side) = side.filter(|_| matches!(asked, Ok(Ok(_)))) {
+            side.try_again();
         }
+        asked
     }
 
     /// Sets the gauges that only the runtime knows: the budget, and what the replica tablets hold.

@@ -289,12 +289,16 @@ async fn lead(
              would be seen while it runs, and parts of transactions with it"
         )));
     }
-    let joined: BTreeMap<SourceTabletId, _> = if names.is_empty() {
-        // Pollers elsewhere name the streams, or there are none.
-        BTreeMap::new()
-    } else {
-        coordinator.handle_configured(host.clock.now(), &names).into_iter().zip(streams.iter().cloned()).collect()
-    };
+    // Without any, pollers elsewhere name the streams, or there are none.
+    if !names.is_empty() {
+        for gone in coordinator.handle_configured(host.clock.now(), &names) {
+            warn!(
+                stream = gone,
+                "the configuration does not name this source tablet any more: its rows are not seen from here on, and what it had \
+                 prepared is discarded. Its slot stays on its server and keeps WAL there until somebody drops it (pg_drop_replication_slot)"
+            );
+        }
+    }
     let (sender, receiver) = mpsc::channel(LEADER_INPUTS);
     let inputs = Inputs::new(sender);
     let mut executors = JoinSet::new();
@@ -324,7 +328,7 @@ async fn lead(
         log: log_commands,
         log_events,
         queues,
-        probes: Probes::new(Arc::new(joined), inputs.clone()),
+        probes: Probes::new(streams.to_vec(), inputs.clone()),
         shown,
         pullers,
         clock: host.clock.clone(),

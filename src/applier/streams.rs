@@ -2,6 +2,7 @@
 
 use super::leader::{LeaderError, StreamOpened, StreamState, Wanted};
 use crate::flow::Budget;
+use crate::limits::COPY_SAID_EVERY_MS;
 use crate::source::{Snapshot, Source};
 use crate::wal::{Epoch, HybridTime, OpId, SourceTabletId, SourceTransactionId};
 use std::collections::BTreeMap;
@@ -68,6 +69,8 @@ pub struct CopyProgress {
     pub cause: Option<String>,
     /// Rows since the rate was last looked at, and when that was.
     counted: (u64, Duration),
+    /// When the log said how far they are.
+    said: Duration,
 }
 
 /// How long rows are counted before they make a rate.
@@ -88,6 +91,23 @@ impl CopyProgress {
             self.rate = (self.counted.0 as f64 / over.as_secs_f64()) as u64;
             self.counted = (0, now);
         }
+    }
+
+    /// Whether the log is to say how far they are; once in a while.
+    pub(super) fn is_to_be_said(&mut self, now: Duration) -> bool {
+        let due = now.saturating_sub(self.said) >= Duration::from_millis(COPY_SAID_EVERY_MS);
+        if due {
+            self.said = now;
+        }
+        due
+    }
+
+    /// How long the rest takes at the present rate, where both are known.
+    #[must_use]
+    pub fn seconds_left(&self) -> Option<u64> {
+        let (rows, total) = self.rows();
+        let left = total?.saturating_sub(rows);
+        (self.rate > 0 && left > 0).then(|| left.div_ceil(self.rate))
     }
 
     /// No copy is on its way.

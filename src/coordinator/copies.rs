@@ -136,9 +136,18 @@ impl State {
         copies.get_mut(place)
     }
 
-    /// A stream whose part of the table is being copied, where readers at this position see no stream's part.
+    /// A stream whose part of the table is being copied, where readers at this position would miss it: they see no stream's
+    /// part, or saw this one's before it had to join anew.
     #[must_use]
-    pub fn copying_first(&self, table: &str, position: LogPosition) -> Option<SourceTabletId> {
+    pub fn unreadable(&self, table: &str, position: LogPosition) -> Option<SourceTabletId> {
+        let had = |name: &str| {
+            let before = self.streams.iter().filter(|stream| stream.left && stream.name == name);
+            before.flat_map(|stream| &stream.copies).any(|copy| copy.table == table)
+        };
+        let mut rejoining = self.streams.iter().filter(|stream| !stream.left && stream.joining.is_some());
+        if let Some(stream) = rejoining.find(|stream| had(&stream.name)) {
+            return Some(stream.stream);
+        }
         let live = self.streams.iter().filter(|stream| !stream.left).map(|stream| stream.stream);
         let parts = live.filter_map(|stream| Some((stream, self.table_copy(stream, table)?)));
         let parts: Vec<_> = parts.collect();

@@ -5,6 +5,7 @@ use super::copies::PublishedTable;
 use super::entry::{CopyState, Item, Release};
 use super::machine::Coordinator;
 use super::output::{Promise, Refused};
+use super::stream::StreamRecord;
 use crate::wal::{Column, Epoch, HybridTime, OpId, SourceTabletId, TableId, TableSchema};
 
 impl Coordinator {
@@ -198,6 +199,7 @@ impl Coordinator {
     }
 
     /// Somebody asks for copies of what is shown now: of a stream, of a table, or of one's part of the other. Answers them.
+    /// A stream that has stopped joins anew, with another slot: it is the way back for one whose slot is lost.
     ///
     /// # Errors
     /// There is no such stream or table, or the source has no copies.
@@ -218,6 +220,14 @@ impl Coordinator {
             );
         }
         let live = self.state.streams.iter().filter(|s| !s.left && stream.is_none_or(|name| name == s.name));
+        let stopped = |s: &&StreamRecord| stream.is_some() && table.is_none() && self.stopped.contains_key(&s.stream);
+        if let Some(anew) = live.clone().find(stopped).map(|record| record.stream) {
+            let copies = self.state.stream(anew).map_or(&[][..], |record| &record.copies);
+            let name = self.state.stream_name(anew).to_owned();
+            let tables = copies.iter().map(|copy| (name.clone(), copy.table.clone())).collect();
+            self.rejoin(now, anew);
+            return Ok(self.promise(tables));
+        }
         let copies = live.flat_map(|s| s.copies.iter().map(move |copy| (s, copy)));
         let asked = copies.filter(|(_, copy)| table.is_none_or(|name| name == copy.table));
         let asked: Vec<_> = asked.map(|(s, copy)| (s.stream, s.name.clone(), copy.table.clone())).collect();

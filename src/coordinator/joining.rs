@@ -7,6 +7,7 @@ use super::discovery::{Outstanding, Start};
 use super::entry::{CopyState, Fence, Item, Release};
 use super::machine::Coordinator;
 use super::state::{Piece, State};
+use super::stream::StreamRecord;
 use crate::wal::{HybridTime, OpId, SourceTabletId, TransactionId};
 use serde::{Deserialize, Serialize};
 
@@ -144,25 +145,39 @@ impl State {
 
 impl Coordinator {
     /// The streams of the configuration: joins those that the log does not know, and lets go of those that it does not
-    /// name any more. With a common clock none is let go of. Answers their numbers in the given order.
-    pub fn handle_configured(&mut self, now: HybridTime, names: &[&str]) -> Vec<SourceTabletId> {
-        if self.state.release != Release::CommonClock {
-            let gone = self.state.streams.iter().filter(|s| !s.left && !names.contains(&s.name.as_str()));
-            for stream in gone.map(|s| s.stream).collect::<Vec<_>>() {
-                self.let_go(now, stream);
-            }
+    /// name any more. With a common clock none is let go of. Answers the names of those that it let go of.
+    pub fn handle_configured(&mut self, now: HybridTime, names: &[&str]) -> Vec<String> {
+        let is_gone = |s: &&StreamRecord| !s.left && !names.contains(&s.name.as_str());
+        let mut gone: Vec<_> = self.state.streams.iter().filter(is_gone).map(|s| (s.stream, s.name.clone())).collect();
+        if self.state.release == Release::CommonClock {
+            gone.clear();
         }
-        let numbers = names.iter().map(|name| self.handle_stream_joined(now, name)).collect();
+        for (stream, _) in &gone {
+            self.let_go(now, *stream, true);
+        }
+        for name in names {
+            self.handle_stream_joined(now, name);
+        }
         self.settle(now);
-        numbers
+        gone.into_iter().map(|(_, name)| name).collect()
     }
 
-    /// A stream leaves; its rows are hidden from here on.
-    fn let_go(&mut self, now: HybridTime, stream: SourceTabletId) {
+    /// A stream that cannot go on where it was, because its slot or its server is another, leaves and joins anew under its
+    /// name: its slot is made again, and its tables are read by nobody until they are shown
+    /// ([`State::unreadable`]).
+    pub(super) fn rejoin(&mut self, now: HybridTime, stream: SourceTabletId) {
+        let name = self.state.stream_name(stream).to_owned();
+        self.let_go(now, stream, false);
+        self.handle_stream_joined(now, &name);
+        self.settle(now);
+    }
+
+    /// A stream leaves; its rows are hidden from here on. `gone`: its tables are nothing that anybody waits for.
+    fn let_go(&mut self, now: HybridTime, stream: SourceTabletId, gone: bool) {
         let time = self.next_time(now);
         let copies = self.state.stream(stream).map_or(&[][..], |record| &record.copies);
         for table in copies.iter().map(|copy| copy.table.clone()).collect::<Vec<_>>() {
-            self.say(now, Item::CopyHidden { stream, table, time, gone: true });
+            self.say(now, Item::CopyHidden { stream, table, time, gone });
         }
         self.say(now, Item::StreamLeft { stream });
     }

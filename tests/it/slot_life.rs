@@ -2,6 +2,7 @@
 
 use crate::support::daemon::{Daemon, json_lines, source_of};
 use crate::support::postgres::{Postgres, execute};
+use crate::support::tables::until_equal;
 use std::time::Duration;
 
 const SLOTS: &str = "SELECT slot_name FROM pg_replication_slots ORDER BY 1";
@@ -105,4 +106,9 @@ async fn a_lost_slot_stops_its_stream_by_name_with_the_way_back() {
     let status = daemon.until_status("the stream stops", |status| status["streams"][0]["state"] == "stopped").await;
     let cause = status["streams"][0]["cause"].as_str().unwrap();
     assert!(cause.contains("slot \"shard_a\" is lost") && cause.contains("untorn recopy --tablet shard-a"), "{cause}");
+    assert!(daemon.ask(&["recopy", "--tablet", "shard-a"]).status.success());
+    until_equal(&daemon, &shards, "public.t").await;
+    shards[0].execute("INSERT INTO t SELECT max(id) + 1 FROM t").await;
+    until_equal(&daemon, &shards, "public.t").await;
+    assert!(daemon.terminate().success());
 }
