@@ -61,6 +61,7 @@ use streams::{SharedBudget, StreamSide};
 use tablets::ApplyQueue;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinSet};
+use tracing::warn;
 
 /// Who owns the transaction records.
 pub enum Leadership {
