@@ -15,6 +15,7 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use x509_cert::Certificate;
 use x509_cert::der::Decode;
 
@@ -181,14 +182,13 @@ fn roots(file: &Path, pem: &[u8]) -> Result<RootCertStore, KeyError> {
     Ok(roots)
 }
 
-/// When the first of these certificates expires, in seconds since the Unix epoch.
-fn expiry(pem: &[u8]) -> Option<f64> {
-    let found = CertificateDer::pem_slice_iter(pem).filter_map(Result::ok);
-    let ends = found.filter_map(|certificate| {
-        let certificate = Certificate::from_der(&certificate).ok()?;
-        Some(certificate.tbs_certificate.validity.not_after.to_unix_duration().as_secs_f64())
+/// When the first of these certificates expires, since the Unix epoch.
+pub(super) fn expiry<'a>(certificates: impl Iterator<Item = &'a CertificateDer<'a>>) -> Option<Duration> {
+    let ends = certificates.filter_map(|certificate| {
+        let certificate = Certificate::from_der(certificate).ok()?;
+        Some(certificate.tbs_certificate.validity.not_after.to_unix_duration())
     });
-    ends.reduce(f64::min)
+    ends.min()
 }
 
 /// What was made of files, and made again when they change.
@@ -240,9 +240,10 @@ impl<F: Files> Reloaded<F> {
         self.current();
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         for (word, pem) in F::EXPIRE.iter().zip([&state.pem[0], &state.pem[2]]) {
-            if let Some(at) = expiry(pem) {
+            let found: Vec<_> = CertificateDer::pem_slice_iter(pem).filter_map(Result::ok).collect();
+            if let Some(at) = expiry(found.iter()) {
                 let certificate = format!("{}.{word}", self.files.section());
-                ::metrics::gauge!(CERTIFICATE_EXPIRY, CERTIFICATE => certificate).set(at);
+                ::metrics::gauge!(CERTIFICATE_EXPIRY, CERTIFICATE => certificate).set(at.as_secs_f64());
             }
         }
     }
