@@ -2,7 +2,7 @@
 //!
 //! Files are read again whenever a connection is made and whenever metrics are scraped: three small files cost far less
 //! than a handshake, and no change can be missed. New ones that cannot be used are reported once, and the old ones stay in
-//! use: whoever rotates writes a certificate and its key one after the other.
+//! use: whoever rotates writes a certificate and its key one after the other. New authorities count all the same.
 
 use crate::metrics::{CERTIFICATE, CERTIFICATE_EXPIRY};
 use rustls::client::Resumption;
@@ -214,8 +214,9 @@ impl<F: Files> Reloaded<F> {
 
     /// What the files hold now, or held when they were last of use.
     fn current(&self) -> Arc<F::Config> {
-        let read = self.files.read();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        // Under the lock, so that nobody puts what he read earlier in the place of what another read later.
+        let read = self.files.read();
         let changed = !matches!(&read, Ok(pem) if *pem == state.pem);
         if !changed {
             state.refused = None;
@@ -229,6 +230,13 @@ impl<F: Files> Reloaded<F> {
                 Err(error) => {
                     let section = self.files.section();
                     tracing::warn!(section, %error, "the new certificates cannot be used; the old ones stay");
+                    // A certificate whose key is still to be written is no reason not to know the others' new authority.
+                    if let Ok([.., authorities]) = &read {
+                        let old = [state.pem[0].clone(), state.pem[1].clone(), authorities.clone()];
+                        if let Ok(config) = self.files.make(&old) {
+                            (state.config, state.pem) = (Arc::new(config), old);
+                        }
+                    }
                     state.refused = Some(read);
                 }
             }
