@@ -103,6 +103,10 @@ async fn a_running_daemon_logs_otherwise_and_says_who_did_what() {
     assert!(daemon.ask(&["verify", "--table", "public.t"]).status.success());
     let refused = daemon.ask(&["verify", "--table", "public.none"]);
     assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    let nothing = daemon.ask(&["retry"]);
+    assert!(nothing.status.success(), "{nothing:?}");
+    let skipped = daemon.ask(&["skip", "none-such"]);
+    assert_eq!(skipped.status.code(), Some(1), "{skipped:?}");
 
     let log = daemon.log();
     let audited = |what: &str, subject: &str, outcome: &str| {
@@ -116,4 +120,6 @@ async fn a_running_daemon_logs_otherwise_and_says_who_did_what() {
     assert_eq!(audited("log-level", "debug", "done"), 1, "{log}");
     assert_eq!(audited("log-level", "error", "done"), 1, "no filter hides who set it: {log}");
     assert_eq!(audited("verify", "public.t", "done"), 2, "{log}");
+    assert_eq!(audited("retry", "", "done"), 1, "{log}");
+    assert_eq!(audited("skip", "none-such", "failed"), 1, "{log}");
 }
