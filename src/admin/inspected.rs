@@ -75,7 +75,8 @@ impl Inspected {
     fn stream(&self, seen: &Seen, view: &StreamView) -> StreamStatus {
         let progress = self.inspector.progress(&view.name).unwrap_or_default();
         let (mut state, mut cause) = self.held(seen, view);
-        let first = view.copies.iter().any(|copy| copy.shown.is_none() && !copy.is_over());
+        let is_first = |copy: &TableCopy| copy.shown.is_none() && !matches!(copy.state, CopyState::Done { .. });
+        let first = view.copies.iter().any(is_first);
         if matches!(state, State::Running | State::Copying) {
             state = if first { State::Copying } else { State::Running };
         }
@@ -287,7 +288,7 @@ fn copy(copies: &[TableCopy], progress: &CopyProgress, slot_stands: bool) -> Cop
     });
     let done: u64 = done.sum();
     let (rows, total) = progress.rows();
-    let over = copies.iter().filter(|copy| copy.is_over()).count();
+    let over = copies.iter().filter(|copy| matches!(copy.state, CopyState::Done { .. })).count();
     let state = if slot_stands && over == copies.len() && progress.tables.is_empty() {
         CopyPhase::Done
     } else if copies.iter().all(|copy| copy.state == CopyState::Pending) && progress.tables.is_empty() {

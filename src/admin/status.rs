@@ -144,7 +144,7 @@ pub struct CopyStatus {
     pub rows: u64,
     /// Rows in all, where known.
     pub total: Option<u64>,
-    /// How many of its tables are copied and shown.
+    /// How many of its tables are copied, every row durably.
     #[serde(default)]
     pub tables_done: u64,
     /// How many tables it has.

@@ -32,12 +32,17 @@ impl Coordinator {
         if known.is_none() {
             self.say(now, Item::Table { table, name: name.to_owned(), version, columns: columns.clone() });
         }
-        if let Some((stream, relation)) = spoken.filter(|_| self.takes_copies()) {
-            self.spoken_of(now, stream, name, table, (relation, version));
+        let promise = self.promise(TableSchema { table, name: name.to_owned(), version, columns });
+        match spoken.filter(|_| self.takes_copies()) {
+            Some((stream, relation)) if self.spoken_of(now, stream, name, table, (relation, version)) => {
+                self.promise(promise.value)
+            }
+            _ => promise,
         }
-        self.promise(TableSchema { table, name: name.to_owned(), version, columns })
     }
 
+    /// The stream is about to speak of a table. Whether that hides it; else nobody has to wait until the log knows: after a
+    /// crash the stream says it again.
     fn spoken_of(
         &mut self,
         now: HybridTime,
@@ -45,10 +50,10 @@ impl Coordinator {
         name: &str,
         table: TableId,
         (relation, version): (u32, u32),
-    ) {
+    ) -> bool {
         let before = self.state.table_copy(stream, name).map(|copy| copy.spoken);
         if before == Some((relation, version)) {
-            return;
+            return false;
         }
         let keys = |version: u32| {
             let columns = self.state.tables.get(table.0 as usize)?.versions.get((version as usize).checked_sub(1)?)?;
@@ -64,6 +69,7 @@ impl Coordinator {
             self.ask_for_copy(now, stream, name, OpId::MAX, true);
         }
         self.say(now, Item::Spoken { stream, table: name.to_owned(), relation, version });
+        tells_apart_otherwise
     }
 
     /// Asks for a copy, and hides what is shown until then where that is not what the table holds.
