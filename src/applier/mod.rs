@@ -43,7 +43,6 @@ use crate::coordinator::{Release, Settings};
 use crate::limits::{APPLIER_DRAIN_MS, LEADER_INPUTS};
 use crate::source::Source;
 use crate::txn_log::TransactionLog;
-use crate::wal::SourceTabletId;
 use copier::Copier;
 use driver::Driver;
 use executor::Executor;
