@@ -181,15 +181,15 @@ pub struct State {
 }
 
 impl State {
-    /// For a connection that resumes after a position.
+    /// For a connection that has just begun to stream.
     #[must_use]
-    pub fn after(after: OpId) -> Self {
+    pub fn new() -> Self {
         Self {
             decoder: Decoder::new(),
             frames: VecDeque::new(),
             relation: None,
             failed: None,
-            confirmable: Confirmable::after(after),
+            confirmable: Confirmable::default(),
         }
     }
 }

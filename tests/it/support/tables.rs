@@ -18,17 +18,24 @@ async fn source_rows(servers: &[Postgres], table: &str) -> Vec<String> {
     rows
 }
 
+/// Whether the replica's table is what the servers hold, at `safe` and at `latest`.
+pub async fn equal(daemon: &Daemon, servers: &[Postgres], table: &str) -> bool {
+    let expected = source_rows(servers, table).await;
+    ["safe", "latest"].iter().all(|at| shows(daemon, table, at, &expected))
+}
+
+fn shows(daemon: &Daemon, table: &str, at: &str, expected: &[String]) -> bool {
+    let Ok(rows) = daemon.scan(table, at, "csv") else { return false };
+    let mut rows: Vec<&str> = rows.lines().collect();
+    rows.sort_unstable();
+    rows == expected
+}
+
 /// Waits until the replica's table is what the servers hold, at `safe` and at `latest`.
 pub async fn until_equal(daemon: &Daemon, servers: &[Postgres], table: &str) {
     let expected = source_rows(servers, table).await;
     for at in ["safe", "latest"] {
-        daemon
-            .until(&format!("{table} equals the servers' at {at}"), || {
-                let rows = daemon.scan(table, at, "csv").ok()?;
-                let mut rows: Vec<&str> = rows.lines().collect();
-                rows.sort_unstable();
-                (rows == expected).then_some(())
-            })
-            .await;
+        let what = format!("{table} equals the servers' at {at}");
+        daemon.until(&what, || shows(daemon, table, at, &expected).then_some(())).await;
     }
 }
