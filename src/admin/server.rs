@@ -7,7 +7,7 @@ use super::page;
 use super::scan::{ScanAt, ScanError};
 use super::verify::VerifyError;
 use crate::access::{Keyring, Listener, Peer, audit, serve};
-use crate::applier::Given;
+use crate::applier::{Given, Retried};
 use crate::limits;
 use crate::proto::admin as proto;
 use crate::proto::admin::admin_service_server::{AdminService, AdminServiceServer};
@@ -137,7 +137,10 @@ impl AdminService for Service {
     }
 
     async fn skip(&self, request: Request<proto::SkipRequest>) -> Result<Response<proto::SkipResponse>, Status> {
-        let skipped = self.inspect.skip(&request.into_inner().transaction).await;
+        let peer = request.extensions().get::<Peer>().cloned();
+        let transaction = request.into_inner().transaction;
+        let skipped = self.inspect.skip(&transaction).await;
+        audit(peer.as_ref(), "skip", &transaction, &skipped);
         let skipped = skipped.map_err(Status::failed_precondition)?;
         let told = |given: Given| proto::SkippedTransaction {
             transaction: given.transaction.to_string(),
@@ -149,8 +152,11 @@ impl AdminService for Service {
         }))
     }
 
-    async fn retry(&self, _: Request<proto::RetryRequest>) -> Result<Response<proto::RetryResponse>, Status> {
-        Ok(Response::new(proto::RetryResponse { tablets: self.inspect.retry() }))
+    async fn retry(&self, request: Request<proto::RetryRequest>) -> Result<Response<proto::RetryResponse>, Status> {
+        let Retried { tablets, streams } = self.inspect.retry();
+        let subject = tablets.iter().chain(&streams).map(String::as_str).collect::<Vec<_>>().join(", ");
+        audit(request.extensions().get::<Peer>(), "retry", &subject, &Ok::<_, Status>(()));
+        Ok(Response::new(proto::RetryResponse { tablets, streams }))
     }
 
     async fn waiting(&self, _: Request<proto::WaitingRequest>) -> Result<Response<proto::ExplainResponse>, Status> {

@@ -84,17 +84,17 @@ pub async fn skip(args: &SkipArgs, out: &mut (impl Write + Send)) -> Result<(), 
     Ok(out.flush()?)
 }
 
-/// Has what the replica refused tried again at once.
+/// Has what the replica refused, and streams that stopped, tried again at once.
 ///
 /// # Errors
 /// When the daemon does not answer.
 pub async fn retry(args: &AdminArgs, out: &mut (impl Write + Send)) -> Result<(), Failure> {
-    let tablets = AdminClient::connect(&args.admin).await?.retry().await?;
-    if tablets.is_empty() {
-        writeln!(out, "nothing is refused and nothing waits for the replica")?;
+    let retried = AdminClient::connect(&args.admin).await?.retry().await?;
+    if retried.tablets.is_empty() && retried.streams.is_empty() {
+        writeln!(out, "nothing is refused, nothing waits for the replica, and no stream has stopped")?;
     }
-    for tablet in tablets {
-        writeln!(out, "tries again: {tablet}")?;
+    for name in retried.tablets.iter().chain(&retried.streams) {
+        writeln!(out, "tries again: {name}")?;
     }
     Ok(out.flush()?)
 }

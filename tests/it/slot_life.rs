@@ -138,7 +138,8 @@ async fn a_data_folder_that_is_older_than_its_slot_stops_by_name() {
     daemon.start();
     let status = daemon.until_status("the stream stops", |status| status["streams"][0]["state"] == "stopped").await;
     let cause = status["streams"][0]["cause"].as_str().unwrap();
-    let parts = ["shard-a", "slot \"shard_a\" was confirmed up to", "is older than the slot", "recopy --tablet shard-a"];
+    let parts =
+        ["shard-a", "slot \"shard_a\" was confirmed up to", "is older than the slot", "recopy --tablet shard-a"];
     assert!(parts.iter().all(|part| cause.contains(part)), "{cause}");
 
     daemon.kill();
