@@ -106,9 +106,21 @@ impl Daemon {
 
     /// Starts the process; what it says is added to its log.
     pub fn start(&mut self) {
+        self.start_under(&[]);
+    }
+
+    /// Starts it by a program that runs what its last arguments say.
+    pub fn start_under(&mut self, wrapper: &[String]) {
         assert!(self.process.is_none(), "it runs");
         let log = File::options().create(true).append(true).open(self.folder.path().join("log")).expect("a log file");
-        let mut command = binary();
+        let mut command = match wrapper {
+            [] => binary(),
+            [program, arguments @ ..] => {
+                let mut command = clean(Command::new(program));
+                command.args(arguments).arg(built());
+                command
+            }
+        };
         command.arg(self.command).arg("--config").arg(self.config());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.process = Some(command.spawn().expect("the binary starts"));
@@ -252,7 +264,10 @@ impl Drop for Daemon {
 
 /// The binary, without the keys in the environment of whoever runs the tests.
 pub fn binary() -> Command {
-    let mut command = Command::new(built());
+    clean(Command::new(built()))
+}
+
+fn clean(mut command: Command) -> Command {
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("UNTORN") || name.starts_with("PG")) {
         command.env_remove(name);
     }
