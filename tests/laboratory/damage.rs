@@ -100,20 +100,20 @@ async fn outcome(
         }
         let status = daemon.status();
         let streams = status.as_ref().and_then(|status| status["streams"].as_array().cloned()).unwrap_or_default();
-        let stopped = streams.iter().any(|stream| stream["state"] == "stopped");
-        if status.as_ref().is_some_and(|status| status["ready"] == true) {
-            oracle.look(daemon, bank.len(), counts);
-        }
         let log = daemon.log().split_off(said);
         assert!(!log.contains("panicked at"), "{what}: a panic\n{log}");
-        if stopped {
+        if streams.iter().any(|stream| stream["state"] == "stopped") {
+            // Whoever reads now waits for what will not come.
             daemon.kill();
             return "stopped_by_name";
         }
-        let all = |at: &str| expected.iter().all(|(table, rows)| shows(daemon, table, at, rows));
-        if all("safe") && all("latest") {
-            daemon.kill();
-            return "recovered";
+        if !streams.is_empty() && streams.iter().all(|stream| stream["state"] == "running") {
+            oracle.look(daemon, bank.len(), counts);
+            let all = |at: &str| expected.iter().all(|(table, rows)| shows(daemon, table, at, rows));
+            if all("safe") && all("latest") {
+                daemon.kill();
+                return "recovered";
+            }
         }
         assert!(Instant::now() < deadline, "{what}: neither right nor refused: {status:?}\n{log}");
         sleep(Duration::from_millis(50)).await;

@@ -12,8 +12,9 @@ use super::trial::{self, Counts, count};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use std::fmt::Write;
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 /// The kinds of faults.
 const KINDS: [&str; 8] =
@@ -33,7 +34,7 @@ async fn one_daemon(seed: u64, faults: u64, counts: &mut Counts) {
     let (_tablets, tablets_port) = Daemon::tablets(&["r1", "r2"]);
     let mut links = Vec::new();
     for port in [bank[0].port(), bank[1].port(), tablets_port] {
-        links.push(Proxy::to(port).await);
+        links.push(Arc::new(Proxy::to(port).await));
     }
     let mut sections = "[source]\nkind = \"postgres\"\n".to_owned();
     for (link, name) in links.iter().zip(["shard-a", "shard-b"]) {
@@ -64,29 +65,37 @@ async fn one_daemon(seed: u64, faults: u64, counts: &mut Counts) {
             _ => Fault::None,
         };
         let slot = ["shard_a", "shard_b"][link % 2];
+        let lasts = Duration::from_millis(rng.random_range(500..2_500));
         match kind {
-            "daemon_stopped" => daemon.signal("STOP"),
-            "walsender_stopped" => bank[link % 2].signal_walsender(slot, "STOP").await,
-            _ => links[link].fail(fault),
-        }
-        let until = Instant::now() + Duration::from_millis(rng.random_range(500..2_500));
-        while Instant::now() < until {
-            if kind != "daemon_stopped" {
-                oracle.look(&daemon, bank.len(), counts);
+            "daemon_stopped" => {
+                daemon.signal("STOP");
+                sleep(lasts).await;
+                daemon.signal("CONT");
             }
-            sleep(Duration::from_millis(100)).await;
-        }
-        match kind {
-            "daemon_stopped" => daemon.signal("CONT"),
-            "walsender_stopped" => bank[link % 2].signal_walsender(slot, "CONT").await,
-            _ => links[link].fail(Fault::None),
+            "walsender_stopped" => {
+                bank[link % 2].signal_walsender(slot, "STOP").await;
+                sleep(lasts).await;
+                bank[link % 2].signal_walsender(slot, "CONT").await;
+            }
+            _ => {
+                links[link].fail(fault);
+                // Whoever reads may wait until it is healed.
+                let link = Arc::clone(&links[link]);
+                let healed = tokio::spawn(async move {
+                    sleep(lasts).await;
+                    link.fail(Fault::None);
+                });
+                oracle.look(&daemon, bank.len(), counts);
+                healed.await.unwrap();
+            }
         }
         // What the servers hold now arrives, although the load goes on.
         let fence = format!("after fault {number}");
-        for server in &bank {
-            server.execute(&format!("INSERT INTO legs VALUES ('{fence}', {number}, 1) ON CONFLICT DO NOTHING")).await;
+        for (server, postgres) in bank.iter().enumerate() {
+            postgres.execute(&format!("INSERT INTO legs VALUES ('{fence} on {server}', {server}, 1)")).await;
         }
-        daemon.until(&fence, || daemon.scan("public.legs", "safe", "csv").ok().filter(|r| r.contains(&fence))).await;
+        let arrived = |rows: &String| rows.matches(&fence).count() == bank.len();
+        daemon.until(&fence, || daemon.scan("public.legs", "safe", "csv").ok().filter(arrived)).await;
         oracle.look(&daemon, bank.len(), counts);
         count(counts, kind);
     }
