@@ -425,6 +425,28 @@ fn a_keepalive_is_a_record_in_its_place_and_only_grows() {
 }
 
 #[test]
+fn a_keepalive_moves_the_checkpoint_from_time_to_time_and_never_within_a_transaction() {
+    let mut bench = Bench::new();
+    let second = |seconds: u64| HybridTime::from_micros(seconds * 1_000_000);
+    bench.assembler.keepalive(120, second(100));
+    bench.assembler.keepalive(130, second(109));
+    bench.told();
+    assert_eq!(bench.upto, OpId::end_of_term(100));
+    bench.assembler.keepalive(140, second(110));
+    bench.told();
+    assert_eq!(bench.upto, OpId::end_of_term(140));
+    bench.assembler.keepalive(150, second(119));
+    bench.send([begin(7, 190), insert("1")]);
+    bench.assembler.keepalive(180, second(130));
+    bench.told();
+    assert_eq!(bench.upto, OpId::end_of_term(140));
+    bench.send([commit(200)]);
+    bench.assembler.keepalive(210, second(131));
+    bench.told();
+    assert_eq!(bench.upto, OpId::end_of_term(210));
+}
+
+#[test]
 fn truncate_is_one_write_a_table() {
     let mut bench = Bench::new();
     let truncate = Message::Truncate { relation_ids: vec![ACCOUNTS, EVENTS], flags: 1 };
