@@ -22,7 +22,7 @@ mod transaction;
 pub mod tuple;
 mod wire;
 
-pub use check::{Checked, Clock, Finding};
+pub use check::{Checked, Clock};
 pub use gid::GidPattern;
 pub use retention::Dropped;
 pub use rules::{Pattern, Rename, TableRules};
