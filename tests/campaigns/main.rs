@@ -9,6 +9,7 @@ mod liveness;
 mod published;
 mod report;
 mod sim;
+mod tally;
 mod universe;
 
 use report::{Options, Report};

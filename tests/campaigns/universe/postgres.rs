@@ -117,7 +117,7 @@ impl Source for SimPostgres {
             connection,
             cursor,
             shapes: BTreeMap::new(),
-            confirmable: Confirmable::after(resume.after),
+            confirmable: Confirmable::default(),
             told: 0,
             stalled_until: None,
             fed: 0,
