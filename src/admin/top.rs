@@ -307,7 +307,7 @@ mod tests {
             "held by shard-b",
             "1,500 committed a second",
             "most 1,500",
-            "1 of 3 streams run",
+            "1 of 2 streams run",
             "shard-a running ",
             "4,200 rec/s  at 1/6B374D00",
             "stopped ██████████    60 s",
