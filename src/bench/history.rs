@@ -59,9 +59,10 @@ impl Point {
         let (transactions, each) = (self.transactions(rows), self.rows_each(rows));
         let update = "UPDATE race SET n = n + 1, changed = changed + interval '1 s' WHERE id";
         let body = match self {
-            Self::Small => format!(
-                "{update} = 1 + floor(random() * {ROWS_BEFORE})::int8; {update} = 1 + floor(random() * {ROWS_BEFORE})::int8;"
-            ),
+            // A formula of the loop's variable, not `random()`: a volatile condition is asked of every row of the table.
+            Self::Small => {
+                format!("{update} = 1 + t * 7919 % {ROWS_BEFORE}; {update} = 1 + (t * 6113 + 31) % {ROWS_BEFORE};")
+            }
             Self::Hot => format!("{update} = 1 + t % 10; {update} = 1 + (t + 5) % 10;"),
             Self::Rows => {
                 format!(
@@ -78,7 +79,7 @@ impl Point {
             ),
         };
         let history = format!(
-            "DO $$ DECLARE t int8; BEGIN PERFORM setseed(0.42); \
+            "DO $$ DECLARE t int8; BEGIN \
              FOR t IN 1..{transactions} LOOP {body} COMMIT; END LOOP; END $$"
         );
         [history, "INSERT INTO over VALUES (1)".to_owned()]

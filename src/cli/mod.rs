@@ -84,7 +84,7 @@ pub enum SourceCommand {
 }
 
 /// Where the daemon is.
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub struct AdminArgs {
     /// The daemon's admin address
     #[arg(long, value_name = "URL", env = "UNTORN_ADMIN", default_value = "http://127.0.0.1:7100")]
@@ -251,6 +251,9 @@ pub struct VerifyArgs {
     /// Keep each table's result in this file, and skip those that it says are equal
     #[arg(long, value_name = "FILE")]
     pub resume: Option<PathBuf>,
+    /// The daemon's configuration file, in place of its admin address
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// Where the daemon is.
     #[command(flatten)]
     pub admin: AdminArgs,

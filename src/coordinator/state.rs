@@ -25,6 +25,16 @@ pub(super) enum Piece {
     Late { transaction: TransactionId, branch: BranchId },
 }
 
+impl Piece {
+    /// The transaction that it belongs to, where one is known by it.
+    pub(super) fn transaction(&self) -> Option<TransactionId> {
+        match self {
+            Self::Decided(transaction) | Self::Late { transaction, .. } => Some(*transaction),
+            Self::Discarded { .. } => None,
+        }
+    }
+}
+
 /// A table as the log knows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct TableRecord {

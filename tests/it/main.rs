@@ -17,6 +17,7 @@ mod log_owners;
 mod loop_disk;
 mod moved_rows;
 mod one_writer;
+mod operators;
 mod page;
 mod postgres_e2e;
 mod postgres_faults;

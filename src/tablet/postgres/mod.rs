@@ -72,9 +72,7 @@ use super::{
 };
 use crate::coordinator::{Decided, Work};
 use crate::postgres::Target;
-use crate::wal::{
-    BranchId, Epoch, HybridTime, LogPosition, ReplicaTabletId, Row, SourceTabletId, TableSchema, TransactionId,
-};
+use crate::wal::{Epoch, HybridTime, LogPosition, ReplicaTabletId, Row, SourceTabletId, TableSchema, TransactionId};
 use apply::GroupError;
 use async_trait::async_trait;
 use error::Lost;
@@ -427,11 +425,4 @@ impl<S: Store> TabletLeader for PostgresTablet<S> {
     async fn freeze(&self, table: TableSchema, at: LogPosition) -> Result<Box<dyn Frozen>, TabletError> {
         self.frozen(table, at).await
     }
-}
-
-/// The streams of a transaction's branches.
-fn streams(branches: &[BranchId]) -> Vec<SourceTabletId> {
-    let mut streams: Vec<_> = branches.iter().map(|branch| branch.stream).collect();
-    streams.dedup();
-    streams
 }
