@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 
 /// How long one competitor may take for one history.
 const PATIENCE: Duration = Duration::from_secs(1_200);
+/// The version, as `server_version_num` says it, since which a subscription applies large transactions while they stream.
+const PARALLEL_SINCE: u32 = 160_000;
 /// How often the end is looked for, and memory.
 const LOOK: Duration = Duration::from_millis(10);
 
@@ -119,9 +121,10 @@ async fn prepare(competitor: Competitor, source: &Server, replica: &Server, fold
     }
     at_replica.run(&rows_before()).await?;
     let commit = if durable { "on" } else { "off" };
+    let streaming = if at_replica.version().await? >= PARALLEL_SINCE { "parallel" } else { "on" };
     let subscribe = format!(
         "CREATE SUBSCRIPTION {database} CONNECTION '{}' PUBLICATION untorn WITH (copy_data = false, enabled = false, \
-         create_slot = false, slot_name = '{database}', streaming = on, synchronous_commit = {commit})",
+         create_slot = false, slot_name = '{database}', streaming = {streaming}, synchronous_commit = {commit})",
         source.words("postgres")
     );
     let slot = format!("SELECT pg_create_logical_replication_slot('{database}', 'pgoutput')");

@@ -126,6 +126,17 @@ impl Session {
     }
 }
 
+impl Session {
+    /// The server's version, as `server_version_num` says it.
+    ///
+    /// # Errors
+    /// What the server said.
+    pub async fn version(&self) -> io::Result<u32> {
+        let version = self.run("SHOW server_version_num").await?;
+        version.and_then(|version| version.parse().ok()).ok_or_else(|| io::Error::other("a server without a version"))
+    }
+}
+
 impl Drop for Session {
     fn drop(&mut self) {
         self.connection.abort();

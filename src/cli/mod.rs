@@ -203,7 +203,7 @@ pub struct ScanArgs {
     /// The read point: safe (complete in the source's order), latest, or a hybrid time
     #[arg(long, default_value = "safe", value_name = "safe|latest|HYBRID_TIME")]
     pub at: ScanAt,
-    /// Add each row's commit time, `_hybrid_time`
+    /// Add each row's commit time, `_hybrid_time`; null at a PostgreSQL replica, which keeps none
     #[arg(long)]
     pub with_time: bool,
     /// Where the daemon is.

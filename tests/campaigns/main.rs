@@ -14,6 +14,7 @@ mod liveness;
 mod published;
 mod report;
 mod sim;
+mod tally;
 mod universe;
 
 use report::{Options, Report};

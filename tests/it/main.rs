@@ -27,6 +27,7 @@ mod power_cut_tablet;
 mod processes;
 mod pullers;
 mod quick_start;
+mod replica_options;
 mod replica_postgres;
 mod runtime;
 mod script;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 /// The sections that replicate these servers into that one.
-fn into(replica: &Postgres, servers: &[Postgres], more: &str) -> String {
+pub fn into(replica: &Postgres, servers: &[Postgres], more: &str) -> String {
     let url = replica.url("postgres");
     format!(
         "{}[replica]\nkind = \"postgres\"\n{more}[[replica.tablets]]\nname = \"reports\"\nurl = \"{url}\"\n",
@@ -92,7 +92,7 @@ async fn rows(servers: &[&Postgres], table: &str) -> Vec<String> {
 }
 
 /// Waits until the replica's tables hold what the servers hold.
-async fn until_equal(daemon: &Daemon, replica: &Postgres, servers: &[Postgres], tables: &[&str]) {
+pub async fn until_equal(daemon: &Daemon, replica: &Postgres, servers: &[Postgres], tables: &[&str]) {
     let servers: Vec<&Postgres> = servers.iter().collect();
     for table in tables {
         let deadline = Instant::now() + PATIENCE;
@@ -152,7 +152,7 @@ async fn readers_of_the_server_never_see_a_part_of_a_transaction() {
 }
 
 /// Waits until a stream of the status is in a state for a cause.
-async fn until_stream(daemon: &Daemon, state: &str, cause: &str) {
+pub async fn until_stream(daemon: &Daemon, state: &str, cause: &str) {
     daemon
         .until_status(&format!("a stream is {state}: {cause}"), |status| {
             let streams = status["streams"].as_array().expect("streams");
@@ -163,7 +163,7 @@ async fn until_stream(daemon: &Daemon, state: &str, cause: &str) {
 }
 
 /// The transaction that the replica refuses.
-fn refused(daemon: &Daemon) -> String {
+pub fn refused(daemon: &Daemon) -> String {
     let status = daemon.status().expect("a status");
     let cause = status["streams"][0]["cause"].as_str().expect("a cause");
     let named = cause.split("transaction ").nth(1).and_then(|rest| rest.split([',', ':']).next());

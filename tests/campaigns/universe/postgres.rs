@@ -119,7 +119,7 @@ impl Source for SimPostgres {
             connection,
             cursor,
             shapes: BTreeMap::new(),
-            confirmable: Confirmable::after(resume.after),
+            confirmable: Confirmable::default(),
             told: 0,
             stall: Stall::default(),
             fed: 0,
