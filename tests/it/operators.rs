@@ -3,6 +3,7 @@
 use crate::support::daemon::{Daemon, source_of};
 use crate::support::postgres::Postgres;
 use crate::support::tables::until_equal;
+use rusqlite::Connection;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -122,4 +123,37 @@ async fn a_running_daemon_logs_otherwise_and_says_who_did_what() {
     assert_eq!(audited("verify", "public.t", "done"), 2, "{log}");
     assert_eq!(audited("retry", "", "done"), 1, "{log}");
     assert_eq!(audited("skip", "none-such", "failed"), 1, "{log}");
+}
+
+/// The way back to an older untorn: where a newer one wrote a format that this one does not know, it says so, changes
+/// nothing, and the newer one goes on from there.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_newer_untorn_wrote_is_refused_by_name_and_left_alone() {
+    let servers = servers().await;
+    servers[0].execute("INSERT INTO t VALUES ('a', 'x')").await;
+    let mut daemon = Daemon::new(&format!("{}[log]\nkind = \"sqlite\"\n", source_of(&servers)));
+    daemon.start();
+    daemon.until_ready().await;
+    assert!(daemon.terminate().success());
+    let file = daemon.data().join("log.sqlite");
+    let rewrite = |table: &str, version: &str| {
+        let log = Connection::open(&file).unwrap();
+        let sql = format!("UPDATE {table} SET value = CAST(x'{version}' || substr(value, 2) AS BLOB)");
+        assert!(log.execute(&sql, []).unwrap() > 0, "{table} is empty");
+    };
+    for table in ["head", "entry"] {
+        rewrite(table, "02");
+        let before = std::fs::read(&file).unwrap();
+        daemon.start();
+        assert_eq!(daemon.ended().await.code(), Some(1));
+        let log = daemon.log();
+        let said = "format version 2 is newer than 1, the newest this untorn reads; run the newer one";
+        let last = log.lines().last().unwrap_or_default();
+        assert!(last.contains(said) && last.contains("log.sqlite"), "{log}");
+        assert!(std::fs::read(&file).unwrap() == before, "{table}: it was written to");
+        rewrite(table, "01");
+    }
+    daemon.start();
+    daemon.until_ready().await;
+    until_equal(&daemon, &servers, "public.t").await;
 }
