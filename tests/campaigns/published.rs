@@ -225,7 +225,7 @@ const ALL: &[Published] = &[
         "a crash during recovery from a crash took durable decisions back",
         &[CrashLeader, CrashInRecovery, CrashTablet, TornTail],
         Ordered,
-        Bug::HeardIsDurable,
+        Bug::RestartAppliesNothing,
     ),
 ];
 
