@@ -11,6 +11,16 @@ use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 /// How long a server may take to start.
 const START: Duration = Duration::from_secs(60);
 
+/// What a server needs to be a source, and to be left alone.
+pub const PUBLISHER: [&str; 6] = [
+    "wal_level=logical",
+    "max_replication_slots=20",
+    "max_wal_senders=20",
+    "max_prepared_transactions=20",
+    "autovacuum=off",
+    "max_wal_size=16GB",
+];
+
 /// A running server. Dropping it shuts it down.
 pub struct Server {
     port: u16,

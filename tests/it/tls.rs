@@ -241,6 +241,20 @@ async fn roles(world: &World) {
     let rows = String::from_utf8(output.stdout).unwrap();
     let balance = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["balance"].as_i64().unwrap();
     assert_eq!(rows.lines().map(balance).sum::<i64>(), TOTAL);
+    for (name, arguments, needed) in [
+        ("viewer", &["verify"][..], Some("operator")),
+        ("viewer", &["retry"], Some("operator")),
+        ("viewer", &["log-level"], Some("operator")),
+        ("operator", &["skip", "nobody"], Some("admin")),
+        ("operator", &["retry"], None),
+        ("operator", &["log-level"], None),
+    ] {
+        let output = world.ask(name, arguments);
+        let told = String::from_utf8_lossy(&output.stderr);
+        let refused = needed.map(|role| format!("this call needs {role}"));
+        assert_eq!(output.status.success(), refused.is_none(), "{name} {arguments:?}: {told}");
+        assert!(refused.is_none_or(|refused| told.contains(&refused)), "{name} {arguments:?}: {told}");
+    }
     let mut stranger = AdminClient::connect(address(folder, "stranger", world.admin)).await.unwrap();
     let error = stranger.scan(TABLE, ScanAt::Safe).await.err().unwrap().to_string();
     assert!(error.contains("stranger.example has no role here"), "{error}");

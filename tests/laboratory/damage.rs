@@ -25,6 +25,8 @@ const OF_ONE: u64 = 20;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Rows beside the accounts.
 const FILLER: u32 = 500;
+/// Bytes of a file that holds more than a marker does.
+const LARGE: u64 = 1000;
 /// The tables that are compared.
 const TABLES: [&str; 3] = ["public.accounts", "public.legs", "public.filler"];
 
@@ -141,7 +143,11 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 
 /// Damages one file, and says how.
 fn damage(folder: &Path, rng: &mut SmallRng, counts: &mut Counts) -> String {
-    let files = files(folder);
+    let mut files = files(folder);
+    if rng.random_bool(0.6) {
+        // Where the data is: the log, the journal, table files.
+        files.retain(|file| file.metadata().unwrap().len() > LARGE);
+    }
     let path = &files[rng.random_range(0..files.len())];
     let name = path.strip_prefix(folder).unwrap().display();
     let file = File::options().read(true).write(true).open(path).unwrap();
