@@ -18,7 +18,7 @@ use crate::wal::{BranchId, HybridTime, LogPosition, ReplicaTabletId, SourceTable
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// What was handed out, and what came of it.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Handed {
     /// Every decision at or below this one was handed to every tablet that it concerns and that is not held back.
     through: LogPosition,
@@ -26,7 +26,7 @@ pub(super) struct Handed {
 }
 
 /// One replica tablet's decisions on their way.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Window {
     /// Where those stand that were handed out and that it has not durably applied.
     outstanding: VecDeque<LogPosition>,
@@ -95,7 +95,12 @@ impl Coordinator {
     /// Everything that concerns the tablet at or below this position was yielded.
     #[must_use]
     pub fn handed_through(&self, tablet: ReplicaTabletId) -> LogPosition {
-        self.handed.tablets.get(&tablet).and_then(|window| window.back).unwrap_or(self.durable)
+        self.handed.tablets.get(&tablet).and_then(|window| window.back).unwrap_or_else(|| self.may_be_handed())
+    }
+
+    /// Decisions up to here may leave: those that are durable.
+    fn may_be_handed(&self) -> LogPosition {
+        if planted(Bug::AppliedBeforeDurable) { self.state.position } else { self.durable }
     }
 
     /// A safe time that rests on nothing but decisions that the tablet was handed, the newest that is known here.
@@ -131,14 +136,9 @@ impl Coordinator {
         self.catch_up();
         while self.outputs.is_empty() {
             let first = self.state.work.partition_point(|(position, _)| *position <= self.handed.through);
-            let next = self
-                .state
-                .work
-                .get(first)
-                .map(|(position, _)| *position)
-                .filter(|next| *next <= self.durable || planted(Bug::AppliedBeforeDurable));
-            let Some(position) = next else {
-                self.handed.through = self.durable;
+            let next = self.state.work.get(first).map(|(position, _)| *position);
+            let Some(position) = next.filter(|next| *next <= self.may_be_handed()) else {
+                self.handed.through = self.may_be_handed();
                 break;
             };
             self.handed.through = position;

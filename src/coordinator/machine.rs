@@ -55,7 +55,7 @@ impl Default for Settings {
 ///
 /// Its state runs ahead of the log by the entries that are on their way: an input is judged by everything that was said
 /// before it. What leaves the machine is held back until the entry that it rests on is durable.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Coordinator {
     pub(super) state: State,
     pub(super) settings: Settings,

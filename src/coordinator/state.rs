@@ -47,7 +47,7 @@ pub(super) struct TableRecord {
 }
 
 /// The fold's state. Recovery is "read and fold": two folds of one log are equal, whoever folds.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct State {
     /// How transactions are decided.
     pub release: Release,
@@ -95,7 +95,7 @@ pub struct State {
 
 /// Whom to look at next. Not part of the state: whoever restores it looks at every open transaction, and so finds the
 /// same again. Two states are equal whatever stands here.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Agenda {
     /// Transactions whose gate may have opened.
     pub(super) candidates: VecDeque<TransactionId>,

@@ -3,7 +3,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a campaign that cannot set itself up has failed")]
 
+/// As the daemon has it; a quarter of a run's time would go into the system's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 mod bugs;
+mod circumstances;
 mod determinism;
 mod liveness;
 mod published;

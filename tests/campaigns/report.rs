@@ -18,6 +18,8 @@ pub struct Options {
     pub json: bool,
     /// One part of the campaign only: a bug, a published failure.
     pub only: Option<String>,
+    /// Bugs are looked for in the seeds of `sim` only.
+    pub plain: bool,
     /// Print the end of the trace of what fails.
     pub trace: bool,
     begun: Instant,
@@ -29,11 +31,20 @@ impl Options {
     /// # Errors
     /// How it is used.
     pub fn parse(args: impl Iterator<Item = String>) -> Result<Self, String> {
-        let usage = || "usage: tests/prove CAMPAIGN [--n N] [--seed S] [--only NAME] [--trace] [--json]".to_owned();
+        let usage =
+            || "usage: tests/prove CAMPAIGN [--n N] [--seed S] [--only NAME] [--plain] [--trace] [--json]".to_owned();
         let mut args = args;
         let campaign = args.next().ok_or_else(usage)?;
-        let mut options =
-            Self { campaign, n: None, seed: 1, json: false, only: None, trace: false, begun: Instant::now() };
+        let mut options = Self {
+            campaign,
+            n: None,
+            seed: 1,
+            json: false,
+            only: None,
+            plain: false,
+            trace: false,
+            begun: Instant::now(),
+        };
         while let Some(arg) = args.next() {
             let mut number = || args.next().and_then(|text| text.parse().ok()).ok_or_else(usage);
             match arg.as_str() {
@@ -41,6 +52,7 @@ impl Options {
                 "--seed" => options.seed = number()?,
                 "--only" => options.only = Some(args.next().ok_or_else(usage)?),
                 "--json" => options.json = true,
+                "--plain" => options.plain = true,
                 "--trace" => options.trace = true,
                 _ => return Err(usage()),
             }
