@@ -112,8 +112,8 @@ pub enum Bug {
     TruncateToOneTablet,
     /// The third write of a branch is lost where it goes to the second tablet, and counted.
     SecondTabletsWritesLost,
-    /// Rows of an earlier, cut-off copy stay.
-    CutOffCopyStays,
+    /// A copy that was cut off counts as whole.
+    CutOffCopyCounts,
     /// An unchanged cell is filled with nothing.
     UnchangedIsEmpty,
 }
@@ -170,7 +170,7 @@ impl Bug {
         Self::KeepaliveConfirms,
         Self::TruncateToOneTablet,
         Self::SecondTabletsWritesLost,
-        Self::CutOffCopyStays,
+        Self::CutOffCopyCounts,
         Self::UnchangedIsEmpty,
     ];
 }

@@ -246,6 +246,12 @@ impl StreamSide {
         std::mem::take(&mut self.told().to_check)
     }
 
+    /// The session is to end and the stream to be opened again, because who leads has changed since.
+    pub(super) fn open_again(&self, cause: String) {
+        self.told().end.get_or_insert(LeaderError::Unavailable(cause));
+        self.wake.notify_one();
+    }
+
     /// Why the session must end.
     pub(super) fn take_end(&self) -> Option<LeaderError> {
         self.told().end.take()

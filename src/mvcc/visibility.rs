@@ -25,7 +25,7 @@ impl Stamp {
         if self.position > LogPosition(0) {
             return self.time > base;
         }
-        self.time == base || planted(Bug::CutOffCopyStays) && self.time < base
+        self.time == base
     }
 }
 

@@ -59,7 +59,7 @@ pub fn of(bug: Bug) -> Circumstances {
         Bug::CollectsTooMuch => (&[SlowTablet], None),
         Bug::LatePrepareDropped => (&[LateBranch], Some(Ordered)),
         Bug::KeepaliveConfirms => (&[ConnectionLost, CrashLeader, ReorderStreams], Some(Ordered)),
-        Bug::CutOffCopyStays => (&[ConnectionLost, LateBranch, CrashLeader], Some(Ordered)),
+        Bug::CutOffCopyCounts => (&[ConnectionLost, LateBranch, CrashLeader], Some(Ordered)),
         Bug::AbortedStays
         | Bug::TruncatesAllStreams
         | Bug::RolledBackChunksCount
