@@ -102,6 +102,9 @@ pub const CONNECTION_DEAD_AFTER: Duration = Duration::from_secs(60);
 /// How often a PostgreSQL server is told what it may forget and asked where it is, even while the applier stalls: the age
 /// of its last answer is the lag of an idle stream, and its `wal_sender_timeout` (60 s by default) must not pass.
 pub const FEEDBACK_INTERVAL: Duration = Duration::from_secs(1);
+/// Milliseconds between two checkpoints of a PostgreSQL stream that carries nothing: each is an entry in the log, and
+/// between them the server keeps the WAL that it writes for others.
+pub const CHECKPOINT_IDLE_MS: u64 = 10_000;
 /// How often a PostgreSQL server is asked again for its position while its answer stays short of what somebody waits
 /// for (the first time at once: it answers within a millisecond), and how long what it may forget is gathered.
 pub const PING_INTERVAL: Duration = Duration::from_millis(50);

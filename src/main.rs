@@ -53,6 +53,10 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
             let raced = runtime()?.block_on(bench::race::race(&args, &mut out));
             raced.map_err(|error| Failure::Failed(error.to_string()))?;
         }
+        Command::Bench(Bench::Torn(args)) => {
+            let raced = runtime()?.block_on(bench::torn::torn(&args, &mut out));
+            raced.map_err(|error| Failure::Failed(error.to_string()))?;
+        }
         Command::Scan(args) => runtime()?.block_on(cli::scan(&args, &mut out))?,
         Command::Source(SourceCommand::Drop(args)) => {
             log(&std::env::var("RUST_LOG").unwrap_or_else(|_| "warn,untorn::audit=info".into()))?;

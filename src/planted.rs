@@ -3,6 +3,13 @@
 //! Each stands behind a switch that exists only in builds with the feature `planted-bugs`, which no product build has:
 //! there [`planted`] is `false` for the compiler, and nothing of a bug is left in the binary. `tests/prove bugs` turns
 //! them on one by one and counts the seeds until each is found.
+//!
+//! Some mistakes that look worth planting change nothing that anybody can see, because another rule holds alone, too:
+//! a cut that does not ask for the first place of a stream (no PREPARE behind it lies inside), a log or a tablet that does
+//! not fence an old epoch (the position that every append and batch names refuses it), a tablet or a leader that would take
+//! a gap (a puller sends the next batch, and over one connection the next report, only in order), forgetting before the
+//! source was told (what comes again for a forgotten branch counts for nothing), and a Commit record that comes again below
+//! safe time (a source that keeps its promise sends none). Those rules have unit tests and scenarios of their own.
 
 /// A planted bug.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,8 +38,6 @@ pub enum Bug {
     RoundPassedByOne,
     /// The cut does not look at PREPAREs.
     CutWithoutPrepares,
-    /// The cut does not look at who stands before in the stream.
-    CutWithoutOrder,
     /// The start is over as soon as the fence is taken.
     FenceAtOnce,
     /// The start does not wait for what was prepared when the fence was taken.
@@ -47,16 +52,10 @@ pub enum Bug {
     GidJoinsAnyUse,
     /// A branch that was rolled back stays in its transaction.
     RolledBackBranchStays,
-    /// A report that leaves a gap is taken.
-    ReportGapTaken,
-    /// A report of a puller that was replaced is taken.
+    /// A report of a puller that was replaced is taken, whatever it follows.
     StalePullerReports,
-    /// A transaction is forgotten before its streams have acknowledged it.
-    ForgottenBeforeAcknowledged,
     /// A transaction is forgotten when one tablet has applied it.
     ForgottenWhenOneApplied,
-    /// A Commit record that comes again below safe time begins a new transaction.
-    RepeatedCommitBegins,
     /// After a restart nothing is applied that was decided before.
     RestartAppliesNothing,
     /// A snapshot does not hold what waits to be decided.
@@ -69,16 +68,14 @@ pub enum Bug {
     FailedWriteCounts,
     /// An append whose outcome is not known counts as done.
     UnknownAppendCounts,
-    /// The log takes appends of owners that were fenced.
-    LogWithoutFencing,
+    /// The log takes any append, whoever sends it and whatever it expects.
+    LogTakesAnyAppend,
     /// Decisions are dropped once a tablet has heard them, durable or not.
     DroppedWhenHeard,
     /// A tablet that has heard less is taken to have heard all.
     HeardIsAssumed,
     /// A tablet moves its mark before it writes the data.
     MarkBeforeData,
-    /// A tablet takes a batch that leaves a gap.
-    TabletGapTaken,
     /// A tablet takes a batch again that it holds.
     TabletTakesAgain,
     /// A tablet answers before its barrier.
@@ -93,7 +90,7 @@ pub enum Bug {
     HeardBeforeVersions,
     /// The version that was applied last wins, whatever its time.
     LastAppliedWins,
-    /// Within a transaction a delete beats another stream's write of the same key.
+    /// A delete takes another stream's row of the same key along.
     DeleteBeatsWrite,
     /// A truncation empties other streams' rows, too.
     TruncatesAllStreams,
@@ -136,7 +133,6 @@ impl Bug {
         Self::RoundProvesTooMuch,
         Self::RoundPassedByOne,
         Self::CutWithoutPrepares,
-        Self::CutWithoutOrder,
         Self::FenceAtOnce,
         Self::FenceWithoutPrepared,
         Self::ReadersBeforeFirstCut,
@@ -144,22 +140,18 @@ impl Bug {
         Self::WritersReordered,
         Self::GidJoinsAnyUse,
         Self::RolledBackBranchStays,
-        Self::ReportGapTaken,
         Self::StalePullerReports,
-        Self::ForgottenBeforeAcknowledged,
         Self::ForgottenWhenOneApplied,
-        Self::RepeatedCommitBegins,
         Self::RestartAppliesNothing,
         Self::SnapshotWithoutUndecided,
         Self::AnswerBeforeDurable,
         Self::AcknowledgedWhenStored,
         Self::FailedWriteCounts,
         Self::UnknownAppendCounts,
-        Self::LogWithoutFencing,
+        Self::LogTakesAnyAppend,
         Self::DroppedWhenHeard,
         Self::HeardIsAssumed,
         Self::MarkBeforeData,
-        Self::TabletGapTaken,
         Self::TabletTakesAgain,
         Self::StoredBeforeBarrier,
         Self::FailedBarrierForgotten,

@@ -12,25 +12,11 @@
 {{- end -}}
 {{- end -}}
 {{- include "untorn.metrics.config" (dict "root" . "config" $config) -}}
-{{- with $config.source.tablets -}}
-{{- range . -}}
-{{- $tablet := . -}}
-{{- with .passwordSecret -}}
-{{- $_ := set $tablet "password_file" (printf "/etc/untorn/secrets/%s/password" $tablet.name) -}}
+{{- range $config.source.tablets -}}
+{{- include "untorn.secrets.config" (dict "tablet" . "folder" (printf "/etc/untorn/secrets/%s" .name)) -}}
 {{- end -}}
-{{- with .caSecret -}}
-{{- $joint := ternary "&" "?" (contains "?" $tablet.url) -}}
-{{- $_ := set $tablet "url" (printf "%s%ssslrootcert=/etc/untorn/secrets/%s/ca.crt" $tablet.url $joint $tablet.name) -}}
-{{- end -}}
-{{- with .tlsSecret -}}
-{{- $tls := include "untorn.tls.connection" (printf "/etc/untorn/secrets/%s" $tablet.name) | fromYaml -}}
-{{- with .serverName -}}{{- $_ := set $tls "server_name" . -}}{{- end -}}
-{{- $_ := set $tablet "tls" $tls -}}
-{{- end -}}
-{{- $_ := unset $tablet "tlsSecret" -}}
-{{- $_ := unset $tablet "passwordSecret" -}}
-{{- $_ := unset $tablet "caSecret" -}}
-{{- end -}}
+{{- range ($config.replica).tablets -}}
+{{- include "untorn.secrets.config" (dict "tablet" . "folder" "/etc/untorn/replica") -}}
 {{- end -}}
 {{- if not $config.source -}}{{- $_ := unset $config "source" -}}{{- end -}}
 {{- if eq .Values.shape "tablets" -}}
@@ -51,6 +37,27 @@
 {{- $_ := set $config.replica "tablets" $tablets -}}
 {{- end -}}
 {{- include "untorn.toml" (dict "map" $config "path" "") | trim -}}
+{{- end -}}
+
+{{/* In place of the Secrets that an entry names, the files that they are mounted as: (dict "tablet" . "folder" "/etc/…"). */}}
+{{- define "untorn.secrets.config" -}}
+{{- $tablet := .tablet -}}
+{{- $folder := .folder -}}
+{{- with $tablet.passwordSecret -}}
+{{- $_ := set $tablet "password_file" (printf "%s/password" $folder) -}}
+{{- end -}}
+{{- with $tablet.caSecret -}}
+{{- $joint := ternary "&" "?" (contains "?" $tablet.url) -}}
+{{- $_ := set $tablet "url" (printf "%s%ssslrootcert=%s/ca.crt" $tablet.url $joint $folder) -}}
+{{- end -}}
+{{- with $tablet.tlsSecret -}}
+{{- $tls := include "untorn.tls.connection" $folder | fromYaml -}}
+{{- with .serverName -}}{{- $_ := set $tls "server_name" . -}}{{- end -}}
+{{- $_ := set $tablet "tls" $tls -}}
+{{- end -}}
+{{- range list "tlsSecret" "passwordSecret" "caSecret" -}}
+{{- $_ := unset $tablet . -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "untorn.tablet.config" -}}

@@ -36,3 +36,17 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{ .Values.image.repository }}:{{ default .Chart.AppVersion .Values.image.tag }}
 {{- end -}}
 {{- end -}}
+
+{{/* The ports of tablets' URLs, which may name several hosts, as a NetworkPolicy lists them. */}}
+{{- define "untorn.ports" -}}
+{{- $ports := list -}}
+{{- range . -}}
+{{- $hosts := regexReplaceAll "[/?].*$" (regexReplaceAll "^[a-z]+://([^@/]*@)?" .url "") "" -}}
+{{- range splitList "," $hosts -}}
+{{- $ports = append $ports (regexFind ":[0-9]+$" . | trimPrefix ":" | default "5432" | int) -}}
+{{- end -}}
+{{- end -}}
+{{- range $ports | uniq }}
+- { protocol: TCP, port: {{ . }} }
+{{- end -}}
+{{- end -}}

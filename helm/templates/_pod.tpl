@@ -109,6 +109,13 @@ volumeMounts:
     readOnly: true
   {{- end }}
   {{- end }}
+  {{- range (.root.Values.config.replica).tablets }}
+  {{- if or .passwordSecret .caSecret }}
+  - name: {{ $.prefix }}replica
+    mountPath: /etc/untorn/replica
+    readOnly: true
+  {{- end }}
+  {{- end }}
   {{- end }}
 {{- end -}}
 
@@ -133,32 +140,43 @@ volumeMounts:
 {{- range .root.Values.config.source.tablets }}
 {{- if or .passwordSecret .caSecret .tlsSecret }}
 - name: {{ $.prefix }}secret-{{ .name | lower | replace "." "-" | replace "_" "-" }}
-  projected:
-    defaultMode: 0440
-    sources:
-      {{- with .passwordSecret }}
-      - secret:
-          name: {{ .name }}
-          items:
-            - { key: {{ .key }}, path: password }
-      {{- end }}
-      {{- with .caSecret }}
-      - secret:
-          name: {{ .name }}
-          items:
-            - { key: {{ .key }}, path: ca.crt }
-      {{- end }}
-      {{- with .tlsSecret }}
-      - secret:
-          name: {{ .name }}
-          items:
-            - { key: tls.crt, path: tls.crt }
-            - { key: tls.key, path: tls.key }
-            - { key: ca.crt, path: ca.crt }
-      {{- end }}
+  {{- include "untorn.secrets.volume" . | nindent 2 }}
+{{- end }}
+{{- end }}
+{{- range (.root.Values.config.replica).tablets }}
+{{- if or .passwordSecret .caSecret }}
+- name: {{ $.prefix }}replica
+  {{- include "untorn.secrets.volume" . | nindent 2 }}
 {{- end }}
 {{- end }}
 {{- end }}
+{{- end -}}
+
+{{/* The Secrets that an entry of tablets names, as files. */}}
+{{- define "untorn.secrets.volume" -}}
+projected:
+  defaultMode: 0440
+  sources:
+    {{- with .passwordSecret }}
+    - secret:
+        name: {{ .name }}
+        items:
+          - { key: {{ .key }}, path: password }
+    {{- end }}
+    {{- with .caSecret }}
+    - secret:
+        name: {{ .name }}
+        items:
+          - { key: {{ .key }}, path: ca.crt }
+    {{- end }}
+    {{- with .tlsSecret }}
+    - secret:
+        name: {{ .name }}
+        items:
+          - { key: tls.crt, path: tls.crt }
+          - { key: tls.key, path: tls.key }
+          - { key: ca.crt, path: ca.crt }
+    {{- end }}
 {{- end -}}
 
 {{/* The claim of the data: (dict "name" "data" "part" .Values.applier). */}}

@@ -133,13 +133,26 @@ fn reason(error: &dyn Error) -> String {
     error.to_string()
 }
 
+/// A connection, once both sides know each other. Files that change during the handshake may make it fail though either's
+/// would do, the old or the new; so it is tried again with what they hold then.
 async fn connect(
     uri: Uri,
     keys: Arc<ClientKeys>,
     name: ServerName<'static>,
 ) -> io::Result<TokioIo<tokio_rustls::client::TlsStream<TcpStream>>> {
     let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
-    let tcp = TcpStream::connect((host, uri.port_u16().unwrap_or_default())).await?;
-    tcp.set_nodelay(true)?;
-    Ok(TokioIo::new(TlsConnector::from(keys.current()).connect(name, tcp).await?))
+    let mut config = keys.current();
+    loop {
+        let tcp = TcpStream::connect((host, uri.port_u16().unwrap_or_default())).await?;
+        tcp.set_nodelay(true)?;
+        let error = match TlsConnector::from(Arc::clone(&config)).connect(name.clone(), tcp).await {
+            Ok(tls) => return Ok(TokioIo::new(tls)),
+            Err(error) => error,
+        };
+        let now = keys.current();
+        if Arc::ptr_eq(&now, &config) {
+            return Err(error);
+        }
+        config = now;
+    }
 }

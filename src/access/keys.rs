@@ -2,7 +2,7 @@
 //!
 //! Files are read again whenever a connection is made and whenever metrics are scraped: three small files cost far less
 //! than a handshake, and no change can be missed. New ones that cannot be used are reported once, and the old ones stay in
-//! use: whoever rotates writes a certificate and its key one after the other.
+//! use: whoever rotates writes a certificate and its key one after the other. New authorities count all the same.
 
 use crate::metrics::{CERTIFICATE, CERTIFICATE_EXPIRY};
 use rustls::client::Resumption;
@@ -15,6 +15,7 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use x509_cert::Certificate;
 use x509_cert::der::Decode;
 
@@ -181,14 +182,13 @@ fn roots(file: &Path, pem: &[u8]) -> Result<RootCertStore, KeyError> {
     Ok(roots)
 }
 
-/// When the first of these certificates expires, in seconds since the Unix epoch.
-fn expiry(pem: &[u8]) -> Option<f64> {
-    let found = CertificateDer::pem_slice_iter(pem).filter_map(Result::ok);
-    let ends = found.filter_map(|certificate| {
-        let certificate = Certificate::from_der(&certificate).ok()?;
-        Some(certificate.tbs_certificate.validity.not_after.to_unix_duration().as_secs_f64())
+/// When the first of these certificates expires, since the Unix epoch.
+pub(super) fn expiry<'a>(certificates: impl Iterator<Item = &'a CertificateDer<'a>>) -> Option<Duration> {
+    let ends = certificates.filter_map(|certificate| {
+        let certificate = Certificate::from_der(certificate).ok()?;
+        Some(certificate.tbs_certificate.validity.not_after.to_unix_duration())
     });
-    ends.reduce(f64::min)
+    ends.min()
 }
 
 /// What was made of files, and made again when they change.
@@ -214,8 +214,9 @@ impl<F: Files> Reloaded<F> {
 
     /// What the files hold now, or held when they were last of use.
     fn current(&self) -> Arc<F::Config> {
-        let read = self.files.read();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        // Under the lock, so that nobody puts what he read earlier in the place of what another read later.
+        let read = self.files.read();
         let changed = !matches!(&read, Ok(pem) if *pem == state.pem);
         if !changed {
             state.refused = None;
@@ -229,6 +230,13 @@ impl<F: Files> Reloaded<F> {
                 Err(error) => {
                     let section = self.files.section();
                     tracing::warn!(section, %error, "the new certificates cannot be used; the old ones stay");
+                    // A certificate whose key is still to be written is no reason not to know the others' new authority.
+                    if let Ok([.., authorities]) = &read {
+                        let old = [state.pem[0].clone(), state.pem[1].clone(), authorities.clone()];
+                        if let Ok(config) = self.files.make(&old) {
+                            (state.config, state.pem) = (Arc::new(config), old);
+                        }
+                    }
                     state.refused = Some(read);
                 }
             }
@@ -240,9 +248,10 @@ impl<F: Files> Reloaded<F> {
         self.current();
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         for (word, pem) in F::EXPIRE.iter().zip([&state.pem[0], &state.pem[2]]) {
-            if let Some(at) = expiry(pem) {
+            let found: Vec<_> = CertificateDer::pem_slice_iter(pem).filter_map(Result::ok).collect();
+            if let Some(at) = expiry(found.iter()) {
                 let certificate = format!("{}.{word}", self.files.section());
-                ::metrics::gauge!(CERTIFICATE_EXPIRY, CERTIFICATE => certificate).set(at);
+                ::metrics::gauge!(CERTIFICATE_EXPIRY, CERTIFICATE => certificate).set(at.as_secs_f64());
             }
         }
     }

@@ -62,3 +62,6 @@ fn refusal(peer: Option<&Peer>, needed: Role) -> String {
         _ => format!("this call needs {needed}"),
     }
 }
+
+#[cfg(test)]
+mod tests;

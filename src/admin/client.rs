@@ -83,12 +83,12 @@ impl AdminClient {
         Ok(self.0.skip(request).await.map_err(refused)?.into_inner())
     }
 
-    /// Tries again at once what the replica refused or could not take: the names of its parts that did not.
+    /// Tries again at once what the replica refused or could not take, and streams that stopped: their names.
     ///
     /// # Errors
     /// [`ClientError::Refused`].
-    pub async fn retry(&mut self) -> Result<Vec<String>, ClientError> {
-        Ok(self.0.retry(proto::RetryRequest {}).await.map_err(refused)?.into_inner().tablets)
+    pub async fn retry(&mut self) -> Result<proto::RetryResponse, ClientError> {
+        Ok(self.0.retry(proto::RetryRequest {}).await.map_err(refused)?.into_inner())
     }
 
     /// The transactions that have waited to commit for longest, the oldest first.

@@ -3,16 +3,19 @@
 
 use crate::access::{Address, ClientFiles, ClientKeys};
 use crate::config::{
-    CdcTabletConfig, DaemonConfig, Fault, Faults, GrpcTabletConfig, LeaderConfig, PostgresSourceConfig,
-    PostgresTabletConfig, ReplicaConfig, SourceConfig,
+    CdcTabletConfig, DaemonConfig, Fault, Faults, GrpcTabletConfig, LeaderConfig, PostgresReplicaConfig,
+    PostgresSourceConfig, PostgresTabletConfig, ReplicaConfig, SourceConfig,
 };
 use crate::limits;
+use crate::postgres::{Finding, Target};
 use crate::proto::cdc::ListTabletsRequest;
 use crate::proto::cdc::cdc_service_client::CdcServiceClient;
 use crate::proto::transaction::GetTransactionRecordRequest;
 use crate::proto::transaction::transaction_service_client::TransactionServiceClient;
 use crate::proto::transport::describe;
-use crate::source::postgres::{Checked, Finding, GidPattern, Options, PostgresSource};
+use crate::source::postgres::{Checked, GidPattern, Options, PostgresSource};
+use crate::tablet::postgres::{self as replica, Missing};
+use crate::wal::TableSchema;
 use futures::future::join_all;
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,9 +60,13 @@ pub async fn ask(config: &DaemonConfig) -> Asked {
         }
     }
     let mut asked = Asked::default();
+    let mut tables = Vec::new();
     if let SourceConfig::Postgres(source) = &config.source {
         let answers = join_all(source.tablets.iter().map(|tablet| postgres(source, tablet))).await;
-        asked.tell(source, answers);
+        tables = asked.tell(source, answers);
+    }
+    if let ReplicaConfig::Postgres(server) = &config.replica {
+        asked.replica(server, tables).await;
     }
     let faults = &mut asked.faults;
     if let LeaderConfig::At { url, tls } = &config.leader
@@ -100,20 +107,42 @@ async fn postgres(source: &PostgresSourceConfig, tablet: &PostgresTabletConfig) 
 }
 
 impl Asked {
-    /// Sorts what the PostgreSQL servers said, and compares them with each other.
-    fn tell(&mut self, source: &PostgresSourceConfig, answers: Vec<Result<Checked, String>>) {
+    /// Asks a replica server about the tables that it is to have.
+    async fn replica(&mut self, server: &PostgresReplicaConfig, mut tables: Vec<TableSchema>) {
+        tables.sort_by(|a, b| a.name.cmp(&b.name));
+        tables.dedup_by(|a, b| a.name == b.name);
+        let key = "replica.tablets[0]";
+        let missing = Missing { create_tables: server.create_tables, add_columns: server.add_columns };
+        let answer = match Target::parse(&server.name, server.url.expose(), server.password_file.clone()) {
+            Ok(target) => replica::check(&target, &tables, missing).await,
+            Err(error) => Err(error),
+        };
+        match answer {
+            Err(error) => self.faults.push(&format!("{key}.url"), error, "mend the server or the URL"),
+            Ok((findings, summary)) => {
+                self.found(key, &findings);
+                self.servers.push(summary);
+            }
+        }
+    }
+
+    fn found(&mut self, key: &str, findings: &[Finding]) {
+        for Finding { fault, text, sql } in findings {
+            let mend = if sql.is_empty() { "mend it at the server" } else { "run there:" };
+            let found = Fault { key: key.to_owned(), what: text.clone(), mend: mend.to_owned(), sql: sql.clone() };
+            if *fault { self.faults.add(found) } else { self.warnings.add(found) }
+        }
+    }
+
+    /// Sorts what the PostgreSQL servers said, and compares them with each other; answers the tables that they have.
+    fn tell(&mut self, source: &PostgresSourceConfig, answers: Vec<Result<Checked, String>>) -> Vec<TableSchema> {
         let mut servers = Vec::new();
         for (i, answer) in answers.into_iter().enumerate() {
             let key = format!("source.tablets[{i}]");
             match answer {
                 Err(error) => self.faults.push(&format!("{key}.url"), error, "mend the server or the URL"),
                 Ok(checked) => {
-                    for Finding { fault, text, sql } in &checked.findings {
-                        let mend = if sql.is_empty() { "mend it at the server" } else { "run there:" };
-                        let found =
-                            Fault { key: key.clone(), what: text.clone(), mend: mend.to_owned(), sql: sql.clone() };
-                        if *fault { self.faults.add(found) } else { self.warnings.add(found) }
-                    }
+                    self.found(&key, &checked.findings);
                     if !checked.summary.is_empty() {
                         self.servers.push(checked.summary.clone());
                     }
@@ -126,6 +155,7 @@ impl Asked {
                 self.compare(source, (*j, other), (*i, one));
             }
         }
+        servers.into_iter().flat_map(|(_, checked)| checked.tables).collect()
     }
 
     /// Two servers side by side: are they two, and do their clocks agree?

@@ -9,7 +9,7 @@ use super::status::{CopyPhase, CopyStatus, Position, Role, State, Status, Stream
 use super::verify::{Event, Verifier, VerifyError};
 use super::{Inspect, gauges};
 use crate::applier::leader::StreamState;
-use crate::applier::{Inspector, NotReady, Progress, Skipped};
+use crate::applier::{Inspector, NotReady, Progress, Retried, Skipped};
 use crate::coordinator::{self, Coordinator, CopyState, Release, StreamView};
 use crate::limits::{COUNTED_TRANSACTIONS, WAITING_LISTED};
 use crate::wal::{HybridTime, OpId, SourceTabletId};
@@ -17,6 +17,7 @@ use async_trait::async_trait;
 use explanation::explained;
 use futures::stream::BoxStream;
 use rows::rows;
+use std::collections::BTreeMap;
 
 /// A running applier, to be asked by people.
 pub struct Inspected {
@@ -31,17 +32,22 @@ struct Seen {
     release: Release,
     held_by: Option<SourceTabletId>,
     streams: Vec<StreamView>,
+    /// Why a stream must stand still, where it must.
+    stopped: BTreeMap<SourceTabletId, String>,
     counts: coordinator::TransactionCounts,
     oldest_invisible: Option<HybridTime>,
 }
 
 impl Seen {
     fn of(coordinator: &Coordinator, now: HybridTime) -> Self {
+        let streams = coordinator.streams();
+        let must_stop = |view: &StreamView| Some((view.stream, coordinator.must_stop(view.stream)?));
         Self {
             now,
             release: coordinator.state().release,
             held_by: coordinator.held_by(),
-            streams: coordinator.streams(),
+            stopped: streams.iter().filter_map(must_stop).collect(),
+            streams,
             counts: coordinator.transaction_counts(),
             oldest_invisible: coordinator.oldest_invisible(),
         }
@@ -68,7 +74,7 @@ impl Inspected {
 
     fn stream(&self, seen: &Seen, view: &StreamView) -> StreamStatus {
         let progress = self.inspector.progress(&view.name).unwrap_or_default();
-        let (state, cause) = self.held(view.stream, state(self.inspector.stream_state(view.stream, &view.name)));
+        let (state, cause) = self.held(seen, view);
         let invisible = seen.oldest_invisible.filter(|_| seen.held_by == Some(view.stream));
         StreamStatus {
             name: view.name.clone(),
@@ -85,15 +91,19 @@ impl Inspected {
         }
     }
 
-    /// What a stream does, unless what it brought is not taken: a write that the replica refuses stops the streams that
+    /// What a stream does, unless what it brought is not taken: a decision that the replica refuses stops the streams that
     /// brought it, and a replica that takes nothing has all of them wait.
-    fn held(&self, stream: SourceTabletId, (state, cause): (State, Option<String>)) -> (State, Option<String>) {
-        if state != State::Running {
-            return (state, cause);
+    fn held(&self, seen: &Seen, view: &StreamView) -> (State, Option<String>) {
+        if let Some(cause) = seen.stopped.get(&view.stream) {
+            return (State::Stopped, Some(cause.clone()));
         }
-        let Some(hold) = self.inspector.holds().into_iter().next() else { return (state, cause) };
-        let brought = hold.refused.is_none_or(|write| write.streams.contains(&stream));
-        (if hold.stopped && brought { State::Stopped } else { State::Waiting }, Some(hold.cause))
+        let (state, cause) = state(self.inspector.stream_state(view.stream, &view.name));
+        match self.inspector.holds().into_iter().next() {
+            Some(hold) if state == State::Running => {
+                (if hold.stopped { State::Stopped } else { State::Waiting }, Some(hold.cause))
+            }
+            _ => (state, cause),
+        }
     }
 
     /// What one look at the leader's machine finds, in people's words; nothing where another process leads.
@@ -212,7 +222,7 @@ impl Inspect for Inspected {
         self.inspector.skip(transaction).await
     }
 
-    fn retry(&self) -> Vec<String> {
+    fn retry(&self) -> Retried {
         self.inspector.retry()
     }
 

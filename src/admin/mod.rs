@@ -20,7 +20,7 @@ pub mod top;
 pub mod verify;
 mod wire;
 
-use crate::applier::Skipped;
+use crate::applier::{Retried, Skipped};
 use async_trait::async_trait;
 use explain::Explanation;
 use futures::stream::BoxStream;
@@ -78,9 +78,9 @@ pub trait Inspect: Send + Sync + 'static {
         Err(format!("{transaction} is not refused: nothing is replicated here"))
     }
 
-    /// Tries again at once what the replica refused or could not take; answers the names of its parts that did not.
-    fn retry(&self) -> Vec<String> {
-        Vec::new()
+    /// Tries again at once what the replica refused or could not take, and streams that stopped; answers their names.
+    fn retry(&self) -> Retried {
+        Retried::default()
     }
 
     /// The tables that can be compared with the sources, by name.

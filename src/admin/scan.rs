@@ -147,12 +147,18 @@ impl JsonRows {
         if self.with_time {
             let comma = if self.columns.is_empty() { "" } else { "," };
             // Writing to a string cannot fail.
-            let _ = write!(out, "{comma}\"_hybrid_time\":\"{}\"", row.time);
+            let _ = match row.time {
+                UNKNOWN => write!(out, "{comma}\"_hybrid_time\":null"),
+                time => write!(out, "{comma}\"_hybrid_time\":\"{time}\""),
+            };
         }
         out.push_str("}\n");
         Ok(())
     }
 }
+
+/// The time of a row whose replica keeps none.
+const UNKNOWN: HybridTime = HybridTime::MIN;
 
 /// A text as a JSON string.
 fn quote(text: &str) -> String {
@@ -206,7 +212,9 @@ pub fn csv_row(row: &ScanRow, with_time: bool, out: &mut Vec<u8>) {
         if !row.cells.is_empty() {
             out.push(b',');
         }
-        out.extend_from_slice(row.time.to_string().as_bytes());
+        if row.time != UNKNOWN {
+            out.extend_from_slice(row.time.to_string().as_bytes());
+        }
     }
     out.push(b'\n');
 }

@@ -7,7 +7,7 @@ use super::page;
 use super::scan::{ScanAt, ScanError};
 use super::verify::VerifyError;
 use crate::access::{Keyring, Listener, Peer, audit, serve};
-use crate::applier::Given;
+use crate::applier::{Given, Retried};
 use crate::limits;
 use crate::proto::admin as proto;
 use crate::proto::admin::admin_service_server::{AdminService, AdminServiceServer};
@@ -137,7 +137,10 @@ impl AdminService for Service {
     }
 
     async fn skip(&self, request: Request<proto::SkipRequest>) -> Result<Response<proto::SkipResponse>, Status> {
-        let skipped = self.inspect.skip(&request.into_inner().transaction).await;
+        let peer = request.extensions().get::<Peer>().cloned();
+        let transaction = request.into_inner().transaction;
+        let skipped = self.inspect.skip(&transaction).await;
+        audit(peer.as_ref(), "skip", &transaction, &skipped);
         let skipped = skipped.map_err(Status::failed_precondition)?;
         let told = |given: Given| proto::SkippedTransaction {
             transaction: given.transaction.to_string(),
@@ -149,8 +152,11 @@ impl AdminService for Service {
         }))
     }
 
-    async fn retry(&self, _: Request<proto::RetryRequest>) -> Result<Response<proto::RetryResponse>, Status> {
-        Ok(Response::new(proto::RetryResponse { tablets: self.inspect.retry() }))
+    async fn retry(&self, request: Request<proto::RetryRequest>) -> Result<Response<proto::RetryResponse>, Status> {
+        let Retried { tablets, streams } = self.inspect.retry();
+        let subject = tablets.iter().chain(&streams).map(String::as_str).collect::<Vec<_>>().join(", ");
+        audit(request.extensions().get::<Peer>(), "retry", &subject, &Ok::<_, Status>(()));
+        Ok(Response::new(proto::RetryResponse { tablets, streams }))
     }
 
     async fn waiting(&self, _: Request<proto::WaitingRequest>) -> Result<Response<proto::ExplainResponse>, Status> {
@@ -222,10 +228,15 @@ impl AdminService for Service {
     type VerifyStream = BoxStream<'static, Result<proto::VerifyResponse, Status>>;
 
     async fn verify(&self, request: Request<proto::VerifyRequest>) -> Result<Response<Self::VerifyStream>, Status> {
+        let peer = request.extensions().get::<Peer>().cloned();
+        let table = request.into_inner().table;
         // Each holds checksums of a whole table.
         let permit = Arc::clone(&self.verifications).try_acquire_owned();
-        let permit = permit.map_err(|_| Status::resource_exhausted("a verification runs already; wait for it"))?;
-        let events = self.inspect.verify(&request.into_inner().table);
+        let permit = permit.map_err(|_| "a verification runs already; wait for it");
+        // It changes nothing, but it reads every row of a server that others need: said when it begins.
+        audit(peer.as_ref(), "verify", &table, &permit);
+        let permit = permit.map_err(Status::resource_exhausted)?;
+        let events = self.inspect.verify(&table);
         let messages = events.map(move |event| {
             let _held = &permit;
             event.map(Into::into).map_err(unverified)

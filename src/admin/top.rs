@@ -141,11 +141,12 @@ impl View {
             frame.render_widget(Line::from(" untorn top".bold()), frame.area());
             return;
         };
-        let streams = u16::try_from(stream_lines(self, status).len()).unwrap_or(u16::MAX).saturating_add(2);
+        let mut lines = stream_lines(self, status);
+        let wanted = u16::try_from(lines.len()).unwrap_or(u16::MAX).saturating_add(2);
         let [title, top, streams, waits, foot] = Layout::vertical([
             Constraint::Length(1),
             Constraint::Length(7),
-            Constraint::Max(streams.max(3)),
+            Constraint::Max(wanted.max(3)),
             Constraint::Min(5),
             Constraint::Length(1),
         ])
@@ -154,7 +155,14 @@ impl View {
         self.draw_title(frame, title, status);
         draw_whole(frame, left, status, self.committed);
         self.history.draw(frame, right, "commits a second");
-        frame.render_widget(Paragraph::new(stream_lines(self, status)).block(block("streams")), streams);
+        let room = usize::from(streams.height.saturating_sub(2));
+        if lines.len() > room {
+            lines.truncate(room.saturating_sub(1));
+            lines.push(Line::from(" and more, of which `untorn status` tells".dim()));
+        }
+        let running = status.streams.iter().filter(|stream| stream.state == State::Running).count();
+        let title_of_streams = format!("{running} of {} streams run", status.streams.len());
+        frame.render_widget(Paragraph::new(lines).block(block(&title_of_streams)), streams);
         self.draw_waiting(frame, waits, status);
         self.draw_foot(frame, foot);
     }
@@ -233,10 +241,13 @@ fn draw_whole(frame: &mut Frame<'_>, area: Rect, status: &Status, committed: u64
     frame.render_widget(Paragraph::new(lines).block(block("safe time").border_style(Style::new().fg(lag_color))), area);
 }
 
+/// Each stream, those first that somebody must look at: what does not run, then what holds safe time.
 fn stream_lines(view: &View, status: &Status) -> Vec<Line<'static>> {
     let width = status.streams.iter().map(|stream| stream.name.chars().count()).max().unwrap_or(0);
     let mut lines = Vec::new();
-    for stream in &status.streams {
+    let mut streams: Vec<_> = status.streams.iter().collect();
+    streams.sort_by_key(|stream| (stream.state == State::Running, status.held_by.as_ref() != Some(&stream.name)));
+    for stream in streams {
         let records = view.records.get(&stream.name).copied().unwrap_or(0);
         let state = match stream.state {
             State::Running => "running",
@@ -296,6 +307,7 @@ mod tests {
             "held by shard-b",
             "1,500 committed a second",
             "most 1,500",
+            "1 of 2 streams run",
             "shard-a running ",
             "4,200 rec/s  at 1/6B374D00",
             "stopped ██████████    60 s",
@@ -307,6 +319,24 @@ mod tests {
             "q quits · no answer: it does not answer",
         ];
         for part in shown {
+            assert!(text.contains(part), "{part:?} is not on the screen:\n{text}");
+        }
+    }
+
+    #[test]
+    fn of_many_streams_those_that_need_somebody_are_on_the_screen() {
+        let mut view = View::default();
+        let mut status = status::tests::sample();
+        let stream = status.streams.iter().find(|stream| stream.state == State::Running).unwrap().clone();
+        let named = |number| StreamStatus { name: format!("shard-{number}"), ..stream.clone() };
+        status.streams = (0..64).map(named).collect();
+        status.streams[63].state = State::Stopped;
+        status.held_by = Some("shard-40".into());
+        view.look(status, Vec::new(), 0.0);
+        let mut terminal = Terminal::new(TestBackend::new(90, 26)).unwrap();
+        terminal.draw(|frame| view.draw(frame)).unwrap();
+        let text = terminal.backend().to_string();
+        for part in ["63 of 64 streams run", "shard-63 stopped", "shard-40 running", "and more"] {
             assert!(text.contains(part), "{part:?} is not on the screen:\n{text}");
         }
     }

@@ -125,14 +125,9 @@ impl Driver {
         while let Some(output) = self.coordinator.poll_output() {
             self.run_output(output);
         }
-        // While there is no stream, everything is safe to read; what a tablet is told of it holds for ever.
-        let safe_time = self.coordinator.safe().map(|point| point.time).filter(|time| *time < HybridTime::MAX);
-        let safe_time = safe_time.unwrap_or(HybridTime::MIN);
         for (tablet, (queue, work)) in &mut self.queues {
-            let through = self.coordinator.handed_through(*tablet);
-            // Safe time rests on decisions that a tablet which is held back has not been handed.
-            let safe_time = if through < self.coordinator.durable() { HybridTime::MIN } else { safe_time };
-            queue.hand_over(work, through, safe_time);
+            let safe_time = self.coordinator.handed_safe(*tablet).unwrap_or(HybridTime::MIN);
+            queue.hand_over(work, self.coordinator.handed_through(*tablet), safe_time);
         }
         Ok(())
     }
@@ -247,7 +242,7 @@ impl Driver {
             news
         });
         if let Some(cause) = self.coordinator.must_stop(stream) {
-            return Err(LeaderError::Stop(cause));
+            return Err(LeaderError::Refused(cause));
         }
         Ok(Wanted {
             pause_for: self.coordinator.must_pause(stream).map(str::to_owned),
@@ -259,7 +254,7 @@ impl Driver {
     fn may_take(&self, name: &str, held: Option<Epoch>, now: HybridTime) -> Result<(), LeaderError> {
         let Some(record) = self.coordinator.state().stream_named(name) else { return Ok(()) };
         if let Some(cause) = self.coordinator.must_stop(record.stream) {
-            return Err(LeaderError::Stop(cause));
+            return Err(LeaderError::Refused(cause));
         }
         if held.is_some_and(|held| held < record.puller) && self.pullers.borrow().is_alive(record.stream, now) {
             return Err(LeaderError::Fenced(self.has_it(record.stream)));
@@ -318,15 +313,15 @@ impl Driver {
         match input {
             Input::Report { report, reply } => {
                 if let Some(cause) = self.coordinator.must_stop(report.stream) {
-                    reply.send(Err(LeaderError::Stop(cause))).ok();
+                    reply.send(Err(LeaderError::Refused(cause))).ok();
                     return;
                 }
                 let promised = self.coordinator.handle_report(now, report);
                 self.promise(promised, reply, |checkpoint| Reported { checkpoint, acknowledge: checkpoint });
             }
-            Input::Refused { tablet, position, cause } => {
+            Input::Refused { tablet, position, transaction, cause } => {
                 error!(tablet = self.coordinator.tablet_name(tablet), %cause, "the replica tablet refuses a decision");
-                self.coordinator.handle_refused(tablet, position, cause);
+                self.coordinator.handle_refused(tablet, position, transaction, cause);
             }
             Input::Applied { tablet, applied } => self.coordinator.handle_applied(tablet, applied),
             Input::OpenStream { name, puller, held, reply } => {

@@ -39,6 +39,8 @@ pub(super) enum Trouble {
     Retry(String),
     /// Somebody must mend it; the stream stops by name.
     Stop(String),
+    /// The leader has the stream stand still by name, and knows when that is over.
+    StandStill(String),
     /// Another puller has the stream: this one leaves it alone while that one lives.
     Fenced(String),
     /// The whole applier must end.
@@ -58,6 +60,7 @@ impl From<super::leader::LeaderError> for Trouble {
     fn from(error: super::leader::LeaderError) -> Self {
         match error {
             super::leader::LeaderError::Stop(cause) => Self::Stop(cause),
+            super::leader::LeaderError::Refused(cause) => Self::StandStill(cause),
             super::leader::LeaderError::Fenced(cause) => Self::Fenced(cause),
             other => Self::Retry(other.to_string()),
         }

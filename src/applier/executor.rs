@@ -10,7 +10,7 @@ use crate::limits::{
 };
 use crate::planted::{Bug, planted};
 use crate::tablet::{Applied, ApplyBatch, TabletError};
-use crate::wal::{Epoch, HybridTime, LogPosition};
+use crate::wal::{Epoch, HybridTime, LogPosition, TransactionId};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,6 +46,8 @@ impl Executor {
                 // What only somebody can mend is tried again, too: so it goes on by itself once it is mended.
                 Err(Trouble::Retry(cause) | Trouble::Fenced(cause)) => ((cause, false), backoff.next_wait()),
                 Err(Trouble::Stop(cause)) => ((cause, true), backoff.next_wait()),
+                // The leader says which streams stand still for a decision that is refused.
+                Err(Trouble::StandStill(cause)) => ((cause, false), backoff.next_wait()),
             };
             // Once, not at every attempt.
             if self.queue.hold(&self.tablet.name, Some(cause.clone())) {
@@ -68,10 +70,12 @@ impl Executor {
     async fn session(&mut self, kept: &mut VecDeque<Decided>, backoff: &mut Backoff) -> Result<(), Trouble> {
         let mut heard = self.announce(kept).await?;
         let mut synced = Instant::now();
-        let mut most = if self.refused.is_some() { 0 } else { APPLY_BATCH_DECISIONS };
+        // A batch up to here was refused, and it is not known which of its entries.
+        let mut search = LogPosition(0);
         loop {
             let gathered = self.queue.take_into(kept);
             if gathered.through > heard {
+                let most = if heard < search { 0 } else { APPLY_BATCH_DECISIONS };
                 let batch =
                     ApplyBatch { one_writer: self.one_writer, ..batch(self.owner, kept, heard, &gathered, most) };
                 let (first, through) = (batch.work.first().map(|decided| decided.position), batch.through);
@@ -83,18 +87,20 @@ impl Executor {
                         self.applied(done, kept).await?;
                         if self.refused.take_if(|refused| *refused <= applied.heard).is_some() {
                             self.inputs.applied(self.tablet.id, applied).await;
-                            most = APPLY_BATCH_DECISIONS;
                         }
                         if self.refused.is_none() {
                             self.takes_decisions();
                         }
                     }
                     // Entry by entry the one is found that it refuses.
-                    Err(TabletError::Refused(_)) if first.is_some_and(|first| first < through) => most = 0,
+                    Err(TabletError::Refused(_)) if first.is_some_and(|first| first < through) => search = through,
                     Err(error @ TabletError::Refused(_)) => {
-                        self.refused = Some(through);
-                        self.inputs.refused(self.tablet.id, through, error.to_string()).await;
-                        return Err(self.trouble(&error));
+                        return Err(self.refuses(through, None, error.to_string()).await);
+                    }
+                    Err(TabletError::RefusedWrite(write)) => {
+                        let refused = self.refuses(write.position, Some(write.transaction), write.to_string()).await;
+                        self.queue.refuse(*write);
+                        return Err(refused);
                     }
                     // It holds less than before when it started again, and more when an answer was lost.
                     Err(TabletError::HeardOther { heard: other, .. }) => {
@@ -130,7 +136,7 @@ impl Executor {
             if !kept.is_empty() {
                 let Applied { heard: now_heard, applied } =
                     self.tablet.leader.sync().await.map_err(|error| self.trouble(&error))?;
-                heard = now_heard;
+                heard = if planted(Bug::HeardIsAssumed) { heard } else { now_heard };
                 self.applied(applied, kept).await?;
             }
         }
@@ -167,6 +173,13 @@ impl Executor {
         )))
     }
 
+    /// The tablet refuses an entry's decisions, or one transaction of it.
+    async fn refuses(&mut self, at: LogPosition, transaction: Option<TransactionId>, cause: String) -> Trouble {
+        self.refused = Some(at);
+        self.inputs.refused(self.tablet.id, at, transaction, cause.clone()).await;
+        Trouble::StandStill(format!("replica tablet {}: {cause}", self.tablet.name))
+    }
+
     /// What an error means for this owner: a tablet that has seen a higher epoch ends it.
     fn trouble(&self, error: &TabletError) -> Trouble {
         match error {
@@ -174,12 +187,7 @@ impl Executor {
                 "replica tablet {} has seen owner epoch {held}, this one's is {}",
                 self.tablet.name, self.owner
             ))),
-            error => {
-                if let TabletError::RefusedWrite(write) = error {
-                    self.queue.refuse((**write).clone());
-                }
-                self.tablet.trouble(error)
-            }
+            error => self.tablet.trouble(error),
         }
     }
 }

@@ -4,6 +4,7 @@ use super::leader::{LeaderError, Reported, StreamOpened, StreamState, Wanted};
 use crate::coordinator::{Applied, Coordinator, CopyState, Fence, Report};
 use crate::wal::{
     Column, Epoch, HybridTime, LogPosition, OpId, ReplicaTabletId, SourceTabletId, SourceTransactionId, TableSchema,
+    TransactionId,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -71,6 +72,7 @@ pub(super) enum Input {
     Refused {
         tablet: ReplicaTabletId,
         position: LogPosition,
+        transaction: Option<TransactionId>,
         cause: String,
     },
     Look(Look),
@@ -97,9 +99,15 @@ impl Inputs {
         self.send(Input::Applied { tablet, applied }).await;
     }
 
-    /// Tells that a replica tablet refuses the decisions of an entry.
-    pub(super) async fn refused(&self, tablet: ReplicaTabletId, position: LogPosition, cause: String) {
-        self.send(Input::Refused { tablet, position, cause }).await;
+    /// Tells that a replica tablet refuses the decisions of an entry, or one of them where it is known which.
+    pub(super) async fn refused(
+        &self,
+        tablet: ReplicaTabletId,
+        position: LogPosition,
+        transaction: Option<TransactionId>,
+        cause: String,
+    ) {
+        self.send(Input::Refused { tablet, position, transaction, cause }).await;
     }
 
     /// Looks at the machine, between two inputs.

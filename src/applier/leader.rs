@@ -61,6 +61,9 @@ pub enum LeaderError {
     /// The report says what cannot be true: the stream stops by name until somebody mends it.
     #[error("{0}")]
     Stop(String),
+    /// A replica tablet refuses what the stream carried: it stands still until the tablet has taken it. Ask again soon.
+    #[error("{0}")]
+    Refused(String),
     /// The leader cannot be reached, or does not know yet; open the stream again.
     #[error("the transaction leader is unavailable: {0}")]
     Unavailable(String),
@@ -96,7 +99,7 @@ pub trait TransactionLeader: Send + Sync {
     ) -> Result<(), LeaderError>;
 
     /// The stream runs, or why it does not: what `status` and `explain` show. The answer is what the leader wants of it;
-    /// [`LeaderError::Stop`] where the stream must stand still.
+    /// [`LeaderError::Refused`] where the stream must stand still.
     async fn stream_state(
         &self,
         stream: SourceTabletId,

@@ -33,7 +33,7 @@ pub use inputs::Inputs;
 pub use inspector::Inspector;
 pub use reads::{NotReady, Reader, TableScan};
 pub use recovery::RecoveryError;
-pub use refusals::{Given, Skipped};
+pub use refusals::{Given, Retried, Skipped};
 pub use shown::Shown;
 pub use streams::Progress;
 pub use tablets::{Hold, NamedTablet, Tablets};

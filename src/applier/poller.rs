@@ -114,6 +114,10 @@ impl Poller {
                     (StreamState::Waiting { cause }, backoff.next_wait())
                 }
                 Err(Trouble::Stop(cause)) => (StreamState::Stopped { cause }, Duration::from_millis(STOPPED_RETRY_MS)),
+                // Asking costs nothing, and it is to go on as soon as it may.
+                Err(Trouble::StandStill(cause)) => {
+                    (StreamState::Stopped { cause }, Duration::from_millis(PULLER_SAYS_EVERY_MS))
+                }
             };
             self.say(&mut said, &state);
             self.side.note(|progress| progress.state = state.clone());
@@ -124,6 +128,7 @@ impl Poller {
             tokio::select! {
                 biased;
                 () = asked_to_drain(&mut self.draining) => return Ok(()),
+                () = self.side.asked_again() => {}
                 () = tokio::time::sleep(wait) => {}
             }
         }

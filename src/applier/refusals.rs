@@ -2,9 +2,10 @@
 //! transaction up.
 
 use super::inspector::Inspector;
-use super::tablets::Hold;
+use super::tablets::{ApplyQueue, Hold};
 use crate::coordinator::Coordinator;
 use crate::wal::{HybridTime, TransactionId};
+use std::sync::Arc;
 use tracing::warn;
 
 /// A transaction that was given up.
@@ -14,6 +15,15 @@ pub struct Skipped {
     pub transaction: Given,
     /// Transactions decided after it that wrote rows that it wrote, as far as they have reached the replica.
     pub dependents: Vec<Given>,
+}
+
+/// What is tried again.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Retried {
+    /// Replica tablets that did not take decisions.
+    pub tablets: Vec<String>,
+    /// Streams that had stopped.
+    pub streams: Vec<String>,
 }
 
 /// A transaction by untorn's id and the source's.
@@ -37,15 +47,18 @@ impl Inspector {
         self.led.iter().flat_map(|led| &led.queues).filter_map(|queue| queue.held()).collect()
     }
 
-    /// Has every replica tablet that does not take decisions tried again at once; answers their names.
+    /// Has every replica tablet that does not take decisions, and every stream of this process that stopped, tried again at
+    /// once; answers their names.
     #[must_use]
-    pub fn retry(&self) -> Vec<String> {
+    pub fn retry(&self) -> Retried {
         let held = self.led.iter().flat_map(|led| &led.queues).filter_map(|queue| Some((queue, queue.held()?)));
-        held.map(|(queue, hold)| {
+        let again = |(queue, hold): (&Arc<ApplyQueue>, Hold)| {
             queue.try_again();
             hold.tablet
-        })
-        .collect()
+        };
+        let tablets = held.map(again).collect();
+        let stopped = self.streams.iter().filter(|side| side.try_again());
+        Retried { tablets, streams: stopped.map(|side| side.name.clone()).collect() }
     }
 
     /// Gives up the transaction that a replica tablet refuses.

@@ -40,10 +40,27 @@ pub struct Pullers {
 }
 
 impl Pullers {
-    /// Whether a stream's puller was heard a moment ago.
+    /// Whether a stream's puller was heard a moment ago. A clock that was set back since says nothing of it: whoever lives
+    /// says so again within a second, and whoever is dead must not keep its stream until the clock has caught up.
     #[must_use]
     pub fn is_alive(&self, stream: SourceTabletId, now: HybridTime) -> bool {
-        let heard = self.heard.get(&stream);
-        heard.is_some_and(|heard| heard.seconds_behind(now) * 1000.0 <= PULLER_SILENT_MS as f64)
+        let apart = |heard: &HybridTime| heard.micros().abs_diff(now.micros());
+        self.heard.get(&stream).map(apart).is_some_and(|micros| micros <= PULLER_SILENT_MS * 1_000)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_set_back_does_not_leave_a_stream_with_a_dead_puller() {
+        let [stream, silent] = [SourceTabletId(0), SourceTabletId(1)];
+        let at = |seconds: u64| HybridTime::from_micros(seconds * 1_000_000);
+        let pullers = Pullers { heard: BTreeMap::from([(stream, at(600))]), ..Pullers::default() };
+        assert!(pullers.is_alive(stream, at(600)) && pullers.is_alive(stream, at(605)));
+        assert!(!pullers.is_alive(stream, at(606)));
+        assert!(!pullers.is_alive(stream, at(10)), "heard at a time that has not come yet");
+        assert!(!pullers.is_alive(silent, at(600)), "never heard");
     }
 }

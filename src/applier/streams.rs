@@ -18,6 +18,7 @@ pub(super) struct StreamSide {
     told: Mutex<Told>,
     opened: Mutex<Option<(SourceTabletId, Epoch)>>,
     wake: Notify,
+    again: Notify,
     pulled: AtomicBool,
 }
 
@@ -64,6 +65,7 @@ impl StreamSide {
             told: Mutex::default(),
             opened: Mutex::default(),
             wake: Notify::new(),
+            again: Notify::new(),
             pulled: AtomicBool::new(false),
         }
     }
@@ -106,7 +108,9 @@ impl StreamSide {
                 told.pause_for = pause_for;
                 told.to_check.extend(check_running);
             }
-            Err(error @ (LeaderError::Stop(_) | LeaderError::Fenced(_))) if current => told.end = Some(error),
+            Err(error @ (LeaderError::Stop(_) | LeaderError::Refused(_) | LeaderError::Fenced(_))) if current => {
+                told.end = Some(error);
+            }
             // Whoever could not be told is told the next time.
             Err(_) => {}
         }
@@ -161,6 +165,20 @@ impl StreamSide {
     /// Whether records of this stream are on their way.
     pub(super) fn is_pulled(&self) -> bool {
         self.pulled.load(Ordering::Acquire)
+    }
+
+    /// A stream that stopped is to be tried again at once; whether it has.
+    pub(super) fn try_again(&self) -> bool {
+        let stopped = matches!(self.progress().state, StreamState::Stopped { .. });
+        if stopped {
+            self.again.notify_one();
+        }
+        stopped
+    }
+
+    /// Waits for [`Self::try_again`].
+    pub(super) async fn asked_again(&self) {
+        self.again.notified().await;
     }
 
     /// Waits until `not_running` or `hear` was called.

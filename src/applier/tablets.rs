@@ -113,7 +113,7 @@ pub struct Hold {
     pub tablet: String,
     /// Why.
     pub cause: String,
-    /// Somebody must mend it; else it is waited for.
+    /// It takes nothing at all until somebody mends it. Where it refuses a decision, the leader knows which streams stop.
     pub stopped: bool,
     /// The write that it refuses, if that is it.
     pub refused: Option<RefusedWrite>,

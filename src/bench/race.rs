@@ -5,19 +5,20 @@
 //! made; so all of them drain the same bytes, one after the other.
 
 use super::RaceArgs;
+use super::daemon::{Daemon, write_config};
 use super::history::{Point, TABLES, rows_before};
 use super::process::{cpu_seconds, memory_bytes};
 use super::report::{Drain, table};
-use super::server::{Folder, Server, Session};
+use super::server::{Folder, PUBLISHER, Server, Session};
 use crate::admin::Format;
 use std::io::{self, Write};
-use std::net::TcpListener;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// How long one competitor may take for one history.
 const PATIENCE: Duration = Duration::from_secs(1_200);
+/// The version, as `server_version_num` says it, since which a subscription applies large transactions while they stream.
+const PARALLEL_SINCE: u32 = 160_000;
 /// How often the end is looked for, and memory.
 const LOOK: Duration = Duration::from_millis(10);
 
@@ -69,15 +70,7 @@ pub async fn race(args: &RaceArgs, out: &mut (impl Write + Send)) -> io::Result<
 }
 
 async fn run_point(args: &RaceArgs, point: Point, folder: &Path) -> io::Result<Vec<Drain>> {
-    let publisher = [
-        "wal_level=logical",
-        "max_replication_slots=20",
-        "max_wal_senders=20",
-        "max_prepared_transactions=20",
-        "autovacuum=off",
-        "max_wal_size=16GB",
-    ];
-    let source = Server::start(&args.pg_bin, &folder.join("source"), &publisher).await?;
+    let source = Server::start(&args.pg_bin, &folder.join("source"), &PUBLISHER).await?;
     let replica =
         Server::start(&args.pg_bin, &folder.join("replica"), &["autovacuum=off", "max_wal_size=16GB"]).await?;
     let at_source = source.connect("postgres").await?;
@@ -112,16 +105,17 @@ async fn prepare(competitor: Competitor, source: &Server, replica: &Server, fold
     let at_replica = replica.connect(database).await?;
     at_replica.run(TABLES).await?;
     if untorn {
-        write_config(competitor, source, replica, folder)?;
-        let mut daemon = Daemon::start(competitor, folder)?;
+        write_config(database, durable, std::slice::from_ref(source), replica, folder)?;
+        let mut daemon = Daemon::start(database, folder)?;
         until(async || Ok(count(&at_replica, "race").await? > 0)).await?;
         return daemon.stop();
     }
     at_replica.run(&rows_before()).await?;
     let commit = if durable { "on" } else { "off" };
+    let streaming = if at_replica.version().await? >= PARALLEL_SINCE { "parallel" } else { "on" };
     let subscribe = format!(
         "CREATE SUBSCRIPTION {database} CONNECTION '{}' PUBLICATION untorn WITH (copy_data = false, enabled = false, \
-         create_slot = false, slot_name = '{database}', streaming = on, synchronous_commit = {commit})",
+         create_slot = false, slot_name = '{database}', streaming = {streaming}, synchronous_commit = {commit})",
         source.words("postgres")
     );
     let slot = format!("SELECT pg_create_logical_replication_slot('{database}', 'pgoutput')");
@@ -144,14 +138,14 @@ async fn drain(
     let begun = Instant::now();
     let mut daemon = None;
     let applying = if competitor.untorn {
-        daemon = Some(Daemon::start(competitor, folder)?);
+        daemon = Some(Daemon::start(competitor.database, folder)?);
         "SELECT backend FROM untorn.progress"
     } else {
         at_replica.run(&format!("ALTER SUBSCRIPTION {} ENABLE", competitor.database)).await?;
         "SELECT pid FROM pg_stat_subscription"
     };
     let mut peak = 0;
-    let daemon_pid = daemon.as_ref().map(|daemon| daemon.0.id());
+    let daemon_pid = daemon.as_ref().map(|daemon| daemon.pid());
     while count(&at_replica, "over").await? == 0 {
         let pid = at_replica.run(applying).await?.and_then(|pid| pid.parse::<u32>().ok());
         peak = peak.max([pid, daemon_pid].into_iter().flatten().map(memory_bytes).sum());
@@ -207,7 +201,7 @@ async fn count(session: &Session, table: &str) -> io::Result<u64> {
     Ok(answer.and_then(|answer| answer.parse().ok()).unwrap_or_default())
 }
 
-async fn until(mut done: impl AsyncFnMut() -> io::Result<bool>) -> io::Result<()> {
+pub(super) async fn until(mut done: impl AsyncFnMut() -> io::Result<bool>) -> io::Result<()> {
     let deadline = Instant::now() + PATIENCE;
     while !done().await? {
         if Instant::now() > deadline {
@@ -216,50 +210,4 @@ async fn until(mut done: impl AsyncFnMut() -> io::Result<bool>) -> io::Result<()
         tokio::time::sleep(LOOK).await;
     }
     Ok(())
-}
-
-fn config_file(competitor: Competitor, folder: &Path) -> PathBuf {
-    folder.join(format!("{}.toml", competitor.database))
-}
-
-fn write_config(competitor: Competitor, source: &Server, replica: &Server, folder: &Path) -> io::Result<()> {
-    let Competitor { database, durable, .. } = competitor;
-    let port = || Ok::<_, io::Error>(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port());
-    let text = format!(
-        "data_dir = {data:?}\n[source]\nkind = \"postgres\"\n[[source.tablets]]\nname = \"source\"\nurl = {from:?}\n\
-         publication = \"untorn\"\nslot = {database:?}\n[replica]\nkind = \"postgres\"\nsynchronous_commit = {durable}\n\
-         [[replica.tablets]]\nname = \"replica\"\nurl = {to:?}\n[admin]\nlisten = \"127.0.0.1:{admin}\"\n[metrics]\n\
-         listen = \"127.0.0.1:{metrics}\"\n",
-        data = folder.join(database),
-        from = source.url("postgres"),
-        to = replica.url(database),
-        admin = port()?,
-        metrics = port()?,
-    );
-    std::fs::write(config_file(competitor, folder), text)
-}
-
-/// untorn as a competitor: this program, as a daemon.
-struct Daemon(Child);
-
-impl Daemon {
-    fn start(competitor: Competitor, folder: &Path) -> io::Result<Self> {
-        let mut command = Command::new(std::env::current_exe()?);
-        command.arg("run").arg("--config").arg(config_file(competitor, folder));
-        let log = std::fs::File::options().create(true).append(true).open(folder.join("untorn.log"))?;
-        Ok(Self(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?))
-    }
-
-    fn stop(&mut self) -> io::Result<()> {
-        Command::new("kill").arg(self.0.id().to_string()).status()?;
-        let ended = self.0.wait()?;
-        if ended.success() { Ok(()) } else { Err(io::Error::other(format!("untorn: {ended}"))) }
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        self.0.kill().ok();
-        self.0.wait().ok();
-    }
 }

@@ -11,6 +11,16 @@ use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 /// How long a server may take to start.
 const START: Duration = Duration::from_secs(60);
 
+/// What a server needs to be a source, and to be left alone.
+pub const PUBLISHER: [&str; 6] = [
+    "wal_level=logical",
+    "max_replication_slots=20",
+    "max_wal_senders=20",
+    "max_prepared_transactions=20",
+    "autovacuum=off",
+    "max_wal_size=16GB",
+];
+
 /// A running server. Dropping it shuts it down.
 pub struct Server {
     port: u16,
@@ -123,6 +133,17 @@ impl Session {
             SimpleQueryMessage::Row(row) => row.try_get(0).ok().flatten().map(str::to_owned),
             _ => None,
         }))
+    }
+}
+
+impl Session {
+    /// The server's version, as `server_version_num` says it.
+    ///
+    /// # Errors
+    /// What the server said.
+    pub async fn version(&self) -> io::Result<u32> {
+        let version = self.run("SHOW server_version_num").await?;
+        version.and_then(|version| version.parse().ok()).ok_or_else(|| io::Error::other("a server without a version"))
     }
 }
 

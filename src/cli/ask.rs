@@ -76,7 +76,7 @@ pub async fn explain(args: &ExplainArgs, out: &mut (impl Write + Send)) -> Resul
 /// # Errors
 /// When it refuses no such transaction, or the daemon does not answer.
 pub async fn skip(args: &SkipArgs, out: &mut (impl Write + Send)) -> Result<(), Failure> {
-    let skipped = AdminClient::connect(&args.admin.admin).await?.skip(&args.transaction).await?;
+    let skipped = AdminClient::connect(args.admin.address()?).await?.skip(&args.transaction).await?;
     for (number, given) in skipped.transaction.iter().chain(&skipped.dependents).enumerate() {
         let what = if number == 0 { "skipped" } else { "depends on it" };
         writeln!(out, "{what}: {} ({})", given.transaction, given.source_id)?;
@@ -84,17 +84,17 @@ pub async fn skip(args: &SkipArgs, out: &mut (impl Write + Send)) -> Result<(), 
     Ok(out.flush()?)
 }
 
-/// Has what the replica refused tried again at once.
+/// Has what the replica refused, and streams that stopped, tried again at once.
 ///
 /// # Errors
 /// When the daemon does not answer.
 pub async fn retry(args: &AdminArgs, out: &mut (impl Write + Send)) -> Result<(), Failure> {
-    let tablets = AdminClient::connect(&args.admin).await?.retry().await?;
-    if tablets.is_empty() {
-        writeln!(out, "nothing is refused and nothing waits for the replica")?;
+    let retried = AdminClient::connect(args.address()?).await?.retry().await?;
+    if retried.tablets.is_empty() && retried.streams.is_empty() {
+        writeln!(out, "nothing is refused, nothing waits for the replica, and no stream has stopped")?;
     }
-    for tablet in tablets {
-        writeln!(out, "tries again: {tablet}")?;
+    for name in retried.tablets.iter().chain(&retried.streams) {
+        writeln!(out, "tries again: {name}")?;
     }
     Ok(out.flush()?)
 }

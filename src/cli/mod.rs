@@ -84,7 +84,7 @@ pub enum SourceCommand {
 }
 
 /// Where the daemon is.
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub struct AdminArgs {
     /// The daemon's admin address
     #[arg(long, value_name = "URL", env = "UNTORN_ADMIN", default_value = "http://127.0.0.1:7100")]
@@ -203,7 +203,7 @@ pub struct ScanArgs {
     /// The read point: safe (complete in the source's order), latest, or a hybrid time
     #[arg(long, default_value = "safe", value_name = "safe|latest|HYBRID_TIME")]
     pub at: ScanAt,
-    /// Add each row's commit time, `_hybrid_time`
+    /// Add each row's commit time, `_hybrid_time`; null at a PostgreSQL replica, which keeps none
     #[arg(long)]
     pub with_time: bool,
     /// Where the daemon is.
@@ -251,6 +251,9 @@ pub struct VerifyArgs {
     /// Keep each table's result in this file, and skip those that it says are equal
     #[arg(long, value_name = "FILE")]
     pub resume: Option<PathBuf>,
+    /// The daemon's configuration file, in place of its admin address
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// Where the daemon is.
     #[command(flatten)]
     pub admin: AdminArgs,

@@ -4,8 +4,10 @@ use super::{Failure, Format, VerifyArgs};
 use crate::admin::client::AdminClient;
 use crate::admin::verify::report::{Report, TableReport};
 use crate::admin::verify::{Event, Progress};
+use crate::config::{self, Configuration};
 use std::fs::OpenOptions;
 use std::io::{self, IsTerminal, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
 /// Compares the replica with its sources, table by table, and prints how they compare; whether they are equal.
@@ -13,7 +15,13 @@ use std::path::Path;
 /// # Errors
 /// When no verdict was reached on some table.
 pub async fn verify(args: &VerifyArgs, out: &mut (impl Write + Send)) -> Result<bool, Failure> {
-    let mut client = AdminClient::connect(&args.admin.admin).await?;
+    let mut admin = args.admin.clone();
+    if let Some(file) = &args.config {
+        let listen = Configuration::load(file, &config::process_vars())?.daemon()?.admin;
+        let scheme = if listen.tls.is_some() { "https" } else { "http" };
+        admin.admin = format!("{scheme}://{}", reached(listen.address));
+    }
+    let mut client = AdminClient::connect(admin.address()?).await?;
     let tables = if args.table.is_empty() { client.verify_tables().await? } else { args.table.clone() };
     let before = args.resume.as_deref().map(finished).transpose()?.unwrap_or_default();
     let mut reports = Vec::new();
@@ -39,6 +47,15 @@ pub async fn verify(args: &VerifyArgs, out: &mut (impl Write + Send)) -> Result<
     }
     out.flush()?;
     Ok(report.equal)
+}
+
+/// Where this machine reaches what listens there: every address is loopback, too.
+fn reached(listens: SocketAddr) -> SocketAddr {
+    match listens.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => (Ipv4Addr::LOCALHOST, listens.port()).into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => (Ipv6Addr::LOCALHOST, listens.port()).into(),
+        _ => listens,
+    }
 }
 
 async fn compare(client: &mut AdminClient, table: String) -> Result<TableReport, Failure> {

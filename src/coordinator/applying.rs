@@ -4,20 +4,21 @@
 //! The fold holds what is to be done ([`State::work`](super::State)), a small piece a decision, until every tablet that it
 //! concerns has done it. A tablet has a window of decisions on their way to it; one that takes none is held back, and
 //! catches up from the fold when it takes them again. So a tablet that stalls costs its window, whatever the others go on
-//! to do (C10).
+//! to do (C10). Only the way to the first safe point is not cut in windows: a tablet whose readers come by themselves makes
+//! nothing visible before it, and so has applied nothing.
 
-use super::decided::{Applied, Decided, Work};
+use super::decided::{Applied, Decided, ReadPoint, Work};
 use super::entry::{Item, Outcome};
 use super::machine::Coordinator;
 use super::output::Output;
 use super::state::{Piece, State};
 use super::transaction::Branch;
 use crate::planted::{Bug, planted};
-use crate::wal::{BranchId, HybridTime, LogPosition, ReplicaTabletId, SourceTabletId};
+use crate::wal::{BranchId, HybridTime, LogPosition, ReplicaTabletId, SourceTabletId, TransactionId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// What was handed out, and what came of it.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Handed {
     /// Every decision at or below this one was handed to every tablet that it concerns and that is not held back.
     through: LogPosition,
@@ -25,7 +26,7 @@ pub(super) struct Handed {
 }
 
 /// One replica tablet's decisions on their way.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Window {
     /// Where those stand that were handed out and that it has not durably applied.
     outstanding: VecDeque<LogPosition>,
@@ -56,12 +57,22 @@ impl Coordinator {
         window.refusal.take_if(|refusal| refusal.position <= applied.heard);
     }
 
-    /// A replica tablet says no to the decisions of this entry, for a reason that doing it again does not mend. The streams
-    /// that carried them stop ([`Coordinator::must_stop`]) until the tablet has applied it.
-    pub fn handle_refused(&mut self, tablet: ReplicaTabletId, position: LogPosition, cause: String) {
+    /// A replica tablet says no to the decisions of this entry, or to the one of this transaction among them, for a reason
+    /// that doing it again does not mend. The streams that carried them stop ([`Coordinator::must_stop`]) until the tablet has
+    /// applied it.
+    pub fn handle_refused(
+        &mut self,
+        tablet: ReplicaTabletId,
+        position: LogPosition,
+        transaction: Option<TransactionId>,
+        cause: String,
+    ) {
         let mut streams = BTreeSet::new();
         for (_, piece) in self.state.work_at(position) {
-            streams.extend(self.state.asks(position, piece, tablet).iter().flat_map(Work::branches).map(|b| b.stream));
+            if transaction.is_none_or(|refused| piece.transaction() == Some(refused)) {
+                streams
+                    .extend(self.state.asks(position, piece, tablet).iter().flat_map(Work::branches).map(|b| b.stream));
+            }
         }
         self.handed.tablets.entry(tablet).or_default().refusal = Some(Refusal { position, streams, cause });
     }
@@ -84,7 +95,21 @@ impl Coordinator {
     /// Everything that concerns the tablet at or below this position was yielded.
     #[must_use]
     pub fn handed_through(&self, tablet: ReplicaTabletId) -> LogPosition {
-        self.handed.tablets.get(&tablet).and_then(|window| window.back).unwrap_or(self.durable)
+        self.handed.tablets.get(&tablet).and_then(|window| window.back).unwrap_or_else(|| self.may_be_handed())
+    }
+
+    /// Decisions up to here may leave: those that are durable.
+    fn may_be_handed(&self) -> LogPosition {
+        if planted(Bug::AppliedBeforeDurable) { self.state.position } else { self.durable }
+    }
+
+    /// A safe time that rests on nothing but decisions that the tablet was handed, the newest that is known here.
+    #[must_use]
+    pub fn handed_safe(&self, tablet: ReplicaTabletId) -> Option<HybridTime> {
+        let through = self.handed_through(tablet);
+        let mut known = [self.safe(), self.first_safe].into_iter().flatten();
+        // While there is no stream, everything is safe to read; what a tablet is told of it holds for ever.
+        known.find(|safe| safe.position <= through).map(|safe| safe.time).filter(|time| *time < HybridTime::MAX)
     }
 
     /// The first replica tablet that is held back, because it takes no decisions.
@@ -111,14 +136,9 @@ impl Coordinator {
         self.catch_up();
         while self.outputs.is_empty() {
             let first = self.state.work.partition_point(|(position, _)| *position <= self.handed.through);
-            let next = self
-                .state
-                .work
-                .get(first)
-                .map(|(position, _)| *position)
-                .filter(|next| *next <= self.durable || planted(Bug::AppliedBeforeDurable));
-            let Some(position) = next else {
-                self.handed.through = self.durable;
+            let next = self.state.work.get(first).map(|(position, _)| *position);
+            let Some(position) = next.filter(|next| *next <= self.may_be_handed()) else {
+                self.handed.through = self.may_be_handed();
                 break;
             };
             self.handed.through = position;
@@ -142,8 +162,10 @@ impl Coordinator {
                 }
             }
         }
-        for handed in self.handed.tablets.values_mut() {
-            if handed.back.is_none() && handed.outstanding.len() >= window {
+        let begins = self.first_safe.is_some_and(|ReadPoint { position: first, .. }| first <= position);
+        for (tablet, handed) in &mut self.handed.tablets {
+            let has_begun = begins || self.state.applied.get(tablet).is_some_and(|applied| *applied > LogPosition(0));
+            if has_begun && handed.back.is_none() && handed.outstanding.len() >= window {
                 handed.back = Some(position);
             }
         }

@@ -44,8 +44,8 @@ impl State {
         if report.puller != stream.puller && !planted(Bug::StalePullerReports) {
             return Err(Refused::Fenced { held: stream.puller });
         }
-        if report.follows != stream.checkpoint && !(planted(Bug::ReportGapTaken) && report.follows > stream.checkpoint)
-        {
+        let stale = planted(Bug::StalePullerReports) && report.puller != stream.puller;
+        if report.follows != stream.checkpoint && !stale {
             return Err(Refused::OutOfOrder { held: stream.checkpoint, follows: report.follows });
         }
         if report.upto < report.follows {

@@ -7,15 +7,12 @@
 use super::entry::{Outcome, Release};
 use super::state::State;
 use super::transaction::Transaction;
-use crate::planted::{Bug, planted};
 use crate::wal::{HybridTime, OpId, SourceTabletId, SourceTransactionId, TransactionId};
 
 impl State {
     /// Whether a Commit record of this time repeats what was forgotten: nothing new can commit at or below safe time.
     pub(super) fn is_finished(&self, source: &SourceTransactionId, time: HybridTime) -> bool {
-        !planted(Bug::RepeatedCommitBegins)
-            && self.safe.is_some_and(|(_, safe)| time <= safe)
-            && self.transactions.find(source).is_none()
+        self.safe.is_some_and(|(_, safe)| time <= safe) && self.transactions.find(source).is_none()
     }
 
     /// Whether every branch has ended, and every stream that spoke of the transaction has acknowledged that to the source.
@@ -60,7 +57,7 @@ impl State {
     pub(super) fn forget_if_finished(&mut self, id: TransactionId) {
         let Some(found) = self.transactions.get(id) else { return };
         let Some(decision) = found.decision else { return };
-        if !found.applied || !(self.is_told(found) || planted(Bug::ForgottenBeforeAcknowledged)) {
+        if !found.applied || !self.is_told(found) {
             return;
         }
         if let (Release::CommonClock, Outcome::Commit(time)) = (self.release, decision.outcome)

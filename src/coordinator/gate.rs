@@ -102,7 +102,7 @@ impl State {
         if let Some(branch) = transaction.branches.iter().find(|b| !b.inside && !planted(Bug::CutWithoutPrepares)) {
             return Some(self.cut_held_in(branch.stream));
         }
-        if self.at_cut(transaction) || planted(Bug::CutWithoutOrder) {
+        if self.at_cut(transaction) {
             return None;
         }
         transaction.branches.iter().find(|b| b.ended).map(|b| self.cut_held_in(b.stream))

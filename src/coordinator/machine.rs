@@ -52,7 +52,7 @@ impl Default for Settings {
 ///
 /// Its state runs ahead of the log by the entries that are on their way: an input is judged by everything that was said
 /// before it. What leaves the machine is held back until the entry that it rests on is durable.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Coordinator {
     pub(super) state: State,
     pub(super) settings: Settings,
@@ -73,6 +73,8 @@ pub struct Coordinator {
     /// Safe points that are not durable yet, and the last one that is.
     pub(super) safe_pending: VecDeque<ReadPoint>,
     pub(super) safe: Option<ReadPoint>,
+    /// The first safe point that this machine offered.
+    pub(super) first_safe: Option<ReadPoint>,
     /// Where readers may begin; none before the start is over.
     pub(super) readable_from: Option<LogPosition>,
     /// What the source's servers were asked.
@@ -115,6 +117,7 @@ impl Coordinator {
             heads: BTreeMap::new(),
             safe_pending: VecDeque::new(),
             safe: None,
+            first_safe: None,
             readable_from: None,
             questions: Questions::default(),
             stopped: BTreeMap::new(),
@@ -198,6 +201,7 @@ impl Coordinator {
         self.durable = position;
         while let Some(point) = self.safe_pending.front().filter(|point| point.position <= position) {
             self.safe = Some(*point);
+            self.first_safe.get_or_insert(*point);
             self.safe_pending.pop_front();
         }
     }

@@ -11,7 +11,7 @@ use crate::wal::{HybridTime, LogPosition, OpId, SourceTabletId, SourceTransactio
 use std::collections::BTreeMap;
 
 /// What the source's servers were asked.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Questions {
     round: Asked,
     fence: Asked,

@@ -25,6 +25,16 @@ pub(super) enum Piece {
     Late { transaction: TransactionId, branch: BranchId },
 }
 
+impl Piece {
+    /// The transaction that it belongs to, where one is known by it.
+    pub(super) fn transaction(&self) -> Option<TransactionId> {
+        match self {
+            Self::Decided(transaction) | Self::Late { transaction, .. } => Some(*transaction),
+            Self::Discarded { .. } => None,
+        }
+    }
+}
+
 /// A table as the log knows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct TableRecord {
@@ -34,7 +44,7 @@ pub(super) struct TableRecord {
 }
 
 /// The fold's state. Recovery is "read and fold": two folds of one log are equal, whoever folds.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct State {
     /// How transactions are decided.
     pub release: Release,
@@ -82,7 +92,7 @@ pub struct State {
 
 /// Whom to look at next. Not part of the state: whoever restores it looks at every open transaction, and so finds the
 /// same again. Two states are equal whatever stands here.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Agenda {
     /// Transactions whose gate may have opened.
     pub(super) candidates: VecDeque<TransactionId>,

@@ -5,6 +5,8 @@ use crate::wal::{HybridTime, SourceTransactionId, TransactionId};
 use hashbrown::HashTable;
 use rustc_hash::FxHasher;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::collections::BTreeMap;
+use std::fmt;
 use std::hash::{Hash, Hasher};
 
 /// Records a chunk of the arena holds. The arena grows by chunks and never by copying itself, because a million waiting
@@ -12,7 +14,7 @@ use std::hash::{Hash, Hasher};
 const CHUNK: usize = 1024;
 
 /// Every transaction that the fold holds open.
-#[derive(Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Transactions {
     chunks: Vec<Vec<Option<Transaction>>>,
     free: Vec<u32>,
@@ -114,6 +116,14 @@ impl Transactions {
     /// Every record, in no promised order: sort what must be told.
     pub fn iter(&self) -> impl Iterator<Item = &Transaction> {
         self.chunks.iter().flatten().flatten()
+    }
+}
+
+/// What it holds, whatever the arena looks like by now.
+impl fmt::Debug for Transactions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let all: BTreeMap<TransactionId, &Transaction> = self.iter().map(|t| (t.id, t)).collect();
+        f.debug_struct("Transactions").field("next", &self.next).field("held", &all).finish()
     }
 }
 

@@ -31,12 +31,13 @@ pub struct Target {
 }
 
 impl Target {
-    /// From an entry's `name, url, password_file`. The URL takes libpq's `sslmode` and `sslrootcert`.
+    /// From an entry's `name, url, password_file`. The URL takes libpq's `sslmode`, `sslrootcert`, `sslcert` and
+    /// `sslkey`.
     ///
     /// # Errors
     /// What is wrong with the URL.
     pub fn parse(name: &str, url: &str, password_file: Option<PathBuf>) -> Result<Self, String> {
-        let (bare, mode, root) = tls::split_url(url)?;
+        let (bare, words) = tls::split_url(url)?;
         let mut config: tokio_postgres::Config = bare.parse().map_err(|e: tokio_postgres::Error| {
             let cause = std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
             format!("not a PostgreSQL URL: {cause}")
@@ -51,7 +52,7 @@ impl Target {
         if config.get_user().is_none() {
             return Err("the URL names no user".into());
         }
-        let tls = Tls::new(mode.as_deref(), root)?;
+        let tls = Tls::new(words)?;
         config.ssl_mode(match &tls {
             Tls::Disable => SslMode::Disable,
             Tls::Prefer(_) => SslMode::Prefer,

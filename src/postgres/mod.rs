@@ -10,6 +10,17 @@ pub use connect::Target;
 pub use error::Failure;
 pub use sql::Sql;
 
+/// What `untorn check --connect` found on a server.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Finding {
+    /// Whether nothing works until it is mended; otherwise it is only worth a mention.
+    pub fault: bool,
+    /// The server and what is the matter with it, one line.
+    pub text: String,
+    /// The SQL that mends it, statements that can be run as they stand, one a line; empty where SQL does not.
+    pub sql: String,
+}
+
 /// An identifier as SQL takes it.
 #[must_use]
 pub fn quote(identifier: &str) -> String {

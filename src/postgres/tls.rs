@@ -1,10 +1,10 @@
-//! TLS to a server, by libpq's words: `sslmode` and `sslrootcert`.
+//! TLS to a server, by libpq's words: `sslmode`, `sslrootcert`, `sslcert` and `sslkey`.
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,22 +25,22 @@ pub enum Tls {
 }
 
 impl Tls {
-    /// From the mode (libpq's default is `prefer`) and the file of the authorities to trust.
+    /// From what a URL says.
     ///
     /// # Errors
-    /// An unknown mode, or authorities that cannot be read.
-    pub fn new(mode: Option<&str>, root: Option<PathBuf>) -> Result<Self, String> {
+    /// An unknown mode, or files that cannot be read.
+    pub fn new(words: Words) -> Result<Self, String> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        Ok(match mode.unwrap_or("prefer") {
+        let Words { mode, root, shown } = words;
+        let connector = |authorities, names, provider| connector(Verifier { authorities, names, provider }, shown);
+        Ok(match mode.as_deref().unwrap_or("prefer") {
             "disable" => Self::Disable,
-            "allow" | "prefer" => Self::Prefer(connector(Verifier { authorities: None, names: false, provider })?),
+            "allow" | "prefer" => Self::Prefer(connector(None, false, provider)?),
             // With authorities given, `require` verifies them: so does libpq.
-            "require" if root.is_none() => {
-                Self::Require(connector(Verifier { authorities: None, names: false, provider })?)
-            }
+            "require" if root.is_none() => Self::Require(connector(None, false, provider)?),
             mode @ ("require" | "verify-ca" | "verify-full") => {
                 let authorities = Some(authorities(root, &provider)?);
-                Self::Require(connector(Verifier { authorities, names: mode == "verify-full", provider })?)
+                Self::Require(connector(authorities, mode == "verify-full", provider)?)
             }
             other => {
                 return Err(format!(
@@ -51,25 +51,46 @@ impl Tls {
     }
 }
 
-/// Takes `sslmode` and `sslrootcert` out of a URL: the URL without them, the mode, the file.
+/// What a URL says about TLS.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Words {
+    /// `sslmode`; libpq's default is `prefer`.
+    pub mode: Option<String>,
+    /// `sslrootcert`: the file of the authorities to trust.
+    pub root: Option<PathBuf>,
+    /// `sslcert` and `sslkey`: the certificate to show, with the intermediate ones below it, and its key; in PEM.
+    pub shown: Option<(PathBuf, PathBuf)>,
+}
+
+/// Takes the words about TLS out of a URL: the URL without them, and the words.
 ///
 /// # Errors
-/// A URL whose parameters cannot be read.
-pub fn split_url(url: &str) -> Result<(String, Option<String>, Option<PathBuf>), String> {
+/// A URL whose parameters cannot be read, or a certificate without its key.
+pub fn split_url(url: &str) -> Result<(String, Words), String> {
     if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
         return Err("not a PostgreSQL URL: it begins with neither postgres:// nor postgresql://".into());
     }
     let (bare, query) = url.split_once('?').unwrap_or((url, ""));
-    let (mut mode, mut root, mut rest) = (None, None, Vec::new());
+    let (mut words, mut rest) = (Words::default(), Vec::new());
+    let (mut cert, mut key) = (None, None);
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        match pair.split_once('=').ok_or_else(|| format!("the URL's parameter {pair:?} has no value"))? {
-            ("sslmode", value) => mode = Some(value.to_owned()),
-            ("sslrootcert", value) => root = Some(PathBuf::from(percent_decode(value)?)),
+        let (name, value) = pair.split_once('=').ok_or_else(|| format!("the URL's parameter {pair:?} has no value"))?;
+        let file = || percent_decode(value).map(PathBuf::from);
+        match name {
+            "sslmode" => words.mode = Some(value.to_owned()),
+            "sslrootcert" => words.root = Some(file()?),
+            "sslcert" => cert = Some(file()?),
+            "sslkey" => key = Some(file()?),
             _ => rest.push(pair),
         }
     }
+    words.shown = match (cert, key) {
+        (Some(cert), Some(key)) => Some((cert, key)),
+        (None, None) => None,
+        _ => return Err("the URL names only one of sslcert and sslkey; a certificate is shown with its key".into()),
+    };
     let bare = if rest.is_empty() { bare.to_owned() } else { format!("{bare}?{}", rest.join("&")) };
-    Ok((bare, mode, root))
+    Ok((bare, words))
 }
 
 fn percent_decode(text: &str) -> Result<String, String> {
@@ -102,13 +123,18 @@ fn authorities(root: Option<PathBuf>, provider: &Arc<CryptoProvider>) -> Result<
     WebPkiServerVerifier::builder_with_provider(Arc::new(store), provider.clone()).build().map_err(|e| what(&e))
 }
 
-fn connector(verifier: Verifier) -> Result<MakeRustlsConnect, String> {
+fn connector(verifier: Verifier, shown: Option<(PathBuf, PathBuf)>) -> Result<MakeRustlsConnect, String> {
     let config = ClientConfig::builder_with_provider(verifier.provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(|e| e.to_string())?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_no_client_auth();
+        .with_custom_certificate_verifier(Arc::new(verifier));
+    let Some((cert, key)) = shown else { return Ok(MakeRustlsConnect::new(config.with_no_client_auth())) };
+    let fault = |word: &str, file: &Path, e: &dyn std::fmt::Display| format!("{word} {}: {e}", file.display());
+    let chain = CertificateDer::pem_file_iter(&cert).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let chain = chain.map_err(|e| fault("sslcert", &cert, &e))?;
+    let private = PrivateKeyDer::from_pem_file(&key).map_err(|e| fault("sslkey", &key, &e))?;
+    let config = config.with_client_auth_cert(chain, private).map_err(|e| fault("sslcert", &cert, &e))?;
     Ok(MakeRustlsConnect::new(config))
 }
 
@@ -168,17 +194,26 @@ mod tests {
 
     #[test]
     fn the_modes_words_are_taken_out_of_the_url() {
-        let url = "postgres://u@h/db?sslmode=verify-full&connect_timeout=3&sslrootcert=/a%20b.crt";
-        let (bare, mode, root) = split_url(url).unwrap();
+        let url = "postgres://u@h/db?sslmode=verify-full&connect_timeout=3&sslrootcert=/a%20b.crt&sslkey=/k&sslcert=/c";
+        let (bare, words) = split_url(url).unwrap();
         assert_eq!(bare, "postgres://u@h/db?connect_timeout=3");
-        assert_eq!((mode.as_deref(), root), (Some("verify-full"), Some(PathBuf::from("/a b.crt"))));
+        let file = |name: &str| PathBuf::from(name);
+        let shown = Some((file("/c"), file("/k")));
+        assert_eq!(words, Words { mode: Some("verify-full".into()), root: Some(file("/a b.crt")), shown });
+        assert!(split_url("postgres://u@h/db?sslcert=/c").unwrap_err().contains("sslkey"));
         assert!(split_url("postgres://u@h/db?sslrootcert=%zz").unwrap_err().contains('%'));
     }
 
     #[test]
-    fn authorities_that_are_not_there_are_named() {
-        let error = Tls::new(Some("verify-ca"), Some("/no/such.crt".into())).err().unwrap();
-        assert!(error.contains("/no/such.crt"), "{error}");
-        assert!(matches!(Tls::new(None, None).unwrap(), Tls::Prefer(_)));
+    fn files_that_are_not_there_are_named() {
+        let words = |text: &str| split_url(&format!("postgres://u@h/db?{text}")).unwrap().1;
+        for (text, named) in [
+            ("sslmode=verify-ca&sslrootcert=/no/such.crt", "sslrootcert /no/such.crt"),
+            ("sslcert=/no/such.crt&sslkey=/no/such.key", "sslcert /no/such.crt"),
+        ] {
+            let error = Tls::new(words(text)).err().unwrap();
+            assert!(error.contains(named), "{error}");
+        }
+        assert!(matches!(Tls::new(Words::default()).unwrap(), Tls::Prefer(_)));
     }
 }

@@ -50,18 +50,26 @@ impl LsmStore {
         memtable_bytes: u64,
         unwritten_bytes_max: u64,
     ) -> Result<Self, StoreFailed> {
+        let name_of = |space: &str| format!("{name}.{space}");
         let space = |space: &str| {
             let options = || KeyspaceCreateOptions::default().max_memtable_size(memtable_bytes);
-            database.keyspace(&format!("{name}.{space}"), options).map_err(failed("cannot open a keyspace"))
+            database.keyspace(&name_of(space), options).map_err(failed("cannot open a keyspace"))
         };
-        Ok(Self {
-            folder: Arc::clone(folder),
-            database: database.clone(),
-            undecided: space("undecided")?,
-            versions: space("versions")?,
-            wal: space("wal")?,
-            unwritten_bytes_max,
-        })
+        // The store takes a keyspace whose marker file is gone for one that was never finished, and removes it: then the
+        // others hold what a tablet without it cannot. Where a crash cut their creation off, they hold nothing.
+        let (there, missing): (Vec<_>, Vec<_>) =
+            SPACE_NAMES.iter().partition(|space| database.keyspace_exists(&name_of(space)));
+        for held in there {
+            if !missing.is_empty() && !space(held)?.is_empty().map_err(failed("cannot read"))? {
+                return Err(StoreFailed(format!(
+                    "tablet {name} has lost its keyspaces {missing:?}: the folder is damaged; bring it back, or set up the \
+                     replica again from a new copy"
+                )));
+            }
+        }
+        let [undecided, versions, wal] = SPACE_NAMES.map(space);
+        let (folder, database) = (Arc::clone(folder), database.clone());
+        Ok(Self { folder, database, undecided: undecided?, versions: versions?, wal: wal?, unwritten_bytes_max })
     }
 
     /// The store's one worker seals what is full, writes it to table files and merges these, one after another; a write
@@ -186,7 +194,7 @@ pub fn open(
     let database = open_database(folder).map_err(at)?;
     let memtable_bytes = memtable_bytes(names.len());
     // Above what all may gather before any of them is full, or a write could wait for ever.
-    let gathered = SPACES * names.len() as u64 * memtable_bytes;
+    let gathered = SPACE_NAMES.len() as u64 * names.len() as u64 * memtable_bytes;
     let unwritten_bytes_max = STORE_UNWRITTEN_BYTES_MAX.max(gathered);
     let shared: Arc<Path> = folder.into();
     let store = |name: &&str| {
@@ -198,7 +206,7 @@ pub fn open(
 }
 
 /// Kinds of data of a tablet, each with newest writes of its own.
-const SPACES: u64 = 3;
+const SPACE_NAMES: [&str; 3] = ["undecided", "versions", "wal"];
 
 /// Each tablet's share of the memory for newest writes. A write stands in two of its kinds: undecided, then a version.
 fn memtable_bytes(tablets: usize) -> u64 {
@@ -238,4 +246,26 @@ mod tests {
     }
 
     tablet_conformance!(rig);
+
+    #[test]
+    fn a_tablet_that_lost_a_part_is_refused_by_name() {
+        let home = tempfile::tempdir().unwrap();
+        let folder = home.path().join("tablets");
+        let made = || {
+            let database = open_database(&folder)?;
+            let path: Arc<Path> = folder.as_path().into();
+            LsmStore::open(&path, &database, "r1", STORE_MEMTABLE_BYTES_MIN, STORE_UNWRITTEN_BYTES_MAX)
+        };
+        let store = made().unwrap();
+        for space in [&store.undecided, &store.versions, &store.wal] {
+            space.insert("key", "value").unwrap();
+        }
+        store.sync().unwrap();
+        drop(store);
+        std::fs::remove_file(folder.join("keyspaces/2/current")).unwrap();
+        for _ in 0..2 {
+            let refused = made().err().unwrap().to_string();
+            assert!(refused.contains("tablet r1 has lost its keyspaces [\"versions\"]"), "{refused}");
+        }
+    }
 }

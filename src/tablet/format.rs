@@ -200,6 +200,14 @@ mod tests {
     }
 
     #[test]
+    fn a_newer_format_is_refused_by_name() {
+        let mut bytes = encode(&Mark { stored: OpId::new(1, 2), puller: Epoch(3) }).unwrap();
+        bytes[0] = FORMAT_VERSION + 1;
+        let error = decode::<Mark>("the mark of e1", &bytes).unwrap_err().to_string();
+        assert!(error.contains("the mark of e1") && error.contains("version 2 is newer than 1"), "{error}");
+    }
+
+    #[test]
     fn golden_values() {
         let binding = Binding { log_id: "ab".into(), tablet: ReplicaTabletId(1), owner: Epoch(2) };
         assert_eq!(payload(&binding), [2, b'a', b'b', 1, 2]);

@@ -338,8 +338,6 @@ pub struct RefusedWrite {
     pub transaction: TransactionId,
     /// Where its decision stands.
     pub position: LogPosition,
-    /// The streams that brought it.
-    pub streams: Vec<SourceTabletId>,
     /// Table and key of the row; empty where no single row is refused.
     pub key: String,
     /// The statement.

@@ -36,14 +36,13 @@ impl Head {
 
     /// An epoch is good only if it is the highest that was given out (C7).
     pub(super) fn admit(&self, epoch: Epoch) -> Result<(), LogError> {
-        if epoch == self.epoch || planted(Bug::LogWithoutFencing) {
-            Ok(())
-        } else {
-            Err(LogError::Fenced { held: self.epoch })
-        }
+        if epoch == self.epoch { Ok(()) } else { Err(LogError::Fenced { held: self.epoch }) }
     }
 
     pub(super) fn admit_append(&self, expected: LogPosition, epoch: Epoch) -> Result<(), LogError> {
+        if planted(Bug::LogTakesAnyAppend) {
+            return Ok(());
+        }
         self.admit(epoch)?;
         if expected == self.last.next() { Ok(()) } else { Err(self.conflict(expected)) }
     }

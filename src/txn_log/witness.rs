@@ -119,6 +119,14 @@ mod tests {
     }
 
     #[test]
+    fn a_newer_format_is_refused_by_name() {
+        let note = Note { log_id: "id".into(), epoch: Epoch(3), last: LogPosition(300), snapshot: None };
+        let mut bytes = encode(&note).unwrap();
+        bytes[2] = FORMAT_VERSION + 1;
+        assert_eq!(decode(&bytes).unwrap_err(), CodecError::Newer { found: 2, known: 1 });
+    }
+
+    #[test]
     fn golden_bytes() {
         let note = Note { log_id: "id".into(), epoch: Epoch(3), last: LogPosition(300), snapshot: None };
         assert_eq!(encode(&note).unwrap(), [12, 0, 1, 169, 40, 191, 141, 2, 105, 100, 3, 172, 2, 0]);

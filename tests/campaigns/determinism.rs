@@ -1,6 +1,7 @@
 //! `determinism`: every seed twice, with the same trace. Without this no failure could be replayed.
 
-use super::report::{Options, Report, ask, on_all_cores};
+use super::report::{Options, Report, on_all_cores};
+use super::tally::ask;
 use super::universe;
 use serde_json::json;
 use std::sync::Mutex;

@@ -3,12 +3,18 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a campaign that cannot set itself up has failed")]
 
+/// As the daemon has it; a quarter of a run's time would go into the system's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 mod bugs;
+mod circumstances;
 mod determinism;
 mod liveness;
 mod published;
 mod report;
 mod sim;
+mod tally;
 mod universe;
 
 use report::{Options, Report};

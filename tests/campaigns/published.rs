@@ -69,7 +69,7 @@ const ALL: &[Published] = &[
     published(
         "yugabyte-32694",
         "the checkpoint covered records that were not durable",
-        &[CrashTablet, TornTail],
+        &[CrashTablet, CrashLeader, TornTail, FailedBarrier],
         CommonClock,
         Bug::MarkBeforeData,
     ),
@@ -169,7 +169,7 @@ const ALL: &[Published] = &[
         "a decision that came late counted for a later transaction",
         &[LateAppend, LeaderChange],
         Ordered,
-        Bug::LogWithoutFencing,
+        Bug::LogTakesAnyAppend,
     ),
     published(
         "foundationdb-commit-unknown",
@@ -225,7 +225,7 @@ const ALL: &[Published] = &[
         "a crash during recovery from a crash took durable decisions back",
         &[CrashLeader, CrashInRecovery, CrashTablet, TornTail],
         Ordered,
-        Bug::HeardIsDurable,
+        Bug::RestartAppliesNothing,
     ),
 ];
 

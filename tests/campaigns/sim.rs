@@ -1,6 +1,7 @@
 //! `sim`: random universes, random faults, an exact oracle.
 
-use super::report::{Options, Report, Tally, ask, on_all_cores};
+use super::report::{Options, Report, on_all_cores};
+use super::tally::{Tally, ask};
 use super::universe;
 
 /// Seeds in CI.

@@ -209,6 +209,11 @@ def accepted(chart, case, untorn):
     if case.stem == "sidecar":
         assert "StatefulSet" not in kinds and "NetworkPolicy" not in kinds, "pods of its own"
         assert kinds["PodMonitor"]
+    if case.stem == "postgres-replica":
+        (policy,) = kinds["NetworkPolicy"]
+        ports = [sorted(port["port"] for port in rule["ports"]) for rule in policy["spec"]["egress"]]
+        assert ports == [[53, 53], [5432, 5433, 5434], [6432]], ports
+        assert policy["spec"]["egress"][2]["to"] == values["networkPolicy"]["replicaTo"]
     if case.stem == "tablets":
         tablets, applier = (next(m for m in kinds["StatefulSet"] if m["metadata"]["name"] == name)
                             for name in ("replica-tablet", "replica"))

@@ -2,37 +2,8 @@
 
 use crate::support::daemon::{Daemon, source_of};
 use crate::support::postgres::Postgres;
+use crate::support::small_disk::SmallDisk;
 use crate::support::tables::until_equal;
-use std::path::PathBuf;
-use std::process::Command;
-
-/// A file system in memory, unmounted when it goes.
-struct SmallDisk {
-    mounted: PathBuf,
-}
-
-impl SmallDisk {
-    fn mount(at: PathBuf, size: &str) -> Self {
-        std::fs::create_dir_all(&at).unwrap();
-        mount(&["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"], &at);
-        Self { mounted: at }
-    }
-
-    fn grow(&self, size: &str) {
-        mount(&["-o", &format!("remount,size={size}")], &self.mounted);
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(&self.mounted).status();
-    }
-}
-
-fn mount(arguments: &[&str], at: &PathBuf) {
-    let done = Command::new("mount").args(arguments).arg(at).status().expect("mount runs");
-    assert!(done.success(), "this test mounts a file system: run it as root on Linux");
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_ends_the_daemon_by_name_and_costs_nothing_once_there_is_room() {

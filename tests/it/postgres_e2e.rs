@@ -125,6 +125,12 @@ impl Tellers {
         Self { stop, moved, tasks }
     }
 
+    /// How many transfers were committed so far: the crash laboratory waits for them.
+    #[allow(dead_code, reason = "the laboratory uses it")]
+    pub(crate) fn moved(&self) -> u64 {
+        self.moved.load(Ordering::Relaxed)
+    }
+
     pub(crate) async fn stop(self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
         for task in self.tasks {
@@ -135,7 +141,7 @@ impl Tellers {
 }
 
 /// Reads the replica at every read point; what is shown must be whole. Answers how many scans were.
-fn audit(daemon: &Daemon, servers: usize) -> u64 {
+pub(crate) fn audit(daemon: &Daemon, servers: usize) -> u64 {
     let mut scans = 0;
     for at in ["safe", "latest"] {
         if let Ok(rows) = daemon.scan("public.accounts", at, "csv") {

@@ -27,18 +27,30 @@ const FOLDER: &str = "UNTORN_POWER_CUT_FOLDER";
 
 #[tokio::test]
 async fn sled_keeps_what_it_acknowledged() {
-    cut_power("sled").await;
+    cut_power("sled", 0, cuts()).await;
 }
 
 #[tokio::test]
 async fn sqlite_keeps_what_it_acknowledged() {
-    cut_power("sqlite").await;
+    cut_power("sqlite", 0, cuts()).await;
 }
 
 /// The process that appends until the power goes off. Not a test by itself.
 #[tokio::test]
 #[ignore = "runs as the child of the other tests"]
 async fn appender() {
+    append().await;
+}
+
+fn cuts() -> u64 {
+    std::env::var("UNTORN_POWER_CUTS").map_or(CUTS, |cuts| cuts.parse().unwrap())
+}
+
+/// How the process that appends is asked for, as one of this program's tests.
+pub(crate) const APPENDER: &str = "power_cut::appender";
+
+/// Appends until the power goes off.
+pub(crate) async fn append() {
     let mut log = log(&std::env::var(ENGINE).unwrap(), Path::new(&std::env::var(FOLDER).unwrap()));
     let opened = log.open("appender").await.unwrap();
     let say = |what: &str, number: u64| {
@@ -80,11 +92,11 @@ struct Acknowledged {
     trim: u64,
 }
 
-async fn cut_power(name: &str) {
-    let cuts = std::env::var("UNTORN_POWER_CUTS").map_or(CUTS, |cuts| cuts.parse().unwrap());
+/// Cuts the power so often; the seed says when.
+pub(crate) async fn cut_power(name: &str, seed: u64, cuts: u64) {
     let disk = LoopDisk::new(256 << 20);
     let mut overtaken = 0;
-    for cut in 1..=cuts {
+    for cut in seed * cuts + 1..=(seed + 1) * cuts {
         let (before, after) = append_until_cut(name, &disk, cut);
         disk.mount_again();
         let last = check(name, &disk.mounted, &before, &after).await;
@@ -99,7 +111,7 @@ async fn cut_power(name: &str) {
 fn append_until_cut(name: &str, disk: &LoopDisk, cut: u64) -> (Acknowledged, Acknowledged) {
     let mut power = disk.power_switch(Cut::NothingFlushed);
     let mut appender = Command::new(std::env::current_exe().unwrap())
-        .args(["power_cut::appender", "--exact", "--ignored", "--nocapture"])
+        .args([APPENDER, "--exact", "--ignored", "--nocapture"])
         .env(ENGINE, name)
         .env(FOLDER, &disk.mounted)
         .stdout(Stdio::piped())

@@ -181,7 +181,11 @@ fn opened(folder: &Path) -> (Vec<Arc<dyn TabletLeader>>, Vec<std::thread::JoinHa
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tablets_keep_what_they_acknowledged() {
-    let cuts = std::env::var("UNTORN_POWER_CUTS").map_or(CUTS, |cuts| cuts.parse().unwrap());
+    cut_power(0, std::env::var("UNTORN_POWER_CUTS").map_or(CUTS, |cuts| cuts.parse().unwrap())).await;
+}
+
+/// Cuts the power so often; the seed says when.
+pub(crate) async fn cut_power(seed: u64, cuts: u64) {
     let disk = LoopDisk::new(2 << 30);
     let folder = disk.mounted.join("tablets");
     let mut before = Vec::new();
@@ -215,7 +219,7 @@ async fn tablets_keep_what_they_acknowledged() {
             (0..STREAMS).for_each(|of| drop(tasks.spawn(store(Arc::clone(&tablet), of, Arc::clone(acknowledged)))));
             tasks.spawn(apply(tablet, Arc::clone(acknowledged)));
         }
-        tokio::time::sleep(Duration::from_millis(cut * 37 % 90)).await;
+        tokio::time::sleep(Duration::from_millis((seed + cut) * 37 % 90)).await;
         before.clear();
         before.extend(acknowledged.iter().map(|acknowledged| acknowledged.now()));
         switch.cut();

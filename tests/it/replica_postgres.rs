@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 /// The sections that replicate these servers into that one.
-fn into(replica: &Postgres, servers: &[Postgres], more: &str) -> String {
+pub fn into(replica: &Postgres, servers: &[Postgres], more: &str) -> String {
     let url = replica.url("postgres");
     format!(
         "{}[replica]\nkind = \"postgres\"\n{more}[[replica.tablets]]\nname = \"reports\"\nurl = \"{url}\"\n",
@@ -92,7 +92,7 @@ async fn rows(servers: &[&Postgres], table: &str) -> Vec<String> {
 }
 
 /// Waits until the replica's tables hold what the servers hold.
-async fn until_equal(daemon: &Daemon, replica: &Postgres, servers: &[Postgres], tables: &[&str]) {
+pub async fn until_equal(daemon: &Daemon, replica: &Postgres, servers: &[Postgres], tables: &[&str]) {
     let servers: Vec<&Postgres> = servers.iter().collect();
     for table in tables {
         let deadline = Instant::now() + PATIENCE;
@@ -152,7 +152,7 @@ async fn readers_of_the_server_never_see_a_part_of_a_transaction() {
 }
 
 /// Waits until a stream of the status is in a state for a cause.
-async fn until_stream(daemon: &Daemon, state: &str, cause: &str) {
+pub async fn until_stream(daemon: &Daemon, state: &str, cause: &str) {
     daemon
         .until_status(&format!("a stream is {state}: {cause}"), |status| {
             let streams = status["streams"].as_array().expect("streams");
@@ -163,7 +163,7 @@ async fn until_stream(daemon: &Daemon, state: &str, cause: &str) {
 }
 
 /// The transaction that the replica refuses.
-fn refused(daemon: &Daemon) -> String {
+pub fn refused(daemon: &Daemon) -> String {
     let status = daemon.status().expect("a status");
     let cause = status["streams"][0]["cause"].as_str().expect("a cause");
     let named = cause.split("transaction ").nth(1).and_then(|rest| rest.split([',', ':']).next());
@@ -260,6 +260,22 @@ async fn every_kind_of_table_and_change_arrives_and_what_is_refused_is_named() {
     assert!(skipped.status.success() && told.contains(&format!("skipped: {transaction}")), "{told}");
     until_equal(&daemon, &replica, &servers, &all).await;
     assert_eq!(replica.execute("SELECT transaction FROM untorn.skipped").await, [transaction]);
+    // The streams went on with that, and what was asked for is on record, with what was refused.
+    let runs =
+        |status: &serde_json::Value| status["streams"].as_array().unwrap().iter().all(|s| s["state"] == "running");
+    daemon.until_status("every stream runs", runs).await;
+    let log = daemon.log();
+    for (what, subject, outcome) in
+        [("retry", "shop", "done"), ("skip", "x999999", "failed"), ("skip", transaction, "done")]
+    {
+        let fits = |line: &&str| {
+            let said = |name: &str, value: &str| {
+                line.contains(&format!("{name}=\"{value}")) || line.contains(&format!("{name}={value}"))
+            };
+            line.contains("untorn::audit") && said("what", what) && said("subject", subject) && said("outcome", outcome)
+        };
+        assert!(log.lines().any(|line| fits(&line)), "no audit line of {what} {subject}: {outcome}\n{log}");
+    }
 
     // What passes is waited for, and named.
     let read_only = async |on: &str| {
@@ -290,9 +306,7 @@ async fn every_kind_of_table_and_change_arrives_and_what_is_refused_is_named() {
     daemon.ask(&["retry"]);
     until_equal(&daemon, &replica, &servers, &["late"]).await;
 
-    // The stream itself goes on a little later; until it does, a second daemon could take its slot.
-    let runs =
-        |status: &serde_json::Value| status["streams"].as_array().unwrap().iter().all(|s| s["state"] == "running");
+    // Until the stream runs, a second daemon could take its slot.
     daemon.until_status("every stream runs", runs).await;
 
     // Somebody starts a second daemon on the same replica: it changes nothing.
@@ -303,5 +317,39 @@ async fn every_kind_of_table_and_change_arrives_and_what_is_refused_is_named() {
         .await;
     source.execute("INSERT INTO late VALUES (2)").await;
     until_equal(&daemon, &replica, &servers, &["late"]).await;
+    assert!(daemon.terminate().success(), "{}", daemon.log());
+}
+
+/// Decisions before the first cut that are gathered: more than a replica tablet otherwise has on its way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_first_cut_is_made_however_much_comes_before_it() {
+    let servers = [Postgres::start().await, Postgres::start().await];
+    for (server, table) in servers.iter().zip(["busy", "late"]) {
+        server
+            .execute(&format!(
+                "CREATE TABLE {table} (id int PRIMARY KEY, n int NOT NULL);
+                 INSERT INTO {table} SELECT id, 0 FROM generate_series(1, 1000) id;
+                 CREATE PUBLICATION untorn FOR ALL TABLES"
+            ))
+            .await;
+    }
+    let replica = Postgres::start().await;
+    replica
+        .execute("CREATE TABLE busy (id int PRIMARY KEY, n int NOT NULL); CREATE TABLE late (LIKE busy INCLUDING ALL)")
+        .await;
+    // A slot is not made before this ends, and nothing is shown before every slot is.
+    let holder = servers[1].connect().await;
+    execute(&holder, "BEGIN; UPDATE late SET n = 1 WHERE id = 1").await;
+    let mut daemon = Daemon::new(&into(&replica, &servers, ""));
+    daemon.start();
+    let copied = |status: &serde_json::Value| status["streams"][0]["copy"]["state"] == "done";
+    daemon.until_status("the busy server's tables are copied", copied).await;
+    let writer = servers[0].connect().await;
+    execute(&writer, "SET synchronous_commit = off").await;
+    let busy = "DO $$ BEGIN FOR t IN 1..90000 LOOP UPDATE busy SET n = n + 1 WHERE id = 1 + t % 1000; COMMIT; END LOOP; END $$";
+    execute(&writer, busy).await;
+    execute(&holder, "COMMIT").await;
+    until_equal(&daemon, &replica, &servers[..1], &["busy"]).await;
+    until_equal(&daemon, &replica, &servers[1..], &["late"]).await;
     assert!(daemon.terminate().success(), "{}", daemon.log());
 }

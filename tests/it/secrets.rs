@@ -91,6 +91,11 @@ async fn row_values_and_passwords_are_in_no_output() {
     until("the branch", &|rows| keys(rows, "-key-99") == 1).await;
     told += &untorn(&["status", "--admin", &at]);
     told += &untorn(&["status", "--format", "json", "--admin", &at]);
+    told += &untorn(&["verify", "--admin", &at]);
+    told += &untorn(&["verify", "--format", "json", "--admin", &at]);
+    told += &untorn(&["retry", "--admin", &at]);
+    told += &untorn(&["skip", "order-1", "--admin", &at]);
+    told += &untorn(&["log-level", "--admin", &at]);
 
     // Refused with a wrong password; asked with a right one.
     for word in ["wrong", "password"] {

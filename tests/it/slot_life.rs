@@ -2,6 +2,8 @@
 
 use crate::support::daemon::{Daemon, json_lines, source_of};
 use crate::support::postgres::{Postgres, execute};
+use crate::support::tables::until_equal;
+use std::process::Command;
 use std::time::Duration;
 
 const SLOTS: &str = "SELECT slot_name FROM pg_replication_slots ORDER BY 1";
@@ -105,4 +107,45 @@ async fn a_lost_slot_stops_its_stream_by_name_with_the_way_back() {
     let status = daemon.until_status("the stream stops", |status| status["streams"][0]["state"] == "stopped").await;
     let cause = status["streams"][0]["cause"].as_str().unwrap();
     assert!(cause.contains("slot \"shard_a\" is lost") && cause.contains("untorn recopy --tablet shard-a"), "{cause}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_folder_that_is_older_than_its_slot_stops_by_name() {
+    let shards = [server(&[], "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)").await];
+    let mut daemon = Daemon::new(&source_of(&shards));
+    daemon.start();
+    daemon.until_ready().await;
+    assert!(daemon.terminate().success());
+    let backup = daemon.data().with_extension("backup");
+    let copy = |from: &std::path::Path, to: &std::path::Path| {
+        assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
+    };
+    copy(&daemon.data(), &backup);
+    daemon.start();
+    let confirmed = "SELECT confirmed_flush_lsn FROM pg_replication_slots";
+    let before = shards[0].execute(confirmed).await;
+    shards[0].execute("INSERT INTO t VALUES (2)").await;
+    until_equal(&daemon, &shards, "public.t").await;
+    while shards[0].execute(confirmed).await == before {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(daemon.terminate().success());
+    let newest = daemon.data().with_extension("newest");
+    std::fs::rename(daemon.data(), &newest).unwrap();
+
+    // What lies between is never sent again: without a word, the second row would be missing for ever.
+    std::fs::rename(&backup, daemon.data()).unwrap();
+    daemon.start();
+    let status = daemon.until_status("the stream stops", |status| status["streams"][0]["state"] == "stopped").await;
+    let cause = status["streams"][0]["cause"].as_str().unwrap();
+    let parts =
+        ["shard-a", "slot \"shard_a\" was confirmed up to", "is older than the slot", "recopy --tablet shard-a"];
+    assert!(parts.iter().all(|part| cause.contains(part)), "{cause}");
+
+    daemon.kill();
+    std::fs::remove_dir_all(daemon.data()).unwrap();
+    std::fs::rename(&newest, daemon.data()).unwrap();
+    daemon.start();
+    shards[0].execute("INSERT INTO t VALUES (3)").await;
+    until_equal(&daemon, &shards, "public.t").await;
 }

@@ -378,13 +378,23 @@ async fn what_is_acknowledged_is_forgotten_by_the_server_and_nothing_else() {
     replay.reopen(&source).await;
     replay.until("pay applying").await;
     assert_eq!(replay.told, ["pay put public.accounts(2) 2|2", "pay applying 1"]);
-    // Acknowledged: an older position brings nothing back.
+    // Acknowledged: it does not, and whoever asks for it is told so.
     let upto = replay.resume.after;
     replay.stream().acknowledge(upto);
     while replay.stream().acknowledged() < upto {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+    let last = replay.resume.clone();
     replay.go_back(start);
+    let refused = loop {
+        match replay.open(&source).await {
+            Err(SourceError::Retry(_)) => tokio::time::sleep(Duration::from_millis(50)).await,
+            refused => break refused.unwrap_err(),
+        }
+    };
+    let text = line(refused, false);
+    assert!(text.contains("is older than the slot") && text.contains("untorn recopy --tablet a"), "{text}");
+    replay.go_back(last);
     replay.reopen(&source).await;
     postgres.execute("INSERT INTO accounts VALUES (3, 3)").await;
     replay.until("commit OnlyThisStream").await;
@@ -396,15 +406,17 @@ async fn an_idle_servers_slot_follows_what_carries_nothing() {
     let (postgres, source) = server(ACCOUNTS).await;
     let mut replay = Replay::new();
     replay.begin(&source).await;
-    let upto = replay.resume.after;
-    replay.stream().acknowledge(upto);
     postgres.execute("CREATE UNLOGGED TABLE other (i int)").await;
     replay.catch_up(&source).await;
     let head = replay.head;
     let passed = format!("SELECT confirmed_flush_lsn >= '0/0'::pg_lsn + {} FROM pg_replication_slots", head.term);
     while postgres.execute(&passed).await != ["t"] {
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        // Only what was handed over as a position to resume behind may be forgotten.
+        let upto = replay.resume.after;
+        replay.stream().acknowledge(upto);
+        replay.step().await.unwrap();
     }
+    assert!(replay.resume.after >= head);
     assert_eq!(replay.told, [""; 0]);
 }
 
@@ -615,7 +627,8 @@ async fn tls_verifies_what_its_mode_asks_for() {
     let parameters = rcgen::CertificateParams::new(vec!["localhost".into()]).unwrap();
     let certificate = parameters.signed_by(&key, &issuer).unwrap();
     postgres.offer_tls(&certificate.pem(), &key.serialize_pem()).await;
-    let (ours, others) = (ours.path().display(), others.path().display());
+    let ours_file = ours.path().to_owned();
+    let (ours, others) = (ours_file.display(), others.path().display());
     while with("127.0.0.1", "sslmode=require").check().await.is_err() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -649,6 +662,36 @@ async fn tls_verifies_what_its_mode_asks_for() {
         let error = with(host, &parameters).check().await.unwrap_err();
         assert!(line(error, true).contains("certificate"), "{parameters}");
     }
+
+    // Who has a certificate needs no password, and who has none is not let in.
+    postgres
+        .execute("CREATE ROLE reader LOGIN REPLICATION; GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader")
+        .await;
+    postgres.require_certificates(&std::fs::read_to_string(&ours_file).unwrap()).await;
+    let mut parameters = rcgen::CertificateParams::new(vec![]).unwrap();
+    parameters.distinguished_name.push(rcgen::DnType::CommonName, "reader");
+    let key = rcgen::KeyPair::generate().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let [cert, key_file] = ["reader.crt", "reader.key"].map(|name| folder.path().join(name));
+    std::fs::write(&cert, parameters.signed_by(&key, &issuer).unwrap().pem()).unwrap();
+    std::fs::write(&key_file, key.serialize_pem()).unwrap();
+    let as_reader = |shown: &str| {
+        let url = format!(
+            "postgres://reader@localhost:{}/postgres?sslmode=verify-full&sslrootcert={ours}{shown}",
+            postgres.port()
+        );
+        PostgresSource::new(options(url)).unwrap()
+    };
+    let shown = format!("&sslcert={}&sslkey={}", cert.display(), key_file.display());
+    // The server takes its new rules up in its own time.
+    let refused = loop {
+        match as_reader("").check().await {
+            Ok(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            Err(error) => break line(error, true),
+        }
+    };
+    assert!(refused.contains("certificate"), "{refused}");
+    as_reader(&shown).check().await.expect("it has a certificate");
 }
 
 #[tokio::test(flavor = "multi_thread")]

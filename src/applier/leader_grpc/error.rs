@@ -14,6 +14,7 @@ pub fn to_status(error: LeaderError) -> Status {
         LeaderError::OutOfOrder { .. } => Code::FailedPrecondition,
         LeaderError::Fenced(_) => Code::Aborted,
         LeaderError::Stop(_) => Code::InvalidArgument,
+        LeaderError::Refused(_) => Code::FailedPrecondition,
         LeaderError::Unavailable(_) => Code::Unavailable,
     };
     let text = error.to_string();
@@ -23,6 +24,7 @@ pub fn to_status(error: LeaderError) -> Status {
         }
         LeaderError::Fenced(why) => Error::Fenced(why),
         LeaderError::Stop(why) => Error::Stop(why),
+        LeaderError::Refused(why) => Error::Refused(why),
         LeaderError::Unavailable(why) => Error::Unavailable(why),
     };
     Status::with_details(code, text, pb::LeaderError { error: Some(error) }.encode_to_vec().into())
@@ -43,6 +45,7 @@ pub fn from_status(status: &Status) -> LeaderError {
             }
             Error::Fenced(why) => LeaderError::Fenced(why),
             Error::Stop(why) => LeaderError::Stop(why),
+            Error::Refused(why) => LeaderError::Refused(why),
             Error::Unavailable(why) => LeaderError::Unavailable(why),
         })
     };

@@ -184,6 +184,7 @@ async fn errors_come_through_as_they_are() {
         LeaderError::OutOfOrder { held: OpId::new(1, 2), follows: OpId::new(3, 4) },
         LeaderError::Fenced("another puller".to_owned()),
         LeaderError::Stop("a Commit with different content".to_owned()),
+        LeaderError::Refused("a replica tablet refuses it".to_owned()),
     ];
     for error in errors {
         let told = Told { refuses_with: Some(error.clone()), ..Told::default() };

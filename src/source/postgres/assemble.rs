@@ -31,7 +31,7 @@
 use super::gid::GidPattern;
 use super::transaction::{Transaction, begins_chunk};
 use super::tuple::Shape;
-use crate::limits::{BATCH_BYTES, CHUNK_BYTES};
+use crate::limits::{BATCH_BYTES, CHECKPOINT_IDLE_MS, CHUNK_BYTES};
 use crate::planted::{Bug, planted};
 use crate::source::{Resume, StreamEvent};
 use crate::wal::{
@@ -93,6 +93,8 @@ pub struct Assembler {
     copied: HashMap<String, u64>,
     batch: SourceBatch,
     head: OpId,
+    /// The server's clock when a keepalive moved the position last.
+    moved_at: Option<HybridTime>,
     /// Whether the server said since the last batch where it is: handed over even without news, because the age of its
     /// last answer is the lag of a stream that carries nothing.
     heard: bool,
@@ -125,6 +127,7 @@ impl Assembler {
             copied: copied.map(|(table, at)| (table.clone(), at.term)).collect(),
             batch: SourceBatch { upto: resume.after, ..SourceBatch::default() },
             head: OpId::ZERO,
+            moved_at: None,
             heard: false,
             ready: VecDeque::new(),
         }
@@ -139,9 +142,16 @@ impl Assembler {
     }
 
     /// A keepalive: everything that ends at or below `end` has been sent. Positions of zero and ones going back are
-    /// ignored.
+    /// ignored. From time to time it moves the position: only what is in the log is ever confirmed, and a server whose WAL
+    /// carries nothing for us must not keep it for us.
     pub fn keepalive(&mut self, end: u64, sent_at: HybridTime) {
         self.batch.sent_at = self.batch.sent_at.max(sent_at);
+        let since = sent_at.micros().saturating_sub(self.moved_at.get_or_insert(sent_at).micros());
+        let between = self.current.is_none() && self.block.is_none();
+        if end > self.position && between && since >= CHECKPOINT_IDLE_MS * 1000 {
+            self.moved_to(end);
+            self.moved_at = Some(sent_at);
+        }
         self.head = self.head.max(if end == 0 { OpId::ZERO } else { OpId::end_of_term(end) });
         self.batch.head = self.head;
         self.heard = true;

@@ -13,19 +13,9 @@ use super::failover::Identity;
 use super::relation;
 use super::slot::{self, VERSION_MIN};
 use crate::limits::SLOT_LOCK_TIMEOUT;
-use crate::postgres::{Failure, Sql, quote};
+use crate::postgres::{Failure, Finding, Sql, quote};
 use crate::source::SourceError;
-
-/// What `check` found on a server.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Finding {
-    /// Whether a stream cannot be read until it is mended; otherwise it is only worth a mention.
-    pub fault: bool,
-    /// The server and what is the matter with it, one line.
-    pub text: String,
-    /// The SQL that mends it, statements that can be run as they stand, one a line; empty where SQL does not.
-    pub sql: String,
-}
+use crate::wal::TableSchema;
 
 /// What `check` learned of a server, for comparison with the others.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -43,6 +33,8 @@ pub struct Checked {
     pub started: i64,
     /// Its clock against ours.
     pub clock: Option<Clock>,
+    /// The tables that are replicated, as the replica is to have them.
+    pub tables: Vec<TableSchema>,
 }
 
 impl PostgresSource {
@@ -58,6 +50,9 @@ impl PostgresSource {
         self.replicates(&mut findings, &mut checked).await;
         let asked = self.inspect(&mut sql, &mut findings, &mut checked).await;
         asked.map_err(|failure| failure.at(&label))?;
+        if !findings.all.iter().any(|finding| finding.fault) {
+            checked.tables = self.shapes(&mut sql).await?;
+        }
         checked.findings = findings.all;
         Ok(checked)
     }

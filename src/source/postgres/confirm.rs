@@ -4,26 +4,18 @@ use crate::planted::{Bug, planted};
 use crate::wal::{OpId, SourceBatch};
 
 /// How far a connection is: what was handed over, what of it is acknowledged. Only end positions are ever told, because a
-/// transaction that begins below one is not sent again, and never one inside what was handed over and not acknowledged.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// transaction that begins below one is not sent again, and only what is acknowledged: so the log holds every position that
+/// a slot has, and whoever finds the slot ahead of the log holds an older log (see `Server::can_resume`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Confirmable {
-    /// The end of the last batch that was handed over.
-    yielded: OpId,
-    /// How far the stream was known to have come then.
+    /// How far the stream was known to have come when the last batch was handed over.
     head: OpId,
     acknowledged: OpId,
 }
 
 impl Confirmable {
-    /// For a connection that resumes after a position.
-    #[must_use]
-    pub fn after(after: OpId) -> Self {
-        Self { yielded: after, head: OpId::ZERO, acknowledged: OpId::ZERO }
-    }
-
     /// A batch was handed over.
     pub fn handed_over(&mut self, batch: &SourceBatch) {
-        self.yielded = batch.upto;
         self.head = self.head.max(batch.head);
     }
 
@@ -38,15 +30,13 @@ impl Confirmable {
         self.acknowledged
     }
 
-    /// Up to where the server may forget: what is acknowledged, and once everything that was handed over is, also what
-    /// carried nothing behind it. `None` while there is nothing to say.
+    /// Up to where the server may forget. `None` while there is nothing to say.
     #[must_use]
     pub fn confirm(&self) -> Option<u64> {
-        if self.acknowledged >= self.yielded || planted(Bug::KeepaliveConfirms) {
-            Some(self.acknowledged.term.min(self.yielded.term).max(self.head.term))
-        } else {
-            (self.acknowledged.index == u64::MAX).then_some(self.acknowledged.term)
+        if planted(Bug::KeepaliveConfirms) {
+            return Some(self.acknowledged.term.max(self.head.term));
         }
+        (self.acknowledged.index == u64::MAX).then_some(self.acknowledged.term)
     }
 }
 
@@ -55,20 +45,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_that_was_handed_over_is_confirmed_before_it_is_acknowledged() {
+    fn nothing_is_confirmed_before_it_is_acknowledged() {
         let batch = |upto, head| SourceBatch {
             upto: OpId::end_of_term(upto),
-            head: if head == 0 { OpId::ZERO } else { OpId::end_of_term(head) },
+            head: OpId::end_of_term(head),
             ..SourceBatch::default()
         };
-        let mut told = Confirmable::after(OpId::end_of_term(10));
-        assert_eq!(told.confirm(), None);
+        let mut told = Confirmable::default();
         told.handed_over(&batch(20, 0));
         told.handed_over(&batch(30, 40));
+        assert_eq!(told.confirm(), None);
         told.acknowledge(OpId::end_of_term(20));
-        assert_eq!(told.confirm(), Some(20), "the keepalive at 40 stands behind what is not acknowledged");
+        assert_eq!(told.confirm(), Some(20));
         told.acknowledge(OpId::end_of_term(30));
-        assert_eq!(told.confirm(), Some(40));
+        assert_eq!(told.confirm(), Some(30), "the log does not hold the keepalive at 40");
         told.acknowledge(OpId::new(30, 2));
         assert_eq!(told.acknowledged(), OpId::end_of_term(30));
     }

@@ -22,7 +22,7 @@ mod transaction;
 pub mod tuple;
 mod wire;
 
-pub use check::{Checked, Clock, Finding};
+pub use check::{Checked, Clock};
 pub use gid::GidPattern;
 pub use retention::Dropped;
 pub use rules::{Pattern, Rename, TableRules};
@@ -174,7 +174,7 @@ impl Source for PostgresSource {
             rules: Arc::clone(&self.options.tables),
             sql: Some(sql),
             assembler: Assembler::new(self.target.name(), gids.clone(), connection, &resume),
-            state: State::after(resume.after),
+            state: State::new(),
             identity: identity.to_string(),
         };
         Ok((Box::new(stream), Box::pin(keeper)))

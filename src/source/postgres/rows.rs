@@ -3,7 +3,7 @@
 use super::copy::Copy;
 use super::relation::{self, Published};
 use super::{Failure, PostgresSource};
-use crate::postgres::{literal, quote};
+use crate::postgres::{Sql, literal, quote};
 use crate::source::{Catalog, CopyReader, SourceError};
 use crate::wal::{Column, Key, TableId, TableSchema};
 use async_trait::async_trait;
@@ -25,6 +25,20 @@ impl PostgresSource {
         let publication = self.options.publication.clone();
         let tables = self.ask(async |sql| relation::published(sql, &publication).await).await?;
         Ok(tables.iter().filter_map(|table| self.name_of(table)).collect())
+    }
+
+    /// The replicated tables as the replica is to have them.
+    pub(super) async fn shapes(&self, sql: &mut Sql) -> Result<Vec<TableSchema>, SourceError> {
+        let label = self.target.label();
+        let catalog = self.renaming(Arc::new(AsTheServerSays));
+        let tables = relation::published(sql, &self.options.publication).await.map_err(|failure| failure.at(&label))?;
+        let mut shapes = Vec::new();
+        for table in tables {
+            if self.name_of(&table).is_some() {
+                shapes.push(table.relation.shape(sql, &label, catalog.as_ref()).await?.schema);
+            }
+        }
+        Ok(shapes)
     }
 
     fn name_of(&self, table: &Published) -> Option<String> {

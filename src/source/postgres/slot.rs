@@ -47,6 +47,8 @@ pub struct Slot {
     pub two_phase: bool,
     /// The database that it decodes; empty for a physical slot.
     pub database: String,
+    /// Up to where its reader said that it needs nothing again: the server sends nothing below.
+    pub confirmed: u64,
 }
 
 /// Asks a server for what a stream needs to know of it.
@@ -66,7 +68,8 @@ pub async fn inspect(sql: &mut Sql, publication: &str, slot: &str) -> Result<Ser
     } else {
         let rows = sql
             .query(
-                "SELECT COALESCE(plugin::text, ''), active_pid, COALESCE(wal_status, ''), two_phase, COALESCE(database::text, '')
+                "SELECT COALESCE(plugin::text, ''), active_pid, COALESCE(wal_status, ''), two_phase, COALESCE(database::text, ''),
+                        COALESCE(confirmed_flush_lsn::text, '')
                  FROM pg_catalog.pg_replication_slots WHERE slot_name = $1",
                 &[&slot],
             )
@@ -77,6 +80,7 @@ pub async fn inspect(sql: &mut Sql, publication: &str, slot: &str) -> Result<Ser
             wal_status: row.get(2),
             two_phase: row.get(3),
             database: row.get(4),
+            confirmed: parse_lsn(row.get(5)).unwrap_or_default(),
         })
     };
     Ok(Server {
@@ -141,6 +145,13 @@ impl Server {
                 "the server has flushed its WAL up to {} only, below {}, which was taken from it: it has lost \
                  transactions, or it is another server; {again}",
                 lsn(self.flushed),
+                lsn(after)
+            ),
+            Some(Slot { confirmed, .. }) if *confirmed > after => format!(
+                "slot {name:?} was confirmed up to {}, but this data folder knows only what came up to {}: it is older \
+                 than the slot, as a restored backup is, and what lies between is never sent again; bring the newest \
+                 data folder back, or {again}",
+                lsn(*confirmed),
                 lsn(after)
             ),
             Some(_) => return Ok(()),

@@ -67,7 +67,13 @@ pub async fn keep(
     let mut last_told = Instant::now();
     // What the newest ping asked for, and whether anything has come since.
     let (mut pinged_for, mut answered) = (0, true);
+    let mut heard_at = Instant::now();
     let failure = loop {
+        if !answered && waiting.is_none() && heard_at.elapsed() > limits::CONNECTION_DEAD_AFTER {
+            // What stands between may hold a connection open whose other end is gone.
+            let seconds = limits::CONNECTION_DEAD_AFTER.as_secs();
+            break Failure::lost(format!("the server has not answered for {seconds} s"));
+        }
         // While the reader stalls, an answer would only queue up behind what it has not taken.
         let wanted = positions.wanted.load(Ordering::Relaxed);
         let short = wanted > received && waiting.is_none();
@@ -91,6 +97,7 @@ pub async fn keep(
                 if let Some(group) = waiting.take() {
                     permit.send(Ok(group));
                 }
+                heard_at = Instant::now();
                 continue;
             }
             read = session.read(), if waiting.is_none() => {
@@ -98,7 +105,7 @@ pub async fn keep(
                     Ok(group) => group,
                     Err(failure) => break failure,
                 };
-                answered = true;
+                (answered, heard_at) = (true, Instant::now());
                 let mut asked = false;
                 for frame in &group {
                     let (reply_wanted, position) = decode::header(frame);
@@ -181,15 +188,15 @@ pub struct State {
 }
 
 impl State {
-    /// For a connection that resumes after a position.
+    /// For a connection that has just begun to stream.
     #[must_use]
-    pub fn after(after: OpId) -> Self {
+    pub fn new() -> Self {
         Self {
             decoder: Decoder::new(),
             frames: VecDeque::new(),
             relation: None,
             failed: None,
-            confirmable: Confirmable::after(after),
+            confirmable: Confirmable::default(),
         }
     }
 }

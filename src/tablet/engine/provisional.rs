@@ -39,8 +39,7 @@ impl<S: Store> State<S> {
     pub(super) fn write_provisional(&mut self, batch: ProvisionalBatch) -> Result<Stored, TabletError> {
         self.admit_owner(batch.owner)?;
         let held = self.admit_puller(batch.stream, batch.puller)?;
-        let taken = (planted(Bug::TabletGapTaken) && batch.follows > held.stored)
-            || (planted(Bug::TabletTakesAgain) && batch.follows < held.stored);
+        let taken = planted(Bug::TabletTakesAgain) && batch.follows < held.stored;
         if held.stored != batch.follows && !taken {
             return Err(TabletError::OutOfOrder { held: held.stored, follows: batch.follows });
         }

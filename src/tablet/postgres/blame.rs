@@ -8,7 +8,7 @@ use super::net::PutBy;
 use super::session::Session;
 use super::skip::Refused;
 use super::statements::{Puts, Refusal};
-use super::{PostgresTablet, Server, streams};
+use super::{PostgresTablet, Server};
 use crate::coordinator::{Decided, Work};
 use crate::postgres::Failure;
 use crate::tablet::engine::Cursor;
@@ -68,7 +68,7 @@ impl<S: Store> PostgresTablet<S> {
             self.load(session).await?;
         }
         for number in from..work.len() {
-            let Some(Decided { position, work: Work::Commit { transaction, branches, .. } }) = work.get(number) else {
+            let Some(Decided { position, work: Work::Commit { transaction, .. } }) = work.get(number) else {
                 continue;
             };
             session.sql.text("SAVEPOINT whole").await?;
@@ -85,7 +85,6 @@ impl<S: Store> PostgresTablet<S> {
                 server: session.label().to_owned(),
                 transaction: *transaction,
                 position: *position,
-                streams: streams(branches),
                 key,
                 statement: refusal.statement,
                 message: told(&refusal.failure),

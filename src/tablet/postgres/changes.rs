@@ -47,20 +47,22 @@ impl TextArray {
 }
 
 impl TextArray {
-    /// One of its texts; for the rare row that is looked at again.
-    #[must_use]
-    pub fn get(&self, number: usize) -> Option<&[u8]> {
+    /// Its texts, in order.
+    pub fn texts(&self) -> impl Iterator<Item = Option<&[u8]>> {
         let mut rest = &self.bytes[HEADER..];
-        for at in 0.. {
+        std::iter::from_fn(move || {
             let (length, tail) = rest.split_first_chunk::<4>()?;
             let length = i32::from_be_bytes(*length);
             let (text, tail) = tail.split_at_checked(usize::try_from(length).unwrap_or(0))?;
-            if at == number {
-                return (length >= 0).then_some(text);
-            }
             rest = tail;
-        }
-        None
+            Some((length >= 0).then_some(text))
+        })
+    }
+
+    /// One of its texts; for the rare row that is looked at again.
+    #[must_use]
+    pub fn get(&self, number: usize) -> Option<&[u8]> {
+        self.texts().nth(number).flatten()
     }
 }
 

@@ -87,13 +87,24 @@ impl<S: Store> PostgresTablet<S> {
 
 /// A row in COPY's text form.
 fn line(cells: &[Cell], out: &mut Vec<u8>) {
-    for (place, cell) in cells.iter().enumerate() {
+    copy_line(
+        cells.iter().map(|cell| match cell {
+            Cell::Text(text) => Some(&text[..]),
+            Cell::Null | Cell::Unchanged => None,
+        }),
+        out,
+    );
+}
+
+/// A line of texts and NULLs as COPY reads it.
+pub(super) fn copy_line<'a>(cells: impl Iterator<Item = Option<&'a [u8]>>, out: &mut Vec<u8>) {
+    for (place, cell) in cells.enumerate() {
         if place > 0 {
             out.push(b'\t');
         }
         match cell {
-            Cell::Text(text) => {
-                for &byte in text.iter() {
+            Some(text) => {
+                for &byte in text {
                     let escaped = match byte {
                         b'\\' => b'\\',
                         b'\n' => b'n',
@@ -107,7 +118,7 @@ fn line(cells: &[Cell], out: &mut Vec<u8>) {
                     out.extend([b'\\', escaped]);
                 }
             }
-            Cell::Null | Cell::Unchanged => out.extend(b"\\N"),
+            None => out.extend(b"\\N"),
         }
     }
     out.push(b'\n');

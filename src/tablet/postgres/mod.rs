@@ -19,7 +19,7 @@
 //!    write of each key; nobody can see the steps between. Large transactions go in runs of
 //!    [`crate::limits::REPLICA_RUN_BYTES`] within one transaction of the server's, so that memory stays bounded.
 //! 4. **Applied** ([`statements`]). One statement a table and kind, over arrays sorted by key: deletes, upserts, and
-//!    updates of rows whose large values were not sent. `session_replication_role = replica` keeps triggers and foreign keys
+//!    updates of rows whose large values were not sent; a run of rows that are all new goes by COPY. `session_replication_role = replica` keeps triggers and foreign keys
 //!    from acting twice. Where a unique index refuses a run, it is done again by deleting all of its keys first: values may
 //!    have moved between rows. The next run is prepared while the server works.
 //! 5. **Forgotten.** Once the server's commit is durable, the staged records are deleted.
@@ -58,10 +58,13 @@ pub mod shape;
 pub mod statements;
 
 mod apply;
+mod check;
+mod inserts;
 mod load;
 mod read;
 mod skip;
 
+pub use check::check;
 pub use shape::Missing;
 
 use super::engine::Engine;
@@ -72,9 +75,7 @@ use super::{
 };
 use crate::coordinator::{Decided, Work};
 use crate::postgres::Target;
-use crate::wal::{
-    BranchId, Epoch, HybridTime, LogPosition, ReplicaTabletId, Row, SourceTabletId, TableSchema, TransactionId,
-};
+use crate::wal::{Epoch, HybridTime, LogPosition, ReplicaTabletId, Row, SourceTabletId, TableSchema, TransactionId};
 use apply::GroupError;
 use async_trait::async_trait;
 use error::Lost;
@@ -427,11 +428,4 @@ impl<S: Store> TabletLeader for PostgresTablet<S> {
     async fn freeze(&self, table: TableSchema, at: LogPosition) -> Result<Box<dyn Frozen>, TabletError> {
         self.frozen(table, at).await
     }
-}
-
-/// The streams of a transaction's branches.
-fn streams(branches: &[BranchId]) -> Vec<SourceTabletId> {
-    let mut streams: Vec<_> = branches.iter().map(|branch| branch.stream).collect();
-    streams.dedup();
-    streams
 }

@@ -5,6 +5,7 @@
 //! finds another epoch there and changes nothing (C7).
 
 use super::error::Lost;
+use super::inserts::Trial;
 use crate::postgres::{Failure, Sql, Target};
 use crate::tablet::TabletError;
 use crate::wal::{Epoch, LogPosition, ReplicaTabletId, SourceTabletId, TableId};
@@ -70,6 +71,8 @@ pub struct Session {
     pub(super) sql: Sql,
     label: String,
     statements: HashMap<String, Statement>,
+    /// How COPY fared, by table.
+    pub(super) trials: HashMap<TableId, Trial>,
     /// `untorn.writers`, once it was read; forgotten when a transaction is rolled back.
     writers: Option<BTreeSet<(TableId, SourceTabletId)>>,
 }
@@ -91,7 +94,7 @@ impl Session {
         let synchronous = if durable { "on" } else { "off" };
         let settings = format!("SET synchronous_commit = {synchronous}");
         sql.text(&settings).await.map_err(lost)?;
-        Ok((Self { sql, label, statements: HashMap::new(), writers: None }, progress))
+        Ok((Self { sql, label, statements: HashMap::new(), trials: HashMap::new(), writers: None }, progress))
     }
 
     /// The server as messages name it.

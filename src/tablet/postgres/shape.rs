@@ -55,6 +55,8 @@ impl From<Failure> for ShapeError {
 /// A column of the server's table.
 struct Found {
     type_name: String,
+    /// The type below, where that is a domain, without its schema.
+    base: String,
     number: i16,
 }
 
@@ -137,6 +139,18 @@ fn shape(schema: &TableSchema, quoted: String, table: &Catalogued) -> Result<Sha
         .filter_map(|&place| table.columns.get(&schema.columns[place].name))
         .map(|found| found.number)
         .collect();
+    for &place in &key {
+        let column = &schema.columns[place];
+        let held = table.columns.get(&column.name).map_or("", |found| found.base.as_str());
+        if !keeps_apart(&column.type_name, held) {
+            let (name, wanted) = (quote(&column.name), type_in_sql(&column.type_name));
+            return Err(ShapeError::Lacks(format!(
+                "table {quoted} has {held} in its key column {name} and the source has {}, whose values it may not keep \
+                 apart; run there:\nALTER TABLE {quoted} ALTER COLUMN {name} TYPE {wanted} USING {name}::text::{wanted};",
+                column.type_name
+            )));
+        }
+    }
     if !key.is_empty() && !table.arbiters.contains(&numbers) {
         let names: Vec<&str> = key.iter().map(|&place| columns[place].0.as_str()).collect();
         return Err(ShapeError::Lacks(format!(
@@ -149,10 +163,25 @@ fn shape(schema: &TableSchema, quoted: String, table: &Catalogued) -> Result<Sha
     Ok(Shape { schema: schema.clone(), quoted, key, columns, integer_key, other_unique })
 }
 
+/// Whether different values of a source's type stay different in a column of another.
+fn keeps_apart(source: &str, held: &str) -> bool {
+    match held {
+        "text" | "varchar" => true,
+        "numeric" | "int8" if matches!(source, "int2" | "int4" | "int8") => true,
+        "int4" if source == "int2" => true,
+        held => held == source,
+    }
+}
+
 async fn catalogued(sql: &mut Sql, quoted: &str) -> Result<Option<Catalogued>, Failure> {
     let columns = sql
         .query(
-            "SELECT a.attname::text, pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(t.typname), a.attnum
+            "SELECT a.attname::text, pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(t.typname), a.attnum,
+                    (WITH RECURSIVE based(base) AS (
+                        SELECT t.oid
+                        UNION ALL SELECT d.typbasetype FROM based JOIN pg_catalog.pg_type d ON d.oid = base
+                        WHERE d.typtype = 'd')
+                     SELECT b.typname::text FROM based JOIN pg_catalog.pg_type b ON b.oid = base WHERE b.typtype <> 'd')
              FROM pg_catalog.pg_attribute a
              JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
              JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
@@ -166,7 +195,8 @@ async fn catalogued(sql: &mut Sql, quoted: &str) -> Result<Option<Catalogued>, F
             return Ok(None);
         }
     }
-    let columns = columns.iter().map(|row| (row.get(0), Found { type_name: row.get(1), number: row.get(2) })).collect();
+    let found = |row: &tokio_postgres::Row| Found { type_name: row.get(1), number: row.get(2), base: row.get(3) };
+    let columns = columns.iter().map(|row| (row.get(0), found(row))).collect();
     let indexes = sql
         .query(
             "SELECT (i.indkey::int2[])[0:i.indnkeyatts - 1],
@@ -211,6 +241,12 @@ pub fn create_table(schema: &TableSchema) -> String {
 mod tests {
     use super::*;
     use crate::wal::Column;
+
+    #[test]
+    fn a_key_s_type_keeps_the_source_s_values_apart() {
+        assert!(keeps_apart("int4", "int8") && keeps_apart("uuid", "uuid") && keeps_apart("bpchar", "text"));
+        assert!(!keeps_apart("int8", "int4") && !keeps_apart("text", "int4") && !keeps_apart("text", "citext"));
+    }
 
     #[test]
     fn a_missing_table_is_listed_with_its_sql() {

@@ -66,6 +66,9 @@ impl Session {
         }
         for rows in &rows {
             let merge = puts == Puts::Merge && !rows.shape.key.is_empty();
+            if puts == Puts::Merge && self.copied(rows).await? {
+                continue;
+            }
             self.run(&insert(&rows.shape, merge), &parameters(rows)).await?;
         }
         for patch in &patches {

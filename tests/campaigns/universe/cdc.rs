@@ -4,13 +4,13 @@ use super::faults::Kind;
 use super::history::{RowKey, TABLES};
 use super::process::Life;
 use super::server::{Change, Op};
+use super::stall::{Silence, Stall};
 use super::world::World;
 use async_trait::async_trait;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::Notify;
-use tokio::time::Instant;
 use untorn::source::{Catalog, Keeper, NewSlot, Prepared, Resume, Source, SourceError, Stream, StreamEvent};
 use untorn::wal::{
     Cell, Column, HybridTime, Involved, InvolvedTablet, Key, OpId, Record, Row, SourceBatch, SourceTransactionId,
@@ -37,7 +37,6 @@ pub struct TabletState {
     /// Commit times of decided transactions of which this stream still has to carry something.
     pub owed: BTreeSet<HybridTime>,
     collected: bool,
-    silent_until: Option<Instant>,
 }
 
 /// A source tablet.
@@ -49,6 +48,7 @@ pub struct CdcTablet {
     world: World,
     state: Mutex<TabletState>,
     changed: Notify,
+    silence: Silence,
     /// Transactions that may still commit, over all tablets.
     pub running: Arc<Mutex<BTreeSet<SourceTransactionId>>>,
 }
@@ -62,6 +62,7 @@ impl CdcTablet {
             world: world.clone(),
             state: Mutex::default(),
             changed: Notify::new(),
+            silence: Silence::default(),
             running: Arc::clone(running),
         })
     }
@@ -95,7 +96,7 @@ impl CdcTablet {
 
     /// Neither sends nor answers for so long.
     pub fn falls_silent(&self, millis: u64) {
-        self.state().silent_until = Some(Instant::now() + Duration::from_millis(millis));
+        self.silence.lasts(millis);
     }
 
     /// Forgets records that no reader has acknowledged.
@@ -112,10 +113,7 @@ impl CdcTablet {
     }
 
     async fn answers(&self) {
-        let until = self.state().silent_until.filter(|until| *until > Instant::now());
-        if let Some(until) = until {
-            tokio::time::sleep_until(until).await;
-        }
+        self.silence.is_over().await;
     }
 
     /// Forgets what a reader acknowledged.
@@ -187,7 +185,7 @@ impl Source for SimCdc {
             schemas: BTreeMap::new(),
             cursor: resume.after.index,
             told: 0,
-            stalled_until: None,
+            stall: Stall::default(),
         };
         Ok((Box::new(stream), Box::pin(async {})))
     }
@@ -228,7 +226,7 @@ struct SimCdcStream {
     schemas: BTreeMap<usize, TableSchema>,
     cursor: u64,
     told: u64,
-    stalled_until: Option<Instant>,
+    stall: Stall,
 }
 
 fn write(at: OpId, Change { key: (table, id), op }: &Change, schema: &TableSchema) -> Write {
@@ -266,17 +264,7 @@ impl Stream for SimCdcStream {
     async fn next(&mut self) -> Result<StreamEvent, SourceError> {
         loop {
             self.tablet.answers().await;
-            if self.world.strikes(Kind::ConnectionLost, 0.02) {
-                return Err(SourceError::Retry("the connection was lost".into()));
-            }
-            if let Some(until) = self.stalled_until {
-                tokio::time::sleep_until(until).await;
-                self.stalled_until = None;
-            } else if self.world.strikes(Kind::ReorderStreams, 0.05) {
-                let millis = self.world.chance(|chance| chance.skewed(10, 8_000));
-                self.stalled_until = Some(Instant::now() + Duration::from_millis(millis));
-                continue;
-            }
+            self.stall.pass(&self.world).await?;
             self.learn().await?;
             let most = self.world.chance(|chance| chance.skewed(1, 60)) as usize;
             let taken: Vec<(OpId, Logged)> = {

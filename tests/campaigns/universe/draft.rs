@@ -213,8 +213,9 @@ fn scratch(draft: &mut Draft, shape: &Shape, history: &mut History, chance: &mut
     let value = |text: &str| [format!("{text} {number}"), String::new()];
     if shape.truncates && chance.happens(0.1) {
         let suffix = format!(".{tablet}.");
+        // Those that are gone, too: a reader of `latest` may see this and not what deleted them.
         let held: Vec<RowKey> = history
-            .current
+            .keys
             .range((SCRATCH, String::new())..(SCRATCH + 1, String::new()))
             .filter(|((_, id), _)| id.contains(&suffix))
             .map(|(key, _)| key.clone())

@@ -115,6 +115,7 @@ impl Kind {
 pub const WINDOW_MS: u64 = 10_000;
 const ACTIVE: f64 = 0.25;
 const FIRING: f64 = 0.25;
+const FIRING_OFTEN: f64 = 0.6;
 
 /// The faults of one run.
 #[derive(Clone, Debug, Default)]
@@ -124,6 +125,8 @@ pub struct Faults {
     window: Option<u64>,
     healed: bool,
     always: bool,
+    /// Kinds that fire in more windows than others.
+    often: Vec<Kind>,
     counts: BTreeMap<Kind, u64>,
 }
 
@@ -141,6 +144,14 @@ impl Faults {
         Self { active, ..Self::default() }
     }
 
+    /// These kinds, too, and more often.
+    #[must_use]
+    pub fn with(mut self, kinds: &[Kind]) -> Self {
+        self.often = kinds.to_vec();
+        self.active.extend(kinds.iter().filter(|kind| !self.active.contains(kind)).copied().collect::<Vec<_>>());
+        self
+    }
+
     /// These kinds and no others, in every window.
     pub fn always(kinds: &[Kind]) -> Self {
         Self { active: kinds.to_vec(), always: true, ..Self::default() }
@@ -155,7 +166,9 @@ impl Faults {
     pub fn enter_window(&mut self, window: u64, chance: &mut Chance) {
         if self.window != Some(window) {
             self.window = Some(window);
-            self.firing = self.active.iter().copied().filter(|_| self.always || chance.happens(FIRING)).collect();
+            let often = |kind| if self.often.contains(kind) { FIRING_OFTEN } else { FIRING };
+            self.firing =
+                self.active.iter().filter(|kind| self.always || chance.happens(often(kind))).copied().collect();
         }
     }
 

@@ -115,12 +115,11 @@ impl History {
     }
 
     /// What a replica shows that has exactly these transactions.
-    pub fn rows_after(&self, visible: &BTreeSet<Number>) -> BTreeMap<RowKey, Value> {
-        let shown = self.keys.iter().filter_map(|(key, versions)| {
+    pub fn rows_after(&self, visible: &BTreeSet<Number>) -> impl Iterator<Item = (&RowKey, &Value)> {
+        self.keys.iter().filter_map(|(key, versions)| {
             let (_, value) = versions.iter().rev().find(|(number, _)| visible.contains(number))?;
-            Some((key.clone(), value.clone()?))
-        });
-        shown.collect()
+            Some((key, value.as_ref()?))
+        })
     }
 
     /// A transaction outside `visible` that stands before one inside, in some source tablet's order.

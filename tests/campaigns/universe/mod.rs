@@ -5,6 +5,7 @@
 pub mod auditor;
 pub mod cdc;
 pub mod chance;
+pub mod course;
 pub mod draft;
 pub mod faults;
 pub mod history;
@@ -16,6 +17,7 @@ pub mod postgres;
 pub mod process;
 pub mod properties;
 pub mod server;
+pub mod stall;
 pub mod storage;
 pub mod tablets;
 pub mod txn_log;
@@ -32,7 +34,7 @@ use plan::Plan;
 use postgres::SimPostgres;
 use process::Life;
 use properties::monotone::LogWatch;
-use properties::{bounded, idle};
+use properties::{bounded, shown};
 use server::Server;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,7 +43,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tablets::{TabletClient, TabletProcess};
 use tokio::sync::Notify;
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 use txn_log::SimLog;
 use untorn::applier::{
@@ -66,11 +67,6 @@ pub enum Mode {
     Liveness,
 }
 
-/// Seconds after healing within which everything must have arrived.
-const ARRIVES_WITHIN: u64 = 300;
-/// The same where faults were permanent: the core set never stopped, and nothing was left to luck.
-const LIVELY_WITHIN: u64 = 150;
-
 /// What is asked of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct Ask {
@@ -80,6 +76,8 @@ pub struct Ask {
     pub mode: Mode,
     /// The faults, where they are not drawn from the seed.
     pub only: Option<&'static [Kind]>,
+    /// Faults that are active, too, beside those that are drawn.
+    pub with: &'static [Kind],
     /// How transactions are decided, where that is not drawn from the seed.
     pub release: Option<Release>,
     /// Whether the trace is kept to be read.
@@ -89,7 +87,7 @@ pub struct Ask {
 impl Ask {
     /// Everything by the seed.
     pub fn seed(seed: u64) -> Self {
-        Self { seed, mode: Mode::Safety, only: None, release: None, tracing: false }
+        Self { seed, mode: Mode::Safety, only: None, with: &[], release: None, tracing: false }
     }
 }
 
@@ -119,9 +117,9 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Whether its hours count: enough happened, and something went wrong.
+    /// Whether its hours count: at least 1,000 transactions an hour, and something went wrong.
     pub fn counts(&self) -> bool {
-        self.transactions >= 1_000 && self.faults.values().sum::<u64>() > 0
+        self.transactions as f64 >= 1_000.0 * self.seconds / 3_600.0 && self.faults.values().sum::<u64>() > 0
     }
 }
 
@@ -181,7 +179,7 @@ fn server_of(key: &RowKey, servers: usize) -> usize {
 
 impl Universe {
     fn new(ask: &Ask) -> Arc<Self> {
-        let world = World::new(ask.seed, ask.only, ask.tracing);
+        let world = World::new(ask);
         let mut plan = world.chance(Plan::draw);
         plan.release = ask.release.unwrap_or(plan.release);
         if world.is_active(Kind::LostAbort) {
@@ -322,6 +320,10 @@ impl Universe {
 
     /// Keeps a leader running.
     async fn lead(self: Arc<Self>) {
+        if self.world.is_active(Kind::LateBranch) {
+            // The source has been written to for a while when the first slot is made.
+            self.world.sleep_ms(500, 20_000).await;
+        }
         loop {
             let life = self.begin_life();
             *self.life.lock().unwrap() = Arc::clone(&life);
@@ -362,6 +364,14 @@ impl Universe {
     async fn lead_until_it_ends(self: &Arc<Self>, mut applier: Applier, life: &Arc<Life>) {
         *self.current.lock().unwrap() = Some(applier.leader());
         if let Some(reader) = applier.reader() {
+            let (world, watch, mut shown) = (self.world.clone(), Arc::clone(&self.watch), reader.shown());
+            tokio::spawn(async move {
+                while shown.changed().await.is_ok() {
+                    if let Some(broken) = shown::broken(&shown.borrow_and_update(), &watch.lock().unwrap()) {
+                        world.broken(broken);
+                    }
+                }
+            });
             let mut readers = self.readers.lock().unwrap();
             readers.push((reader, applier.inspector()));
             let old = readers.len().saturating_sub(3);
@@ -462,148 +472,5 @@ impl Universe {
                 self.world.broken(broken);
             }
         }
-    }
-
-    async fn live(self: Arc<Self>, seed: u64, mode: Mode) -> Outcome {
-        let auditor = Auditor {
-            world: self.world.clone(),
-            history: Arc::clone(&self.workload.history),
-            release: self.plan.release,
-            accounts: self.workload.shape.accounts,
-            longest: BTreeMap::new(),
-            kept: Vec::new(),
-            newest: [None; 2],
-            reads: 0,
-        };
-        let auditor = Arc::new(tokio::sync::Mutex::new(auditor));
-        let mut tasks = JoinSet::new();
-        tasks.spawn(Arc::clone(&self).lead());
-        tasks.spawn(Arc::clone(&self).audit(Arc::clone(&auditor)));
-        tasks.spawn(Arc::clone(&self).nemesis(mode));
-        tasks.spawn(self.workload.clone().promise());
-        if !self.plan.embedded {
-            self.tablets.iter().for_each(|tablet| drop(tasks.spawn(Arc::clone(tablet).supervise())));
-        }
-        let names = self.stream_names();
-        for puller in 0..self.plan.pullers {
-            let own = names.iter().skip(puller).step_by(self.plan.pullers).cloned().collect();
-            tasks.spawn(Arc::clone(&self).pull(own, None));
-        }
-        if self.world.is_active(Kind::SilentServer) {
-            // One source says nothing for the first minute or so.
-            let millis = self.world.chance(|chance| chance.between(5_000, 90_000));
-            self.on_a_source(|server| server.falls_silent(millis), |tablet| tablet.falls_silent(millis));
-            self.world.struck(Kind::SilentServer);
-        }
-        if !self.world.is_active(Kind::LateBranch) {
-            tokio::time::sleep(Duration::from_secs(5)).await;
-        }
-        if self.plan.release == Release::CommonClock {
-            self.workload.open().await;
-        }
-        let mut users = JoinSet::new();
-        for _ in 0..self.plan.users {
-            users.spawn(self.workload.clone().user());
-        }
-        while let Some(user) = users.join_next().await {
-            if let Err(error) = user {
-                self.world.broken(format!("a user of the simulator failed: {error}"));
-            }
-        }
-        self.heal();
-        let collected = self.is_collected();
-        let within = if mode == Mode::Liveness { LIVELY_WITHIN } else { ARRIVES_WITHIN };
-        let arrived = tokio::time::timeout(Duration::from_secs(within), self.arrives(&auditor)).await.is_ok();
-        if !arrived && !collected && self.world.all_broken().is_empty() {
-            let stuck = self.stuck(&auditor).await;
-            self.world
-                .broken(format!("converged: the replica did not come to the source's head within {within} s: {stuck}"));
-        }
-        let reads = auditor.lock().await.reads;
-        Outcome {
-            seed,
-            plan: self.plan.clone(),
-            hash: self.world.hash(),
-            broken: self.world.all_broken(),
-            faults: self.world.fault_counts(),
-            reached: self.world.all_reached(),
-            transactions: self.workload.history.lock().unwrap().committed,
-            reads,
-            seconds: self.world.elapsed_micros() as f64 / 1e6,
-            lines: self.world.lines(),
-        }
-    }
-
-    /// Whether a source lost what was needed: then the replica stands still, and says so.
-    fn is_collected(&self) -> bool {
-        match &self.database {
-            Database::Servers(servers) => servers.iter().any(|server| server.state().collected),
-            Database::Tablets(tablets) => tablets.iter().any(|tablet| tablet.is_collected()),
-        }
-    }
-
-    /// Waits until the replica shows everything that the source committed, and holds nothing else.
-    async fn arrives(&self, auditor: &tokio::sync::Mutex<Auditor>) {
-        loop {
-            self.world.sleep_ms(500, 2_000).await;
-            let Some((reader, inspector, true)) = self.reader() else { continue };
-            if self.left(&inspector).await.is_some() {
-                continue;
-            }
-            let read = async { auditor.lock().await.read(&reader, auditor::Kind::Safe).await };
-            // A leader may still die of what was arranged before: then nobody answers.
-            let seen = tokio::time::timeout(Duration::from_secs(30), read).await.ok().flatten();
-            let history = self.workload.history.lock().unwrap();
-            let committed = (0..).zip(&history.txns).filter(|(_, txn)| txn.committed).map(|(number, _)| number);
-            if seen.is_some_and(|seen| seen.visible() == committed.collect()) {
-                return;
-            }
-        }
-    }
-
-    /// What is still held although nothing is left to do.
-    async fn left(&self, inspector: &Inspector) -> Option<String> {
-        let transactions = inspector.look(|machine, _| machine.state().transactions.len()).await.ok();
-        let Some(transactions) = transactions else { return Some("the leader does not answer".into()) };
-        let mut stats = Vec::new();
-        for tablet in &self.tablets {
-            let Some(engine) = tablet.engine() else { return Some("a tablet does not run".into()) };
-            match engine.stats().await {
-                Ok(tablet) => stats.push(tablet),
-                Err(error) => return Some(error.to_string()),
-            }
-        }
-        idle::broken(transactions, &stats)
-    }
-
-    /// Why it does not come to an end.
-    async fn stuck(&self, auditor: &tokio::sync::Mutex<Auditor>) -> String {
-        let Some((reader, inspector, _)) = self.reader() else { return "nobody leads".into() };
-        let look = inspector.look(|machine, _| {
-            let oldest = machine.oldest_waiting();
-            let held = machine.state().transactions.iter().map(|t| (t.id, t.clone())).collect::<BTreeMap<_, _>>();
-            let oldest = oldest.map(|oldest| format!("{oldest:?}"));
-            let start = format!("{:?}", machine.state().start);
-            format!("oldest waiting {oldest:?}; start {start}; first held {:?}", held.values().next())
-        });
-        let look = tokio::time::timeout(Duration::from_secs(5), look).await;
-        let left = self.left(&inspector).await;
-        let streams: Vec<String> = self
-            .stream_names()
-            .into_iter()
-            .filter_map(|name| inspector.progress(&name).map(|progress| (name, progress)))
-            .filter(|(_, progress)| progress.state != untorn::applier::leader::StreamState::Running)
-            .map(|(name, progress)| format!("{name} {:?}", progress.state))
-            .collect();
-        let missing = match auditor.lock().await.read(&reader, auditor::Kind::Safe).await {
-            Some(seen) => {
-                let history = self.workload.history.lock().unwrap();
-                let visible = seen.visible();
-                let missing = (0..).zip(&history.txns).filter(|(n, txn)| txn.committed && !visible.contains(n));
-                format!("{} are missing, first {:?}", missing.clone().count(), missing.clone().next())
-            }
-            None => "no read comes to its end".into(),
-        };
-        format!("{missing}; {left:?}; {look:?}; {streams:?}")
     }
 }

@@ -39,8 +39,9 @@ impl Plan {
     pub fn draw(chance: &mut Chance) -> Self {
         let release = *chance.pick(&[Release::CommonClock, Release::Ordered, Release::Ordered, Release::Atomic]);
         let embedded = chance.happens(0.4);
-        let transactions = chance.between(1_000, 1_200);
-        let seconds = chance.between(240, 480);
+        // Many small universes meet more than a few large ones; the largest are long enough for what takes its time.
+        let transactions = chance.skewed(100, 1_200);
+        let seconds = transactions * chance.between(20, 40) / 100;
         let keep_age = match chance.below(3) {
             0 => None,
             1 => Some(Duration::from_secs(600)),

@@ -4,11 +4,12 @@ use super::faults::Kind;
 use super::history::Value;
 use super::process::Life;
 use super::server::{Body, Change, Item, Op, Part, Server, relations};
+use super::stall::Stall;
 use super::world::World;
 use async_trait::async_trait;
 use pg_walstream::protocol::{ColumnData, LogicalReplicationMessage as Message, TupleData};
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 use tokio::time::Instant;
 use untorn::source::postgres::GidPattern;
@@ -40,7 +41,8 @@ fn columns() -> Vec<Column> {
 
 /// What a gid is, beside the transaction's name: the branch's server.
 pub fn gids() -> GidPattern {
-    GidPattern::parse("^(?<txn>.+)@.*$").unwrap()
+    static PATTERN: LazyLock<GidPattern> = LazyLock::new(|| GidPattern::parse("^(?<txn>.+)@.*$").unwrap());
+    PATTERN.clone()
 }
 
 struct Copy {
@@ -51,7 +53,7 @@ struct Copy {
 #[async_trait]
 impl CopyReader for Copy {
     async fn next(&mut self) -> Result<Option<CopyEvent>, SourceError> {
-        self.world.sleep_ms(1, 50).await;
+        self.world.sleep_ms(1, if self.world.is_active(Kind::LateBranch) { 3_000 } else { 50 }).await;
         if self.world.strikes(Kind::ConnectionLost, 0.1) {
             return Err(SourceError::Retry("the connection of the copy was lost".into()));
         }
@@ -117,9 +119,9 @@ impl Source for SimPostgres {
             connection,
             cursor,
             shapes: BTreeMap::new(),
-            confirmable: Confirmable::after(resume.after),
+            confirmable: Confirmable::default(),
             told: 0,
-            stalled_until: None,
+            stall: Stall::default(),
             fed: 0,
             burst: self.world.chance(|chance| chance.skewed(1, 40)),
             keepalive_at: Instant::now(),
@@ -182,7 +184,7 @@ struct SimStream {
     shapes: BTreeMap<u32, TableSchema>,
     confirmable: Confirmable,
     told: u64,
-    stalled_until: Option<Instant>,
+    stall: Stall,
     fed: u64,
     burst: u64,
     keepalive_at: Instant,
@@ -335,17 +337,7 @@ impl Stream for SimStream {
             if self.server.state().connection != self.connection {
                 return Err(SourceError::Retry("another connection has the slot".into()));
             }
-            if self.world.strikes(Kind::ConnectionLost, 0.02) {
-                return Err(SourceError::Retry("the connection was lost".into()));
-            }
-            if let Some(until) = self.stalled_until {
-                tokio::time::sleep_until(until).await;
-                self.stalled_until = None;
-            } else if self.world.strikes(Kind::ReorderStreams, 0.05) {
-                let millis = self.world.chance(|chance| chance.skewed(10, 8_000));
-                self.stalled_until = Some(Instant::now() + Duration::from_millis(millis));
-                continue;
-            }
+            self.stall.pass(&self.world).await?;
             self.learn().await?;
             let item = self.server.item_after(self.cursor);
             if let Some(item) = item {

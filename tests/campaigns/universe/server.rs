@@ -2,12 +2,11 @@
 
 use super::faults::Kind;
 use super::history::{RowKey, TABLES, Value};
+use super::stall::Silence;
 use super::world::World;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
 use tokio::sync::Notify;
-use tokio::time::Instant;
 use untorn::wal::HybridTime;
 
 /// What a statement did to a row.
@@ -109,8 +108,6 @@ pub struct State {
     pub short: bool,
     /// Somebody waits for the stream to come this far.
     pub wanted: u64,
-    /// Neither sends nor answers before that.
-    pub silent_until: Option<Instant>,
     /// The connection that has the slot.
     pub connection: u64,
     next_xid: u32,
@@ -126,6 +123,7 @@ pub struct Server {
     pub clock_off_micros: i64,
     world: World,
     state: Mutex<State>,
+    silence: Silence,
     /// There is something to send.
     pub changed: Notify,
 }
@@ -145,7 +143,6 @@ impl Server {
             collected: false,
             short: false,
             wanted: 0,
-            silent_until: None,
             connection: 0,
             next_xid: 700,
         };
@@ -155,6 +152,7 @@ impl Server {
             clock_off_micros,
             world: world.clone(),
             state: Mutex::new(state),
+            silence: Silence::default(),
             changed: Notify::new(),
         })
     }
@@ -171,17 +169,12 @@ impl Server {
 
     /// Waits while it is silent.
     pub async fn answers(&self) {
-        loop {
-            let until = self.state().silent_until.take_if(|until| *until > Instant::now());
-            let Some(until) = until else { return };
-            self.state().silent_until = Some(until);
-            tokio::time::sleep_until(until).await;
-        }
+        self.silence.is_over().await;
     }
 
     /// Neither sends nor answers for so long.
     pub fn falls_silent(&self, millis: u64) {
-        self.state().silent_until = Some(Instant::now() + Duration::from_millis(millis));
+        self.silence.lasts(millis);
     }
 
     fn write(&self, state: &mut State, body: Body) -> u64 {

@@ -17,6 +17,8 @@ struct Disk {
     unsynced: Vec<Changed>,
     /// Which process may write.
     process: u64,
+    /// A barrier has failed: nobody knows what of it is durable.
+    failed: bool,
 }
 
 /// The storage as one process has it open.
@@ -39,7 +41,8 @@ impl SimStore {
     /// The process that had it open is dead: what is left is for the next one.
     pub fn crash(&mut self) {
         let disk = &mut *self.disk.lock().unwrap();
-        let survive = if disk.unsynced.len() > 1 && self.world.strikes(Kind::TornTail, 1.0) {
+        let failed = std::mem::take(&mut disk.failed);
+        let survive = if !disk.unsynced.is_empty() && (self.world.strikes(Kind::TornTail, 1.0) || failed) {
             self.world.chance(|chance| chance.below(disk.unsynced.len() + 1))
         } else {
             0
@@ -119,9 +122,13 @@ impl Store for SimStore {
         let disk = &mut *self.disk();
         self.alive(disk)?;
         if self.world.strikes(Kind::FailedBarrier, 0.001) {
+            disk.failed = true;
             return Err(StoreFailed("the simulated disk failed".into()));
         }
-        disk.unsynced.clear();
+        // After a barrier that failed the next ones say yes, and keep nothing.
+        if !disk.failed {
+            disk.unsynced.clear();
+        }
         Ok(())
     }
 

@@ -52,16 +52,26 @@ impl TabletProcess {
         Arc::new(process)
     }
 
+    /// Starts; a barrier that fails meanwhile ends the process, and it is started again.
     fn start(&self) {
+        while !self.starts() {
+            self.store.lock().unwrap().crash();
+        }
+    }
+
+    fn starts(&self) -> bool {
         let store = self.store.lock().unwrap().clone();
         match start(vec![(format!("r{}", self.number), store)], self.options) {
             Ok((mut engines, workers)) => {
                 let mut tasks = JoinSet::new();
                 workers.into_iter().for_each(|worker| drop(tasks.spawn(worker.into_task())));
                 *self.running.lock().unwrap() = engines.pop().map(|engine| Running { engine, _workers: tasks });
+                true
             }
-            // The barrier at the start failed: it is tried again.
-            Err(error) => self.world.event((), || format!("tablet {} does not start: {error}", self.number)),
+            Err(error) => {
+                self.world.event((), || format!("tablet {} does not start: {error}", self.number));
+                false
+            }
         }
     }
 

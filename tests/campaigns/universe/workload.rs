@@ -57,6 +57,11 @@ impl Workload {
         self.history.lock().unwrap()
     }
 
+    /// Whether every slot stands.
+    fn all_stand(&self) -> bool {
+        self.watch.lock().unwrap().slots() == self.shape.tablets
+    }
+
     /// The rows that the servers hold before anything is replicated, by server; the history's first transaction.
     pub fn opening(&self) -> Draft {
         let mut draft = Draft { number: self.history().begin(), ..Draft::default() };
@@ -85,8 +90,7 @@ impl Workload {
         while self.history().committed < self.wanted {
             let pause = self.world.chance(|chance| chance.between(1, self.pause_ms));
             tokio::time::sleep(Duration::from_millis(pause)).await;
-            let all_stand = self.watch.lock().unwrap().slots() == self.shape.tablets;
-            self.history().may_move = all_stand;
+            self.history().may_move = self.all_stand();
             let draft = self.world.chance(|chance| draft::draw(&self.shape, &mut self.history(), chance));
             let Some(draft) = draft else { continue };
             match &self.database {
@@ -123,6 +127,10 @@ impl Workload {
             self.span(number, *server, place, None);
         }
         self.world.sleep_ms(1, 60).await;
+        if self.world.is_active(Kind::LateBranch) && !self.all_stand() {
+            // Prepared while slots are made.
+            self.world.sleep_ms(100, 4_000).await;
+        }
         if self.world.chance(|chance| chance.happens(0.05)) {
             for server in &order {
                 self.world.sleep_ms(1, 60).await;

@@ -1,5 +1,6 @@
 //! What everything in a simulated universe shares: time, chance, faults, and the trace of what happened.
 
+use super::Ask;
 use super::chance::Chance;
 use super::faults::{Faults, Kind, WINDOW_MS};
 use rustc_hash::FxHasher;
@@ -7,6 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use untorn::wal::HybridTime;
 
@@ -19,6 +21,7 @@ const TRACE_LINES: usize = 1 << 20;
 #[derive(Clone)]
 pub struct World {
     inner: Arc<Mutex<Inner>>,
+    first_broken: Arc<Notify>,
     started: Instant,
     tracing: bool,
 }
@@ -35,10 +38,10 @@ struct Inner {
 
 impl World {
     /// The world of a seed.
-    pub fn new(seed: u64, only: Option<&[Kind]>, tracing: bool) -> Self {
-        let mut chance = Chance::of(seed);
-        let drawn = Faults::draw(&mut chance);
-        let faults = only.map_or(drawn, Faults::always);
+    pub fn new(ask: &Ask) -> Self {
+        let mut chance = Chance::of(ask.seed);
+        let drawn = Faults::draw(&mut chance).with(ask.with);
+        let faults = ask.only.map_or(drawn, Faults::always);
         let inner = Inner {
             chance,
             faults,
@@ -48,7 +51,12 @@ impl World {
             broken: Vec::new(),
             reached: BTreeMap::new(),
         };
-        Self { inner: Arc::new(Mutex::new(inner)), started: Instant::now(), tracing }
+        Self {
+            inner: Arc::new(Mutex::new(inner)),
+            first_broken: Arc::default(),
+            started: Instant::now(),
+            tracing: ask.tracing,
+        }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -138,10 +146,13 @@ impl World {
     /// Something that must hold does not.
     pub fn broken(&self, what: String) {
         self.event((), || format!("BROKEN {what}"));
-        let mut inner = self.inner();
-        if inner.broken.len() < 5 {
-            inner.broken.push(what);
-        }
+        self.inner().broken.push(what);
+        self.first_broken.notify_one();
+    }
+
+    /// Waits until something does not hold: what happens after it explains nothing.
+    pub async fn is_broken(&self) {
+        self.first_broken.notified().await;
     }
 
     /// What did not hold.

@@ -80,7 +80,14 @@ fn command(world: &mut World, word: &str, rest: &str) -> Result<(), String> {
                 return Err("refuses TABLET POSITION CAUSE".into());
             };
             let (tablet, position) = (world.tablet(tablet)?, LogPosition(number(position)?));
-            world.machine().handle_refused(tablet, position, cause.to_owned());
+            world.machine().handle_refused(tablet, position, None, cause.to_owned());
+        }
+        "handed" => {
+            let tablet = world.tablet(rest)?;
+            let machine = world.machine();
+            let (through, safe) = (machine.handed_through(tablet), machine.handed_safe(tablet));
+            let safe = safe.map_or_else(|| "no safe time".into(), |time| format!("safe {}", time.micros()));
+            world.lines.push(format!("{rest} was handed the log through p{}, {safe}", through.0));
         }
         "wanted" => {
             let stream = world.stream(rest)?.number;

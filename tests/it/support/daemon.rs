@@ -1,10 +1,10 @@
 //! The built binary as a daemon, and its commands as people call them.
 
 use super::postgres::Postgres;
+pub use super::process::free_port;
 use serde_json::Value;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -80,12 +80,19 @@ impl Daemon {
         self.folder.path().join("data")
     }
 
+    /// Whether it has ended by itself, and how.
+    pub fn has_ended(&mut self) -> Option<ExitStatus> {
+        let status = self.process.as_mut().and_then(|process| process.try_wait().expect("it can be waited for"));
+        self.process.take_if(|_| status.is_some());
+        status
+    }
+
     /// Waits for its end by itself.
     pub async fn ended(&mut self) -> ExitStatus {
-        let mut process = self.process.take().expect("it runs");
+        assert!(self.process.is_some(), "it runs");
         let deadline = Instant::now() + PATIENCE;
         loop {
-            if let Some(status) = process.try_wait().expect("it can be waited for") {
+            if let Some(status) = self.has_ended() {
                 return status;
             }
             assert!(Instant::now() < deadline, "it does not end\n{}", self.log());
@@ -99,9 +106,21 @@ impl Daemon {
 
     /// Starts the process; what it says is added to its log.
     pub fn start(&mut self) {
+        self.start_under(&[]);
+    }
+
+    /// Starts it by a program that runs what its last arguments say.
+    pub fn start_under(&mut self, wrapper: &[String]) {
         assert!(self.process.is_none(), "it runs");
         let log = File::options().create(true).append(true).open(self.folder.path().join("log")).expect("a log file");
-        let mut command = binary();
+        let mut command = match wrapper {
+            [] => binary(),
+            [program, arguments @ ..] => {
+                let mut command = clean(Command::new(program));
+                command.args(arguments).arg(built());
+                command
+            }
+        };
         command.arg(self.command).arg("--config").arg(self.config());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.process = Some(command.spawn().expect("the binary starts"));
@@ -245,16 +264,20 @@ impl Drop for Daemon {
 
 /// The binary, without the keys in the environment of whoever runs the tests.
 pub fn binary() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_untorn"));
+    clean(Command::new(built()))
+}
+
+fn clean(mut command: Command) -> Command {
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("UNTORN") || name.starts_with("PG")) {
         command.env_remove(name);
     }
     command
 }
 
-/// A port on 127.0.0.1 that nobody listens on.
-pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
+/// The built binary: the one that Cargo names to tests, or the one beside the program that runs.
+pub fn built() -> PathBuf {
+    let beside = || std::env::current_exe().expect("a program has a path").ancestors().nth(2).map(|f| f.join("untorn"));
+    option_env!("CARGO_BIN_EXE_untorn").map(PathBuf::from).or_else(beside).expect("a program stands in a folder")
 }
 
 /// Standard output, a JSON value a line.

@@ -7,5 +7,6 @@ pub mod postgres;
 pub mod process;
 pub mod prometheus;
 pub mod replay;
+pub mod small_disk;
 pub mod tables;
 pub mod upstream;

@@ -188,6 +188,19 @@ impl Postgres {
         self.execute("SELECT pg_reload_conf()").await;
     }
 
+    /// From here on nobody but its administrator is let in without a certificate of this authority (PEM) that has the
+    /// user's name. It must offer TLS.
+    pub async fn require_certificates(&self, authority: &str) {
+        let data = self.folder.path().join("data");
+        std::fs::write(data.join("clients.crt"), authority).expect("the authority can be written");
+        own(&data.join("clients.crt"));
+        let rules = "local all postgres trust\nhost all postgres all trust\nhostssl all all all cert\n\
+            hostssl replication all all cert\n";
+        std::fs::write(data.join("pg_hba.conf"), rules).expect("the rules can be written");
+        self.execute("ALTER SYSTEM SET ssl_ca_file = 'clients.crt'").await;
+        self.execute("SELECT pg_reload_conf()").await;
+    }
+
     /// From here on it offers TLS with this certificate and key, both PEM.
     pub async fn offer_tls(&self, certificate: &str, key: &str) {
         for (name, text) in [("server.crt", certificate), ("server.key", key)] {

@@ -45,7 +45,7 @@ impl Process {
     /// Starts it.
     pub fn start(&mut self) {
         let told = || OpenOptions::new().create(true).append(true).open(self.told_file()).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_untorn"));
+        let mut command = Command::new(super::daemon::built());
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("UNTORN")) {
             command.env_remove(name);
         }

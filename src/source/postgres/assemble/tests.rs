@@ -425,6 +425,28 @@ fn a_keepalive_is_a_record_in_its_place_and_only_grows() {
 }
 
 #[test]
+fn a_keepalive_moves_the_checkpoint_from_time_to_time_and_never_within_a_transaction() {
+    let mut bench = Bench::new();
+    let second = |seconds: u64| HybridTime::from_micros(seconds * 1_000_000);
+    bench.assembler.keepalive(120, second(100));
+    bench.assembler.keepalive(130, second(109));
+    bench.told();
+    assert_eq!(bench.upto, OpId::end_of_term(100));
+    bench.assembler.keepalive(140, second(110));
+    bench.told();
+    assert_eq!(bench.upto, OpId::end_of_term(140));
+    bench.assembler.keepalive(150, second(119));
+    bench.send([begin(7, 190), insert("1")]);
+    bench.assembler.keepalive(180, second(130));
+    bench.told();
+    assert_eq!(bench.upto, OpId::end_of_term(140));
+    bench.send([commit(200)]);
+    bench.assembler.keepalive(210, second(131));
+    bench.told();
+    assert_eq!(bench.upto, OpId::end_of_term(210));
+}
+
+#[test]
 fn a_table_that_was_copied_again_drops_what_committed_before() {
     let copied = vec![("public.accounts".to_owned(), OpId::end_of_term(300))];
     let after = OpId::end_of_term(100);

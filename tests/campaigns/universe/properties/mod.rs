@@ -9,6 +9,7 @@ pub mod idle;
 pub mod lists;
 pub mod model;
 pub mod monotone;
+pub mod shown;
 pub mod whole;
 
 use super::history::{MARKERS, Number, RowKey, TABLES, Value};

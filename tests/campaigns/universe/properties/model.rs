@@ -55,12 +55,18 @@ fn at_time(history: &History, visible: &BTreeSet<Number>, time: HybridTime) -> O
 }
 
 fn rows(seen: &Snapshot, history: &History, visible: &BTreeSet<Number>) -> Option<String> {
-    let expected = history.rows_after(visible);
-    if expected == seen.rows {
+    let mut expected = 0;
+    for (key, value) in history.rows_after(visible) {
+        let shown = seen.rows.get(key);
+        if shown != Some(value) {
+            return Some(format!("model: {key:?} reads {shown:?} instead of {value:?}"));
+        }
+        expected += 1;
+    }
+    if seen.rows.len() == expected {
         return None;
     }
-    let wrong = expected.iter().find(|(key, value)| seen.rows.get(*key) != Some(value));
-    let wrong = wrong.map(|(key, value)| format!("{key:?} reads {:?} instead of {value:?}", seen.rows.get(key)));
-    let more = || seen.rows.keys().find(|key| !expected.contains_key(*key)).map(|key| format!("{key:?} is gone there"));
-    wrong.or_else(more).map(|what| format!("model: {what}"))
+    let there: BTreeSet<_> = history.rows_after(visible).map(|(key, _)| key).collect();
+    let more = seen.rows.keys().find(|key| !there.contains(key));
+    Some(format!("model: {more:?} is gone there"))
 }

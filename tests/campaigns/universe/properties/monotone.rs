@@ -22,6 +22,11 @@ impl LogWatch {
         self.streams.values().find(|(of, _, _)| of == name).map_or(OpId::ZERO, |(_, checkpoint, _)| *checkpoint)
     }
 
+    /// The last entry that landed.
+    pub fn last(&self) -> LogPosition {
+        self.last
+    }
+
     /// How many streams' slots stand for good.
     pub fn slots(&self) -> usize {
         self.slots.len()
