@@ -182,6 +182,16 @@ pub const PULLER_SAYS_EVERY_MS: u64 = 1_000;
 /// Milliseconds that a replica tablet with nothing to do is left alone before its owner announces itself again: an owner
 /// that slept through a takeover hears of it, and a tablet that forgot what it had only heard hears it again.
 pub const ANNOUNCE_AGAIN_MS: u64 = 5_000;
+/// Milliseconds between two looks at a source's publication: how late a table that changes nothing is noticed. One whose
+/// rows change is noticed at the first change.
+pub const COPY_LOOK_EVERY_MS: u64 = 2_000;
+/// Milliseconds between two lines of the log about how far a server's copies are.
+pub const COPY_SAID_EVERY_MS: u64 = 10_000;
+/// Tables of one server that are copied at once, unless the configuration says otherwise: one can be read while another
+/// is stored, and a source has other things to do.
+pub const COPY_PARALLEL: usize = 2;
+/// The most tables of one server that are copied at once: each takes a connection there and a page of rows here.
+pub const COPY_PARALLEL_MAX: usize = 32;
 /// Milliseconds that a source has to answer a probe before it counts as silent.
 pub const PROBE_DEADLINE_MS: u64 = 5_000;
 /// Milliseconds without a word after which a stream counts as pulled by nobody: several words, and a slow network.

@@ -58,6 +58,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
             raced.map_err(|error| Failure::Failed(error.to_string()))?;
         }
         Command::Scan(args) => runtime()?.block_on(cli::scan(&args, &mut out))?,
+        Command::Recopy(args) => runtime()?.block_on(cli::recopy(&args, &mut out))?,
         Command::Source(SourceCommand::Drop(args)) => {
             log(&std::env::var("RUST_LOG").unwrap_or_else(|_| "warn,untorn::audit=info".into()))?;
             runtime()?.block_on(cli::drop_slots(&args, &mut out))?;

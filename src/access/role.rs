@@ -38,7 +38,11 @@ pub struct Grant {
 /// Services by what their calls need. A method or path that stands nowhere here needs [`Role::Admin`].
 const NEEDS: &[(Role, &str, &[&str])] = &[
     (Role::Viewer, "untorn.admin.v1.AdminService", &["Status", "Explain", "Waiting"]),
-    (Role::Operator, "untorn.admin.v1.AdminService", &["Scan", "LogFilter", "VerifyTables", "Verify", "Retry"]),
+    (
+        Role::Operator,
+        "untorn.admin.v1.AdminService",
+        &["Scan", "LogFilter", "VerifyTables", "Verify", "Retry", "Recopy"],
+    ),
     (Role::Admin, "untorn.admin.v1.AdminService", &["Skip"]),
     (Role::Viewer, "untorn.cdc.v1.CdcService", &["ListTablets"]),
     (Role::Operator, "untorn.cdc.v1.CdcService", &["GetCdcRecords", "CheckTransactions"]),
@@ -53,7 +57,7 @@ const NEEDS: &[(Role, &str, &[&str])] = &[
     (
         Role::Admin,
         "untorn.transaction.v1.TransactionService",
-        &["OpenStream", "Report", "Table", "Slot", "Copy", "SetStreamState"],
+        &["OpenStream", "Report", "Table", "Slot", "Published", "CopyBegun", "Copied", "SetStreamState"],
     ),
 ];
 

@@ -110,6 +110,21 @@ impl AdminClient {
         Ok(self.0.log_filter(request).await.map_err(refused)?.into_inner().filter)
     }
 
+    /// Asks for new copies of a source tablet, of a table, or of one's part of the other; answers them, by source tablet
+    /// and table.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn recopy(
+        &mut self,
+        tablet: Option<&str>,
+        table: Option<&str>,
+    ) -> Result<Vec<(String, String)>, ClientError> {
+        let request = proto::RecopyRequest { tablet: tablet.map(str::to_owned), table: table.map(str::to_owned) };
+        let response = self.0.recopy(request).await.map_err(refused)?;
+        Ok(response.into_inner().tables.into_iter().map(|asked| (asked.tablet, asked.table)).collect())
+    }
+
     /// The tables that can be compared with their sources.
     ///
     /// # Errors

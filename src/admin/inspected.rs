@@ -7,10 +7,10 @@ use super::explain::Explanation;
 use super::scan::{Scan, ScanAt, ScanError};
 use super::status::{CopyPhase, CopyStatus, Position, Role, State, Status, StreamStatus, TransactionCounts};
 use super::verify::{Event, Verifier, VerifyError};
-use super::{Inspect, gauges};
+use super::{Inspect, RecopyError, gauges};
 use crate::applier::leader::StreamState;
-use crate::applier::{Inspector, NotReady, Progress, Retried, Skipped};
-use crate::coordinator::{self, Coordinator, CopyState, Release, StreamView};
+use crate::applier::{CopyProgress, Inspector, NotReady, Progress, Retried, Skipped};
+use crate::coordinator::{self, Coordinator, CopyState, Release, StreamView, TableCopy};
 use crate::limits::{COUNTED_TRANSACTIONS, WAITING_LISTED};
 use crate::wal::{HybridTime, OpId, SourceTabletId};
 use async_trait::async_trait;
@@ -74,7 +74,15 @@ impl Inspected {
 
     fn stream(&self, seen: &Seen, view: &StreamView) -> StreamStatus {
         let progress = self.inspector.progress(&view.name).unwrap_or_default();
-        let (state, cause) = self.held(seen, view);
+        let (mut state, mut cause) = self.held(seen, view);
+        let is_first = |copy: &TableCopy| copy.shown.is_none() && !matches!(copy.state, CopyState::Done { .. });
+        let first = view.copies.iter().any(is_first);
+        if matches!(state, State::Running | State::Copying) {
+            state = if first { State::Copying } else { State::Running };
+        }
+        if !view.takes_part && cause.is_none() {
+            cause = Some("it joins: its tables are shown once all of them are copied and its fence is passed".into());
+        }
         let invisible = seen.oldest_invisible.filter(|_| seen.held_by == Some(view.stream));
         StreamStatus {
             name: view.name.clone(),
@@ -87,7 +95,7 @@ impl Inspected {
                 .answer_age(view.stream, &view.name, seen.now)
                 .max(invisible.map_or(0.0, |time| time.seconds_behind(seen.now))),
             records_total: progress.records,
-            copy: copy(view, &progress),
+            copy: copy(&view.copies, &progress.copy, view.slot_stands),
         }
     }
 
@@ -138,11 +146,7 @@ impl Inspected {
                 checkpointed: self.position(progress.checkpointed),
                 lag_seconds: 0.0,
                 records_total: progress.records,
-                copy: CopyStatus {
-                    state: if state == State::Copying { CopyPhase::Running } else { CopyPhase::Done },
-                    rows: progress.copied_rows,
-                    total: progress.copy_total,
-                },
+                copy: copy(&[], &progress.copy, true),
             }
         };
         Status {
@@ -226,6 +230,11 @@ impl Inspect for Inspected {
         self.inspector.retry()
     }
 
+    async fn recopy(&self, tablet: Option<&str>, table: Option<&str>) -> Result<Vec<(String, String)>, RecopyError> {
+        let asked = self.inspector.recopy(tablet, table).await;
+        asked.map_err(|error| RecopyError::NotHere(error.to_string()))?.map_err(RecopyError::Refused)
+    }
+
     async fn scan(&self, table: &str, at: ScanAt) -> Result<Scan, ScanError> {
         let reader = self.inspector.reader();
         let reader = reader.ok_or_else(|| ScanError::NotReady("another process leads; ask that one".into()))?;
@@ -239,6 +248,14 @@ impl Inspect for Inspected {
             NotReady::AboveSafeTime { .. } | NotReady::OneMoment => ScanError::NotServed(error.to_string()),
         })?;
         let schema = reader.table(table).ok_or_else(|| ScanError::UnknownTable(table.to_owned()))?;
+        let (name, position) = (table.to_owned(), point.position);
+        let copying = self.inspector.look(move |coordinator, _| {
+            let state = coordinator.state();
+            state.unreadable(&name, position).map(|stream| state.stream_name(stream).to_owned())
+        });
+        if let Ok(Some(stream)) = copying.await {
+            return Err(ScanError::NotReady(format!("table {table} is being copied from {stream}, and not shown yet")));
+        }
         Ok(rows(reader, schema, point))
     }
 
@@ -262,16 +279,32 @@ fn state(state: StreamState) -> (State, Option<String>) {
     }
 }
 
-/// How far a stream's copy is: done once its slot stands, because that is said last.
-fn copy(view: &StreamView, progress: &Progress) -> CopyStatus {
-    let copied = view.copies.iter().map(|(_, state)| match state {
-        CopyState::Done { rows, .. } => *rows,
-        CopyState::Pending | CopyState::Running { .. } => 0,
+/// How far the copies of a stream's tables are: what the log knows of each, and the rows of those on their way.
+/// Before the stream's slot stands, nobody knows its tables.
+fn copy(copies: &[TableCopy], progress: &CopyProgress, slot_stands: bool) -> CopyStatus {
+    let done = copies.iter().filter_map(|copy| match copy.state {
+        CopyState::Done { rows, .. } if !progress.tables.contains_key(&copy.table) => Some(rows),
+        _ => None,
     });
-    let copied: u64 = copied.sum();
-    if view.slot_stands {
-        return CopyStatus { state: CopyPhase::Done, rows: copied, total: Some(copied) };
+    let done: u64 = done.sum();
+    let (rows, total) = progress.rows();
+    let over = copies.iter().filter(|copy| matches!(copy.state, CopyState::Done { .. })).count();
+    let state = if slot_stands && over == copies.len() && progress.tables.is_empty() {
+        CopyPhase::Done
+    } else if copies.iter().all(|copy| copy.state == CopyState::Pending) && progress.tables.is_empty() {
+        CopyPhase::Pending
+    } else {
+        CopyPhase::Running
+    };
+    let total = if state == CopyPhase::Pending { None } else { total.map(|total| done + total) };
+    CopyStatus {
+        state,
+        rows: done + rows,
+        total,
+        tables_done: over as u64,
+        tables: copies.len() as u64,
+        rows_per_second: progress.rate,
+        eta_seconds: progress.seconds_left(),
+        cause: progress.cause.clone(),
     }
-    let state = if view.copies.is_empty() { CopyPhase::Pending } else { CopyPhase::Running };
-    CopyStatus { state, rows: progress.copied_rows.max(copied), total: progress.copy_total }
 }

@@ -37,6 +37,17 @@ pub enum Format {
     Json,
 }
 
+/// Why nothing is copied again.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RecopyError {
+    /// There is nothing of that name, or no copies at all.
+    #[error("{0}")]
+    Refused(String),
+    /// Another process leads, or the leader has ended.
+    #[error("{0}")]
+    NotHere(String),
+}
+
 /// What a running daemon can be asked. Every call answers from what the process knows and waits for no server.
 #[async_trait]
 pub trait Inspect: Send + Sync + 'static {
@@ -81,6 +92,15 @@ pub trait Inspect: Send + Sync + 'static {
     /// Tries again at once what the replica refused or could not take, and streams that stopped; answers their names.
     fn retry(&self) -> Retried {
         Retried::default()
+    }
+
+    /// Asks for copies of what is shown now: of a source tablet, one table of all of them, or one's part of the other.
+    /// Answers them, by source tablet and table.
+    ///
+    /// # Errors
+    /// See [`RecopyError`].
+    async fn recopy(&self, _tablet: Option<&str>, _table: Option<&str>) -> Result<Vec<(String, String)>, RecopyError> {
+        Err(RecopyError::Refused("nothing is replicated here".into()))
     }
 
     /// The tables that can be compared with the sources, by name.

@@ -1,11 +1,11 @@
 //! The admin surface: gRPC and HTTP on one port, and the metrics listener. These hand back futures; the caller runs
 //! them.
 
-use super::Inspect;
 use super::health::Health;
 use super::page;
 use super::scan::{ScanAt, ScanError};
 use super::verify::VerifyError;
+use super::{Inspect, RecopyError};
 use crate::access::{Keyring, Listener, Peer, audit, serve};
 use crate::applier::{Given, Retried};
 use crate::limits;
@@ -175,6 +175,22 @@ impl AdminService for Service {
             set.map_err(|error| Status::invalid_argument(error.to_string()))?;
         }
         Ok(Response::new(proto::LogFilterResponse { filter: telemetry::filter() }))
+    }
+
+    async fn recopy(&self, request: Request<proto::RecopyRequest>) -> Result<Response<proto::RecopyResponse>, Status> {
+        let proto::RecopyRequest { tablet, table } = request.into_inner();
+        if tablet.is_none() && table.is_none() {
+            return Err(Status::invalid_argument("name a source tablet, a table, or both"));
+        }
+        let asked = self.inspect.recopy(tablet.as_deref(), table.as_deref()).await;
+        // The audit: who asked for what, and what came of it.
+        tracing::info!(tablet, table, copies = asked.as_ref().map_or(0, Vec::len), "an operator asks for new copies");
+        let asked = asked.map_err(|error| match error {
+            RecopyError::Refused(_) => Status::invalid_argument(error.to_string()),
+            RecopyError::NotHere(_) => Status::failed_precondition(error.to_string()),
+        })?;
+        let tables = asked.into_iter().map(|(tablet, table)| proto::RecopiedTable { tablet, table });
+        Ok(Response::new(proto::RecopyResponse { tables: tables.collect() }))
     }
 
     type ScanStream = BoxStream<'static, Result<proto::ScanResponse, Status>>;

@@ -122,11 +122,12 @@ pub enum State {
     Waiting,
 }
 
-/// How far a stream's initial copy is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+/// How far the copies of a stream's tables are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CopyPhase {
     /// Not begun.
+    #[default]
     Pending,
     /// Rows come.
     Running,
@@ -134,8 +135,8 @@ pub enum CopyPhase {
     Done,
 }
 
-/// A stream's initial copy.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+/// The copies of a stream's tables.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct CopyStatus {
     /// How far it is.
     pub state: CopyPhase,
@@ -143,6 +144,21 @@ pub struct CopyStatus {
     pub rows: u64,
     /// Rows in all, where known.
     pub total: Option<u64>,
+    /// How many of its tables are copied, every row durably.
+    #[serde(default)]
+    pub tables_done: u64,
+    /// How many tables it has.
+    #[serde(default)]
+    pub tables: u64,
+    /// Rows a second over the last few seconds; 0 while none come.
+    #[serde(default)]
+    pub rows_per_second: u64,
+    /// How long the rest takes at that rate, where both are known.
+    #[serde(default)]
+    pub eta_seconds: Option<u64>,
+    /// Why the last attempt was cut off.
+    #[serde(default)]
+    pub cause: Option<String>,
 }
 
 /// One stream.
@@ -165,7 +181,7 @@ pub struct StreamStatus {
     /// Records that this process took from it since it started.
     #[serde(default)]
     pub records_total: u64,
-    /// Its initial copy.
+    /// The copies of its tables.
     pub copy: CopyStatus,
 }
 
@@ -247,6 +263,9 @@ impl fmt::Display for Status {
             write!(f, "{table}")?;
         }
         for stream in &self.streams {
+            if let Some(cause) = &stream.copy.cause {
+                writeln!(f, "a copy of {} is begun again: {cause}", stream.name)?;
+            }
             if let Some(cause) = &stream.cause {
                 writeln!(f, "{} is {}: {cause}", stream.name, word(stream.state))?;
             }
@@ -260,14 +279,26 @@ impl fmt::Display for Status {
     }
 }
 
+impl CopyStatus {
+    /// How much of so many rows is copied, as a bar of ten.
+    fn bar(&self, total: u64) -> String {
+        let tenths = (self.rows.min(total) * 10).checked_div(total).unwrap_or(0) as usize;
+        format!("[{}{}]", "=".repeat(tenths), ".".repeat(10 - tenths))
+    }
+}
+
 impl fmt::Display for CopyStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.state, self.total) {
             (CopyPhase::Pending, _) => f.write_str("pending"),
-            (CopyPhase::Running, Some(total)) => write!(f, "{} of about {total} rows", self.rows),
+            (CopyPhase::Running, Some(total)) => write!(f, "{} {} of about {total} rows", self.bar(total), self.rows),
             (CopyPhase::Running, None) => write!(f, "{} rows", self.rows),
             (CopyPhase::Done, _) => write!(f, "done, {} rows", self.rows),
+        }?;
+        if self.rows_per_second > 0 {
+            write!(f, ", {} a second", self.rows_per_second)?;
         }
+        self.eta_seconds.map_or(Ok(()), |seconds| write!(f, ", {} min {} s left", seconds / 60, seconds % 60))
     }
 }
 
@@ -304,7 +335,16 @@ pub(super) mod tests {
                     checkpointed: Position::Lsn(0),
                     lag_seconds: 0.25,
                     records_total: 41,
-                    copy: CopyStatus { state: CopyPhase::Done, rows: 10, total: Some(10) },
+                    copy: CopyStatus {
+                        state: CopyPhase::Running,
+                        rows: 10,
+                        total: Some(70),
+                        tables_done: 1,
+                        tables: 2,
+                        rows_per_second: 1,
+                        eta_seconds: Some(60),
+                        cause: Some("the server went away".into()),
+                    },
                 },
                 StreamStatus {
                     name: "b".into(),
@@ -315,7 +355,7 @@ pub(super) mod tests {
                     checkpointed: Position::OpId(OpId::new(1, 9)),
                     lag_seconds: 60.0,
                     records_total: 0,
-                    copy: CopyStatus { state: CopyPhase::Pending, rows: 0, total: None },
+                    copy: CopyStatus::default(),
                 },
             ],
             transactions: TransactionCounts {
@@ -338,10 +378,12 @@ pub(super) mod tests {
             "streams": [
                 { "name": "shard-a", "state": "running", "cause": null, "received": "1/6B374D28",
                   "durable": "1/6B374D00", "checkpointed": "0/0", "lag_seconds": 0.25, "records_total": 41,
-                  "copy": { "state": "done", "rows": 10, "total": 10 } },
+                  "copy": { "state": "running", "rows": 10, "total": 70, "tables_done": 1, "tables": 2,
+                            "rows_per_second": 1, "eta_seconds": 60, "cause": "the server went away" } },
                 { "name": "b", "state": "stopped", "cause": "the counts do not match", "received": "2.7",
                   "durable": "2.7", "checkpointed": "1.9", "lag_seconds": 60.0, "records_total": 0,
-                  "copy": { "state": "pending", "rows": 0, "total": null } },
+                  "copy": { "state": "pending", "rows": 0, "total": null, "tables_done": 0, "tables": 0,
+                            "rows_per_second": 0, "eta_seconds": null, "cause": null } },
             ],
             "transactions": { "pending": 1, "waiting_to_commit": 2, "committed_not_applied": 3,
                               "oldest_waiting_seconds": 4.5, "committed_total": 5, "aborted_total": 6 },
@@ -360,8 +402,9 @@ pub(super) mod tests {
 not ready · leader, epoch 3 · safe time 18446744073709551614, 2.5 s behind, held by shard-b
 
 STREAM   STATE    RECEIVED    DURABLE     CHECKPOINTED  LAG     COPY
-shard-a  running  1/6B374D28  1/6B374D00  0/0           0.2 s   done, 10 rows
+shard-a  running  1/6B374D28  1/6B374D00  0/0           0.2 s   [=.........] 10 of about 70 rows, 1 a second, 1 min 0 s left
 b        stopped  2.7         2.7         1.9           60.0 s  pending
+a copy of shard-a is begun again: the server went away
 b is stopped: the counts do not match
 
 transactions: 1 pending, 2 waiting to commit (oldest 4.5 s), 3 committed and not applied

@@ -118,6 +118,11 @@ impl From<StreamStatus> for proto::StreamStatus {
                 state: proto::CopyState::from(stream.copy.state).into(),
                 rows: stream.copy.rows,
                 total: stream.copy.total,
+                tables_done: stream.copy.tables_done,
+                tables: stream.copy.tables,
+                rows_per_second: stream.copy.rows_per_second,
+                eta_seconds: stream.copy.eta_seconds,
+                cause: stream.copy.cause,
             }),
         }
     }
@@ -127,9 +132,10 @@ impl TryFrom<proto::StreamStatus> for StreamStatus {
     type Error = BadMessage;
 
     fn try_from(stream: proto::StreamStatus) -> Result<Self, BadMessage> {
+        let state = stream.state().try_into()?;
         let copy = stream.copy.unwrap_or_default();
         Ok(Self {
-            state: stream.state().try_into()?,
+            state,
             name: stream.name,
             cause: stream.cause,
             received: stream.received.parse::<Position>()?,
@@ -137,7 +143,16 @@ impl TryFrom<proto::StreamStatus> for StreamStatus {
             checkpointed: stream.checkpointed.parse::<Position>()?,
             lag_seconds: stream.lag_seconds,
             records_total: stream.records_total,
-            copy: CopyStatus { state: copy.state().try_into()?, rows: copy.rows, total: copy.total },
+            copy: CopyStatus {
+                state: copy.state().try_into()?,
+                rows: copy.rows,
+                total: copy.total,
+                tables_done: copy.tables_done,
+                tables: copy.tables,
+                rows_per_second: copy.rows_per_second,
+                eta_seconds: copy.eta_seconds,
+                cause: copy.cause,
+            },
         })
     }
 }

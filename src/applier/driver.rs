@@ -3,7 +3,7 @@
 use super::ended::Ended;
 use super::host::Clock;
 use super::inputs::{Input, Reply};
-use super::leader::{LeaderError, Reported, StreamState, Wanted};
+use super::leader::{Copied, LeaderError, PullerId, Reported, StandingSlot, StreamState, Wanted};
 use super::log_thread::{LogCommand, LogEvent};
 use super::opened::Given;
 use super::probes::Probes;
@@ -161,7 +161,7 @@ impl Driver {
                 self.finished.committed.fetch_add(1, Ordering::Relaxed);
                 histogram!(COMMIT_TO_VISIBLE).record(time.seconds_behind(self.clock.now()));
             }
-            Work::Commit { .. } => {}
+            Work::Commit { .. } | Work::Turn { .. } => {}
             Work::Discard { branches } => {
                 counter!(TRANSACTIONS_FINISHED, STATUS => "aborted").increment(branches.len() as u64);
                 self.finished.aborted.fetch_add(branches.len() as u64, Ordering::Relaxed);
@@ -198,7 +198,7 @@ impl Driver {
                 // Its puller asks, wherever that lives.
                 self.to_check.insert(stream, transactions);
             }
-            probe => self.probes.run(probe),
+            probe => self.probes.run(probe, |stream| self.coordinator.state().stream_name(stream).to_owned()),
         }
     }
 
@@ -350,21 +350,40 @@ impl Driver {
                 };
                 self.promise(promised, reply, |opening| given.opened(opening));
             }
-            Input::Table { name, columns, reply } => {
-                let promise = self.coordinator.handle_table(now, &name, columns);
+            Input::Table { name, columns, spoken, reply } => {
+                let promise = self.coordinator.handle_table(now, &name, columns, spoken);
                 self.tables_changed = true;
                 if promise.after <= self.coordinator.durable() {
                     self.show();
                 }
                 self.promise(Ok(promise), reply, |schema| schema);
             }
-            Input::Slot { stream, puller, start, identity, reply } => {
-                let promised = self.coordinator.handle_slot(now, stream, puller, start, &identity);
+            Input::Slot { puller: PullerId { stream, epoch }, slot, reply } => {
+                let StandingSlot { start, identity, tables } = slot;
+                let promised = self.coordinator.handle_slot(now, stream, epoch, start, &identity, &tables);
+                self.promise(promised, reply, |base| base);
+            }
+            Input::Published { puller: PullerId { stream, epoch }, flushed, tables, reply } => {
+                let promised = self.coordinator.handle_published(now, stream, epoch, flushed, &tables);
+                self.tables_changed = true;
+                self.promise(promised, reply, |tables| tables);
+            }
+            Input::CopyBegun { puller: PullerId { stream, epoch }, tables, reply } => {
+                let promised = self.coordinator.handle_copy_begun(now, stream, epoch, &tables);
+                self.promise(promised, reply, |base| base);
+            }
+            Input::Copied { puller: PullerId { stream, epoch }, copied, reply } => {
+                let Copied { table, base, snapshot, rows } = copied;
+                let promised = self.coordinator.handle_copied(now, stream, epoch, &table, (base, snapshot, rows));
                 self.promise(promised, reply, |()| ());
             }
-            Input::Copy { stream, puller, table, state, reply } => {
-                let promised = self.coordinator.handle_copy(now, stream, puller, &table, state);
-                self.promise(promised, reply, |()| ());
+            Input::Recopy { stream, table, reply } => {
+                match self.coordinator.handle_recopy(now, stream.as_deref(), table.as_deref()) {
+                    Ok(promise) => self.promise(Ok(promise), reply, Ok),
+                    Err(refusal) => {
+                        reply.send(Ok(Err(refusal))).ok();
+                    }
+                }
             }
             Input::State { stream, puller, state, reply } => {
                 reply.send(self.puller_says(now, stream, puller, state)).ok();

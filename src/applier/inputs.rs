@@ -1,7 +1,7 @@
 //! What the transaction leader of this process is told and asked.
 
-use super::leader::{LeaderError, Reported, StreamOpened, StreamState, Wanted};
-use crate::coordinator::{Applied, Coordinator, CopyState, Fence, Report};
+use super::leader::{Copied, LeaderError, PullerId, Reported, StandingSlot, StreamOpened, StreamState, Wanted};
+use crate::coordinator::{Applied, Coordinator, Fence, PublishedTable, Report};
 use crate::wal::{
     Column, Epoch, HybridTime, LogPosition, OpId, ReplicaTabletId, SourceTabletId, SourceTransactionId, TableSchema,
     TransactionId,
@@ -33,21 +33,35 @@ pub(super) enum Input {
     Table {
         name: String,
         columns: Vec<Column>,
+        spoken: Option<(SourceTabletId, u32)>,
         reply: Reply<TableSchema>,
     },
     Slot {
-        stream: SourceTabletId,
-        puller: Epoch,
-        start: OpId,
-        identity: String,
+        puller: PullerId,
+        slot: StandingSlot,
+        reply: Reply<HybridTime>,
+    },
+    Published {
+        puller: PullerId,
+        flushed: OpId,
+        tables: Vec<PublishedTable>,
+        reply: Reply<Vec<String>>,
+    },
+    CopyBegun {
+        puller: PullerId,
+        tables: Vec<String>,
+        reply: Reply<HybridTime>,
+    },
+    Copied {
+        puller: PullerId,
+        copied: Copied,
         reply: Reply<()>,
     },
-    Copy {
-        stream: SourceTabletId,
-        puller: Epoch,
-        table: String,
-        state: CopyState,
-        reply: Reply<()>,
+    /// Answered with the tables asked for, by stream and name, or why there are none.
+    Recopy {
+        stream: Option<String>,
+        table: Option<String>,
+        reply: Reply<Result<Vec<(String, String)>, String>>,
     },
     State {
         stream: SourceTabletId,

@@ -1,7 +1,7 @@
 //! A running applier as others look at it.
 
 use super::host::Clock;
-use super::inputs::Inputs;
+use super::inputs::{Input, Inputs};
 use super::leader::{LeaderError, StreamState};
 use super::reads::Reader;
 use super::shown::{Finished, Pullers};
@@ -67,6 +67,29 @@ impl Inspector {
             Some(led) => led.inputs.look(look).await,
             None => Err(LeaderError::Unavailable("it lives in another process; ask that one".into())),
         }
+    }
+
+    /// Asks for copies of tables: of a stream, of a table, or of one's part of the other. Answers them by stream and name,
+    /// or why there are none.
+    ///
+    /// # Errors
+    /// Another process leads, or the leader has ended.
+    pub async fn recopy(
+        &self,
+        stream: Option<&str>,
+        table: Option<&str>,
+    ) -> Result<Result<Vec<(String, String)>, String>, LeaderError> {
+        let named = |side: &&Arc<StreamSide>| stream.is_some_and(|name| name == side.name);
+        let side = self.streams.iter().find(named);
+        let (stream, table) = (stream.map(str::to_owned), table.map(str::to_owned));
+        let asked = match &self.led {
+            Some(led) => led.inputs.ask(|reply| Input::Recopy { stream, table, reply }).await,
+            None => Err(LeaderError::Unavailable("it lives in another process; ask that one".into())),
+        };
+        if let Some(side) = side.filter(|_| matches!(asked, Ok(Ok(_)))) {
+            side.try_again();
+        }
+        asked
     }
 
     /// Sets the gauges that only the runtime knows: the budget, and what the replica tablets hold.

@@ -1,10 +1,10 @@
 //! The transaction leader as pollers see it: in this process, or over gRPC.
 
-use crate::coordinator::{CopyState, Release, Report, TabletMap};
+use crate::coordinator::{PublishedTable, Release, Report, TabletMap};
 use crate::proto::transaction::TransactionRecord;
 use crate::source::Resume;
 use crate::wal::{
-    Column, Epoch, OpId, ReplicaTabletId, SourceTabletId, SourceTransactionId, TableSchema, TransactionId,
+    Column, Epoch, HybridTime, OpId, ReplicaTabletId, SourceTabletId, SourceTransactionId, TableSchema, TransactionId,
 };
 use async_trait::async_trait;
 
@@ -27,12 +27,43 @@ pub struct StreamOpened {
     pub release: Release,
     /// Whether the stream's slot stands already.
     pub slot_stands: bool,
-    /// Tables of this stream whose copy is not done.
-    pub copies: Vec<(String, CopyState)>,
     /// Where to resume.
     pub resume: Resume,
     /// What the log says was stored at each tablet: a tablet that holds less has lost acknowledged writes (C14).
     pub stored: Vec<(ReplicaTabletId, OpId)>,
+}
+
+/// One stream's puller.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PullerId {
+    /// The stream.
+    pub stream: SourceTabletId,
+    /// The puller's epoch.
+    pub epoch: Epoch,
+}
+
+/// A slot that stands.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StandingSlot {
+    /// It carries what commits above this position.
+    pub start: OpId,
+    /// See [`crate::source::NewSlot::identity`].
+    pub identity: String,
+    /// What its snapshot holds.
+    pub tables: Vec<PublishedTable>,
+}
+
+/// A table's copy whose rows are all durable.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Copied {
+    /// `schema.table`.
+    pub table: String,
+    /// Where its rows stand.
+    pub base: HybridTime,
+    /// Transactions whose commit lies at or below this position are in it.
+    pub snapshot: OpId,
+    /// How many there are.
+    pub rows: u64,
 }
 
 /// A report is durable in the log.
@@ -82,21 +113,31 @@ pub trait TransactionLeader: Send + Sync {
     async fn report(&self, report: Report) -> Result<Reported, LeaderError>;
 
     /// The catalog: see [`crate::source::Catalog`].
-    async fn table(&self, stream: SourceTabletId, name: &str, columns: Vec<Column>)
-    -> Result<TableSchema, LeaderError>;
-
-    /// The stream's slot stands.
-    async fn slot(&self, stream: SourceTabletId, puller: Epoch, start: OpId, identity: &str)
-    -> Result<(), LeaderError>;
-
-    /// How far the copy of a table is. A new attempt's number is the caller's, above every one before.
-    async fn copy(
+    async fn table(
         &self,
         stream: SourceTabletId,
-        puller: Epoch,
-        table: &str,
-        state: CopyState,
-    ) -> Result<(), LeaderError>;
+        name: &str,
+        columns: Vec<Column>,
+        relation: Option<u32>,
+    ) -> Result<TableSchema, LeaderError>;
+
+    /// The stream's slot stands, and these tables are being copied from its snapshot: answers the base of their rows.
+    async fn slot(&self, puller: PullerId, slot: StandingSlot) -> Result<HybridTime, LeaderError>;
+
+    /// What the stream's publication has, read before its server had flushed this position. Answers the tables that may be
+    /// copied now.
+    async fn published(
+        &self,
+        puller: PullerId,
+        flushed: OpId,
+        tables: Vec<PublishedTable>,
+    ) -> Result<Vec<String>, LeaderError>;
+
+    /// Copies of these tables begin, from a snapshot that is taken once this has answered the base of their rows.
+    async fn copy_begun(&self, puller: PullerId, tables: Vec<String>) -> Result<HybridTime, LeaderError>;
+
+    /// Every row of a table's copy is durable at the replica tablets.
+    async fn copied(&self, puller: PullerId, copied: Copied) -> Result<(), LeaderError>;
 
     /// The stream runs, or why it does not: what `status` and `explain` show. The answer is what the leader wants of it;
     /// [`LeaderError::Refused`] where the stream must stand still.
@@ -126,7 +167,7 @@ pub enum StreamState {
     /// Set by the leader before a puller comes; waited for by readiness.
     #[default]
     NotPolled,
-    /// Set by the poller while the initial copy runs.
+    /// Set by the copier while tables are copied and records come.
     Copying {
         /// Rows so far.
         rows: u64,

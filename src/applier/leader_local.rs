@@ -1,8 +1,10 @@
 //! The transaction leader in this process: the contract over its inputs.
 
 use super::inputs::{Input, Inputs};
-use super::leader::{LeaderError, Reported, StreamOpened, StreamState, TransactionLeader, Wanted};
-use crate::coordinator::{Coordinator, CopyState, Outcome, Refused, Report, Status};
+use super::leader::{
+    Copied, LeaderError, PullerId, Reported, StandingSlot, StreamOpened, StreamState, TransactionLeader, Wanted,
+};
+use crate::coordinator::{Coordinator, Outcome, PublishedTable, Refused, Report, Status};
 use crate::proto::transaction::{TransactionRecord, TransactionStatus};
 use crate::wal::{Column, Epoch, HybridTime, OpId, SourceTabletId, TableSchema, TransactionId};
 use async_trait::async_trait;
@@ -21,34 +23,34 @@ impl TransactionLeader for Inputs {
 
     async fn table(
         &self,
-        _stream: SourceTabletId,
+        stream: SourceTabletId,
         name: &str,
         columns: Vec<Column>,
+        relation: Option<u32>,
     ) -> Result<TableSchema, LeaderError> {
-        let name = name.to_owned();
-        self.ask(|reply| Input::Table { name, columns, reply }).await
+        let (name, spoken) = (name.to_owned(), relation.map(|relation| (stream, relation)));
+        self.ask(|reply| Input::Table { name, columns, spoken, reply }).await
     }
 
-    async fn slot(
-        &self,
-        stream: SourceTabletId,
-        puller: Epoch,
-        start: OpId,
-        identity: &str,
-    ) -> Result<(), LeaderError> {
-        let identity = identity.to_owned();
-        self.ask(|reply| Input::Slot { stream, puller, start, identity, reply }).await
+    async fn slot(&self, puller: PullerId, slot: StandingSlot) -> Result<HybridTime, LeaderError> {
+        self.ask(|reply| Input::Slot { puller, slot, reply }).await
     }
 
-    async fn copy(
+    async fn published(
         &self,
-        stream: SourceTabletId,
-        puller: Epoch,
-        table: &str,
-        state: CopyState,
-    ) -> Result<(), LeaderError> {
-        let table = table.to_owned();
-        self.ask(|reply| Input::Copy { stream, puller, table, state, reply }).await
+        puller: PullerId,
+        flushed: OpId,
+        tables: Vec<PublishedTable>,
+    ) -> Result<Vec<String>, LeaderError> {
+        self.ask(|reply| Input::Published { puller, flushed, tables, reply }).await
+    }
+
+    async fn copy_begun(&self, puller: PullerId, tables: Vec<String>) -> Result<HybridTime, LeaderError> {
+        self.ask(|reply| Input::CopyBegun { puller, tables, reply }).await
+    }
+
+    async fn copied(&self, puller: PullerId, copied: Copied) -> Result<(), LeaderError> {
+        self.ask(|reply| Input::Copied { puller, copied, reply }).await
     }
 
     async fn stream_state(

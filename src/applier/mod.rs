@@ -27,6 +27,7 @@ mod shown;
 mod streams;
 mod tablets;
 
+pub use copier::CopyOptions;
 pub use ended::Ended;
 pub use host::{Clock, Host};
 pub use inputs::Inputs;
@@ -35,14 +36,14 @@ pub use reads::{NotReady, Reader, TableScan};
 pub use recovery::RecoveryError;
 pub use refusals::{Given, Retried, Skipped};
 pub use shown::Shown;
-pub use streams::Progress;
+pub use streams::{CopyProgress, Progress};
 pub use tablets::{Hold, NamedTablet, Tablets};
 
 use crate::coordinator::{Release, Settings};
 use crate::limits::{APPLIER_DRAIN_MS, LEADER_INPUTS};
 use crate::source::Source;
 use crate::txn_log::TransactionLog;
-use crate::wal::SourceTabletId;
+use copier::Copier;
 use driver::Driver;
 use executor::Executor;
 use inputs::Input;
@@ -59,6 +60,7 @@ use streams::{SharedBudget, StreamSide};
 use tablets::ApplyQueue;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinSet};
+use tracing::warn;
 
 /// Who owns the transaction records.
 pub enum Leadership {
@@ -83,6 +85,8 @@ pub struct Components {
     pub sources: Vec<Arc<dyn Source>>,
     /// The streams that this process pulls, by name; `None` is all of them.
     pub pull: Option<Vec<String>>,
+    /// How tables are copied.
+    pub copy: CopyOptions,
     /// Bytes of records that may be on their way, over all streams.
     pub memory_budget: usize,
     /// This process, for people.
@@ -137,7 +141,7 @@ impl Applier {
     /// # Errors
     /// See [`StartError`].
     pub async fn start_on(host: Host, components: Components) -> Result<Self, StartError> {
-        let Components { leadership, tablets, sources, pull, memory_budget, owner } = components;
+        let Components { leadership, tablets, sources, pull, copy, memory_budget, owner } = components;
         let streams: Vec<_> = sources.into_iter().map(|source| Arc::new(StreamSide::new(source))).collect();
         let (leader, led): (Arc<dyn TransactionLeader>, _) = match leadership {
             Leadership::Elsewhere(leader) => (leader, None),
@@ -162,6 +166,14 @@ impl Applier {
                 clock: host.clock.clone(),
             };
             pollers.spawn(poller.run(host.seed(index)));
+            let copier = Copier {
+                side: Arc::clone(side),
+                leader: Arc::clone(&leader),
+                tablets: tablets.clone(),
+                options: copy,
+                draining: drain.clone(),
+            };
+            pollers.spawn(copier.run(host.seed(index)));
         }
         let inspector = Inspector { led: led.as_ref().map(|led| led.view.clone()), streams, budget, clock: host.clock };
         Ok(Self { leader, led, inspector, draining, pollers })
@@ -269,15 +281,24 @@ async fn lead(
     let Recovered { mut coordinator, opened, bytes, snapshot_bytes } = recovered?;
     let (epoch, log_id) = (opened.epoch, opened.log_id);
     coordinator.handle_opened(now(), epoch, owner, &tablets.cut()).map_err(StartError::Configuration)?;
-    if let Some(late) = streams.iter().find(|side| !coordinator.may_join(&side.name)) {
+    let names: Vec<&str> = streams.iter().map(|side| side.name.as_str()).collect();
+    let new = names.iter().find(|name| coordinator.state().stream_named(name).is_none_or(|stream| stream.left));
+    if let Some(late) = new.filter(|_| release != Release::CommonClock && !coordinator.takes_copies()) {
         return Err(StartError::Configuration(format!(
-            "source tablet {:?} is new to this log, whose start is over: its copy would be shown while it runs, and parts \
-             of transactions with it",
-            late.name
+            "source tablet {late:?} is new to this log, whose replica is a PostgreSQL server that is read already: its copy \
+             would be seen while it runs, and parts of transactions with it"
         )));
     }
-    let joined = streams.iter().map(|side| (coordinator.handle_stream_joined(now(), &side.name), Arc::clone(side)));
-    let joined: BTreeMap<SourceTabletId, _> = joined.collect();
+    // Without any, pollers elsewhere name the streams, or there are none.
+    if !names.is_empty() {
+        for gone in coordinator.handle_configured(host.clock.now(), &names) {
+            warn!(
+                stream = gone,
+                "the configuration does not name this source tablet any more: its rows are not seen from here on, and what it had \
+                 prepared is discarded. Its slot stays on its server and keeps WAL there until somebody drops it (pg_drop_replication_slot)"
+            );
+        }
+    }
     let (sender, receiver) = mpsc::channel(LEADER_INPUTS);
     let inputs = Inputs::new(sender);
     let mut executors = JoinSet::new();
@@ -307,7 +328,7 @@ async fn lead(
         log: log_commands,
         log_events,
         queues,
-        probes: Probes::new(Arc::new(joined), inputs.clone()),
+        probes: Probes::new(streams.to_vec(), inputs.clone()),
         shown,
         pullers,
         clock: host.clock.clone(),

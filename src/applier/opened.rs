@@ -1,7 +1,7 @@
 //! What a puller is given when it opens its stream.
 
 use super::leader::StreamOpened;
-use crate::coordinator::{CopyState, Release, StreamOpening, TabletMap};
+use crate::coordinator::{Release, StreamOpening, TabletMap};
 use crate::source::{OpenBranch, Resume};
 use crate::wal::{Epoch, SourceTabletId};
 
@@ -16,10 +16,6 @@ pub(super) struct Given {
 
 impl Given {
     pub(super) fn opened(self, opening: StreamOpening) -> StreamOpened {
-        let done = |(table, state): &(String, CopyState)| match state {
-            CopyState::Done { snapshot, .. } => Some((table.clone(), *snapshot)),
-            _ => None,
-        };
         let open_branches = opening.open_branches.into_iter().map(|branch| OpenBranch {
             transaction: branch.transaction,
             label: branch.label,
@@ -41,9 +37,7 @@ impl Given {
                 identity: opening.identity,
                 after: opening.checkpoint,
                 open_branches: open_branches.collect(),
-                copied: opening.copies.iter().filter_map(done).collect(),
             },
-            copies: opening.copies.into_iter().filter(|(_, state)| !matches!(state, CopyState::Done { .. })).collect(),
             stored: opening.stored,
         }
     }

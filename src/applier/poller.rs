@@ -1,9 +1,8 @@
-//! One stream's task: opens it, copies what came before it, and pulls it, again and again.
+//! One stream's task: creates its slot, opens it and pulls it, again and again.
 
-use super::copier;
 use super::ended::{Ended, Trouble};
 use super::host::Clock;
-use super::leader::{LeaderError, StreamOpened, StreamState, TransactionLeader};
+use super::leader::{LeaderError, PullerId, StandingSlot, StreamOpened, StreamState, TransactionLeader};
 use super::probes;
 use super::pull::Pull;
 use super::retention;
@@ -13,7 +12,7 @@ use crate::coordinator::Release;
 use crate::flow::{Assembler, Backoff, Opening};
 use crate::limits::{PULLER_SAYS_EVERY_MS, RETRY_FIRST_MS, RETRY_LAST_MS, STOPPED_RETRY_MS};
 use crate::metrics::{STREAM, STREAM_RECONNECTS};
-use crate::source::{Catalog, SourceError};
+use crate::source::{Catalog, NewSlot, SourceError};
 use crate::wal::{Column, Epoch, OpId, ReplicaTabletId, SourceTabletId, TableSchema};
 use ::metrics::counter;
 use async_trait::async_trait;
@@ -47,10 +46,10 @@ pub(super) enum SessionEnd {
 }
 
 /// The catalog of the leader, for one stream.
-struct LeaderCatalog {
-    leader: Arc<dyn TransactionLeader>,
-    stream: SourceTabletId,
-    learned: Learned,
+pub(super) struct LeaderCatalog {
+    pub(super) leader: Arc<dyn TransactionLeader>,
+    pub(super) stream: SourceTabletId,
+    pub(super) learned: Learned,
 }
 
 /// Shapes that a stream asked for and its tablets have not heard of.
@@ -58,8 +57,8 @@ pub(super) type Learned = Arc<Mutex<Vec<TableSchema>>>;
 
 #[async_trait]
 impl Catalog for LeaderCatalog {
-    async fn table(&self, name: &str, columns: Vec<Column>) -> Result<TableSchema, SourceError> {
-        let schema = self.leader.table(self.stream, name, columns).await.map_err(|error| match error {
+    async fn table(&self, name: &str, columns: Vec<Column>, relation: Option<u32>) -> Result<TableSchema, SourceError> {
+        let schema = self.leader.table(self.stream, name, columns, relation).await.map_err(|error| match error {
             LeaderError::Stop(cause) => SourceError::Stop(cause),
             other => SourceError::Retry(other.to_string()),
         })?;
@@ -141,7 +140,7 @@ impl Poller {
         puller: Epoch,
         state: StreamState,
     ) -> Result<(), LeaderError> {
-        self.side.says(stream, puller, state.clone());
+        self.side.says(state.clone());
         let answer = self.leader.stream_state(stream, puller, state).await;
         self.side.hear(puller, answer.clone());
         answer.map(|_| ())
@@ -166,11 +165,11 @@ impl Poller {
         opened_as: &mut Option<(SourceTabletId, Epoch)>,
         backoff: &mut Backoff,
     ) -> Result<SessionEnd, Trouble> {
-        let opened = self.leader.open_stream(&self.side.name, &self.puller, held).await?;
+        let opened = Arc::new(self.leader.open_stream(&self.side.name, &self.puller, held).await?);
+        // Until there is news, the leader hears what it heard before.
+        self.side.opens(Arc::clone(&opened));
         *opened_as = Some((opened.stream, opened.puller));
         self.side.note(|progress| progress.owner = opened.owner);
-        // Until there is news, the leader hears what it heard before.
-        self.side.says(opened.stream, opened.puller, self.side.progress().state);
         let streams = opened.streams.iter().cloned().collect();
         let tablets = self.tablets.of(&opened.map).map_err(Trouble::Stop)?;
         let tablets: Vec<Tablet> = tablets.into_iter().map(|tablet| tablet.knowing(&streams)).collect();
@@ -180,7 +179,7 @@ impl Poller {
             LeaderCatalog { leader: Arc::clone(&self.leader), stream: opened.stream, learned: Arc::clone(&learned) };
         let catalog = Arc::new(catalog);
         if !opened.slot_stands {
-            let created = copier::create_slot(self, &opened, &tablets, catalog).await;
+            let created = self.create_slot(&opened).await;
             if created.is_err() {
                 self.side.source.abandon_slot().await;
             }
@@ -190,7 +189,9 @@ impl Poller {
         let (stream, keeper) = self.side.source.open(opened.resume.clone(), catalog).await?;
         if let Some(identity) = stream.identity().filter(|identity| *identity != opened.resume.identity) {
             info!(stream = %self.side.name, identity, before = opened.resume.identity, "another server took this one's place");
-            self.leader.slot(opened.stream, opened.puller, opened.resume.after, identity).await?;
+            let puller = PullerId { stream: opened.stream, epoch: opened.puller };
+            let (start, identity) = (opened.resume.after, identity.to_owned());
+            self.leader.slot(puller, StandingSlot { start, identity, tables: Vec::new() }).await?;
         }
         let mut keepers = JoinSet::new();
         keepers.spawn(keeper);
@@ -206,6 +207,20 @@ impl Poller {
             poller: self,
         };
         pull.run().await
+    }
+
+    /// Creates the stream's slot, and hands its snapshot to the copier once the log says that it stands.
+    async fn create_slot(&self, opened: &StreamOpened) -> Result<(), Trouble> {
+        let NewSlot { start, identity, snapshot } = self.side.source.create_slot().await?;
+        let tables = snapshot.iter().flat_map(|snapshot| snapshot.tables());
+        let tables = tables.map(|table| table.published.clone()).collect();
+        let puller = PullerId { stream: opened.stream, epoch: opened.puller };
+        self.side.source.slot_stands();
+        let base = self.leader.slot(puller, StandingSlot { start, identity, tables }).await?;
+        if let Some(snapshot) = snapshot {
+            self.side.hand_over(base, snapshot);
+        }
+        Ok(())
     }
 }
 

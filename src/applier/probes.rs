@@ -17,34 +17,42 @@ use tracing::{debug, warn};
 
 /// Runs probes beside everything else. The machine asks for one round and one fence at a time, so few run at once.
 pub(super) struct Probes {
-    streams: Arc<BTreeMap<SourceTabletId, Arc<StreamSide>>>,
+    sides: Vec<Arc<StreamSide>>,
     inputs: Inputs,
     running: JoinSet<()>,
 }
 
 impl Probes {
-    pub(super) fn new(streams: Arc<BTreeMap<SourceTabletId, Arc<StreamSide>>>, inputs: Inputs) -> Self {
-        Self { streams, inputs, running: JoinSet::new() }
+    pub(super) fn new(sides: Vec<Arc<StreamSide>>, inputs: Inputs) -> Self {
+        Self { sides, inputs, running: JoinSet::new() }
     }
 
-    /// Runs a probe; its result comes back as an input.
-    pub(super) fn run(&mut self, output: Output) {
+    /// Runs a probe; its result comes back as an input. A stream that joins anew has another number under its name.
+    pub(super) fn run(&mut self, output: Output, name: impl Fn(SourceTabletId) -> String) {
         while self.running.try_join_next().is_some() {}
-        let (streams, inputs) = (Arc::clone(&self.streams), self.inputs.clone());
+        let inputs = self.inputs.clone();
+        let streams = |of: &[SourceTabletId]| -> Streams {
+            let side = |stream: &SourceTabletId| {
+                let side = self.sides.iter().find(|side| side.name == name(*stream))?;
+                Some((*stream, Arc::clone(side)))
+            };
+            of.iter().filter_map(side).collect()
+        };
         let probe: BoxFuture<'static, ()> = match output {
-            Output::TakeRound { begun_after } => Box::pin(take_round(streams, inputs, begun_after)),
-            Output::TakeFence => Box::pin(take_fence(streams, inputs)),
+            Output::TakeRound { begun_after, of } => Box::pin(take_round(streams(&of), inputs, begun_after)),
+            Output::TakeFence { of } => Box::pin(take_fence(streams(&of), inputs)),
             Output::CheckPrepared { stream, transactions } => {
-                Box::pin(check_prepared(streams, inputs, stream, transactions))
+                Box::pin(check_prepared(streams(&[stream]), inputs, stream, transactions))
             }
-            Output::Nudge { stream } => Box::pin(nudge(streams, stream)),
+            Output::Nudge { stream } => Box::pin(nudge(streams(&[stream]), stream)),
             Output::Apply { .. } | Output::CheckRunning { .. } => return,
         };
         self.running.spawn(probe);
     }
 }
 
-type Streams = Arc<BTreeMap<SourceTabletId, Arc<StreamSide>>>;
+/// The streams that are asked about, of those that this process can ask.
+type Streams = BTreeMap<SourceTabletId, Arc<StreamSide>>;
 
 /// One answer from a server, or why there is none.
 async fn ask<T>(asked: impl Future<Output = Result<T, SourceError>>) -> Result<T, String> {

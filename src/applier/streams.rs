@@ -1,11 +1,14 @@
 //! What the applier's tasks share of one stream.
 
-use super::leader::{LeaderError, StreamState, Wanted};
+use super::leader::{LeaderError, StreamOpened, StreamState, Wanted};
 use crate::flow::Budget;
-use crate::source::Source;
+use crate::limits::COPY_SAID_EVERY_MS;
+use crate::source::{Snapshot, Source};
 use crate::wal::{Epoch, HybridTime, OpId, SourceTabletId, SourceTransactionId};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
@@ -16,7 +19,10 @@ pub(super) struct StreamSide {
     progress: Mutex<Progress>,
     not_running: Mutex<Vec<(OpId, Vec<SourceTransactionId>)>>,
     told: Mutex<Told>,
-    opened: Mutex<Option<(SourceTabletId, Epoch)>>,
+    opened: Mutex<Option<Arc<StreamOpened>>>,
+    /// A new slot's snapshot, on its way from the poller to the copier, and the base of its rows.
+    snapshot: Mutex<Option<(HybridTime, Box<dyn Snapshot>)>>,
+    handed_over: Notify,
     wake: Notify,
     again: Notify,
     pulled: AtomicBool,
@@ -48,10 +54,90 @@ pub struct Progress {
     pub owner: Epoch,
     /// Records taken since the process started.
     pub records: u64,
-    /// Rows of the initial copy so far.
-    pub copied_rows: u64,
-    /// Rows of the initial copy in all, about, where known.
-    pub copy_total: Option<u64>,
+    /// The copies on their way.
+    pub copy: CopyProgress,
+}
+
+/// How far the copies of a stream's tables are that are on their way now.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct CopyProgress {
+    /// For each table the rows so far, and about how many there are, where known.
+    pub tables: BTreeMap<String, (u64, Option<u64>)>,
+    /// Rows a second over the last few seconds.
+    pub rate: u64,
+    /// Why the last attempt was cut off.
+    pub cause: Option<String>,
+    /// Rows since the rate was last looked at, and when that was.
+    counted: (u64, Duration),
+    /// When the log said how far they are.
+    said: Duration,
+}
+
+/// How long rows are counted before they make a rate.
+const RATE_OVER: Duration = Duration::from_secs(2);
+
+impl CopyProgress {
+    /// A table's rows are about to come.
+    pub(super) fn expect(&mut self, table: &str, estimate: Option<u64>) {
+        self.tables.insert(table.to_owned(), (0, estimate));
+    }
+
+    /// Rows of a table came; `now` counts from the copy's beginning.
+    pub(super) fn took(&mut self, table: &str, rows: u64, now: Duration) {
+        self.tables.entry(table.to_owned()).or_default().0 += rows;
+        self.counted.0 += rows;
+        let over = now.saturating_sub(self.counted.1);
+        if over >= RATE_OVER || self.rate == 0 && over > Duration::ZERO {
+            self.rate = (self.counted.0 as f64 / over.as_secs_f64()) as u64;
+            self.counted = (0, now);
+        }
+    }
+
+    /// Whether the log is to say how far they are; once in a while.
+    pub(super) fn is_to_be_said(&mut self, now: Duration) -> bool {
+        let due = now.saturating_sub(self.said) >= Duration::from_millis(COPY_SAID_EVERY_MS);
+        if due {
+            self.said = now;
+        }
+        due
+    }
+
+    /// How long the rest takes at the present rate, where both are known.
+    #[must_use]
+    pub fn seconds_left(&self) -> Option<u64> {
+        let (rows, total) = self.rows();
+        let left = total?.saturating_sub(rows);
+        (self.rate > 0 && left > 0).then(|| left.div_ceil(self.rate))
+    }
+
+    /// No copy is on its way.
+    pub(super) fn end(&mut self) {
+        *self = Self { cause: self.cause.take(), ..Self::default() };
+    }
+
+    /// Rows so far, and in all where that is known of every table.
+    #[must_use]
+    pub fn rows(&self) -> (u64, Option<u64>) {
+        let total = self.tables.values().map(|(rows, total)| total.map(|total| total.max(*rows))).sum();
+        (self.tables.values().map(|(rows, _)| rows).sum(), total)
+    }
+}
+
+/// The copies' part of a stream's progress, while it is held.
+pub(super) struct CopyProgressGuard<'a>(MutexGuard<'a, Progress>);
+
+impl std::ops::Deref for CopyProgressGuard<'_> {
+    type Target = CopyProgress;
+
+    fn deref(&self) -> &CopyProgress {
+        &self.0.copy
+    }
+}
+
+impl std::ops::DerefMut for CopyProgressGuard<'_> {
+    fn deref_mut(&mut self) -> &mut CopyProgress {
+        &mut self.0.copy
+    }
 }
 
 impl StreamSide {
@@ -64,6 +150,8 @@ impl StreamSide {
             not_running: Mutex::default(),
             told: Mutex::default(),
             opened: Mutex::default(),
+            snapshot: Mutex::default(),
+            handed_over: Notify::new(),
             wake: Notify::new(),
             again: Notify::new(),
             pulled: AtomicBool::new(false),
@@ -78,9 +166,39 @@ impl StreamSide {
         note(&mut self.progress.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// What this process' puller does, and as whom.
-    pub(super) fn says(&self, stream: SourceTabletId, puller: Epoch, state: StreamState) {
-        *self.opened.lock().unwrap_or_else(PoisonError::into_inner) = Some((stream, puller));
+    /// The copies on their way, to be looked at or changed.
+    pub(super) fn copy_progress(&self) -> CopyProgressGuard<'_> {
+        CopyProgressGuard(self.progress.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// This process' puller has the stream.
+    pub(super) fn opens(&self, opened: Arc<StreamOpened>) {
+        *self.opened.lock().unwrap_or_else(PoisonError::into_inner) = Some(opened);
+    }
+
+    /// As what this process' puller has the stream, or had it last.
+    pub(super) fn opened(&self) -> Option<Arc<StreamOpened>> {
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Hands a new slot's snapshot to the copier.
+    pub(super) fn hand_over(&self, base: HybridTime, snapshot: Box<dyn Snapshot>) {
+        *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = Some((base, snapshot));
+        self.handed_over.notify_one();
+    }
+
+    /// What [`StreamSide::hand_over`] was given.
+    pub(super) fn take_snapshot(&self) -> Option<(HybridTime, Box<dyn Snapshot>)> {
+        self.snapshot.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Waits until a snapshot was handed over.
+    pub(super) async fn handed_over(&self) {
+        self.handed_over.notified().await;
+    }
+
+    /// What this process' puller does.
+    pub(super) fn says(&self, state: StreamState) {
         self.note(|progress| progress.state = state);
     }
 
@@ -133,10 +251,18 @@ impl StreamSide {
         self.told().end.take()
     }
 
-    /// What [`StreamSide::says`] was told last.
+    /// What [`StreamSide::says`] was told last, and as whom; while tables are copied, how far they are.
     pub(super) fn said(&self) -> Option<(SourceTabletId, Epoch, StreamState)> {
-        let (stream, puller) = (*self.opened.lock().unwrap_or_else(PoisonError::into_inner))?;
-        Some((stream, puller, self.progress().state))
+        let opened = self.opened()?;
+        let Progress { state, copy, .. } = self.progress();
+        let state = match state {
+            StreamState::Running if !copy.tables.is_empty() => {
+                let (rows, total) = copy.rows();
+                StreamState::Copying { rows, total }
+            }
+            state => state,
+        };
+        Some((opened.stream, opened.puller, state))
     }
 
     /// The source does not know these transactions; they are reported once the stream has passed the position.

@@ -1,6 +1,8 @@
-//! Commands that ask a running daemon: `status`, `top`, `explain`, `scan`, `log-level`.
+//! Commands that ask a running daemon: `status`, `top`, `explain`, `scan`, `recopy`, `log-level`.
 
-use super::{AdminArgs, ExplainArgs, Failure, Format, LogLevelArgs, RowFormat, ScanArgs, SkipArgs, StatusArgs};
+use super::{
+    AdminArgs, ExplainArgs, Failure, Format, LogLevelArgs, RecopyArgs, RowFormat, ScanArgs, SkipArgs, StatusArgs,
+};
 use crate::admin::client::{AdminClient, ClientError};
 use crate::admin::scan::{JsonRows, csv_row};
 use crate::admin::top::Top;
@@ -95,6 +97,21 @@ pub async fn retry(args: &AdminArgs, out: &mut (impl Write + Send)) -> Result<()
     }
     for name in retried.tablets.iter().chain(&retried.streams) {
         writeln!(out, "tries again: {name}")?;
+    }
+    Ok(out.flush()?)
+}
+
+/// Asks for new copies, and prints of what.
+///
+/// # Errors
+/// When there is nothing of that name, or the daemon does not answer.
+pub async fn recopy(args: &RecopyArgs, out: &mut (impl Write + Send)) -> Result<(), Failure> {
+    let mut client = AdminClient::connect(&args.admin.admin).await?;
+    for (tablet, table) in client.recopy(args.tablet.as_deref(), args.table.as_deref()).await? {
+        match args.format {
+            Format::Text => writeln!(out, "{table} of {tablet} is copied again; untorn status shows how far it is")?,
+            Format::Json => writeln!(out, "{}", serde_json::json!({ "tablet": tablet, "table": table }))?,
+        }
     }
     Ok(out.flush()?)
 }

@@ -13,7 +13,7 @@ mod tablet;
 mod verify;
 
 pub use crate::admin::Format;
-pub use ask::{explain, log_level, retry, scan, skip, status, top};
+pub use ask::{explain, log_level, recopy, retry, scan, skip, status, top};
 pub use check::check;
 pub use run::run;
 pub use source::drop_slots;
@@ -60,6 +60,8 @@ pub enum Command {
     Explain(ExplainArgs),
     /// Print all rows of a table at one read point
     Scan(ScanArgs),
+    /// Copy tables again from their servers, while everything else goes on
+    Recopy(RecopyArgs),
     /// Give up the transaction that the replica refuses
     Skip(SkipArgs),
     /// Try again at once what the replica refused or could not take
@@ -181,6 +183,24 @@ pub struct ExplainArgs {
     #[command(flatten)]
     pub admin: AdminArgs,
     /// Sentences, or one JSON object a line
+    #[arg(long, value_enum, default_value = "text")]
+    pub format: Format,
+}
+
+/// `untorn recopy`.
+#[derive(Args, Debug)]
+#[command(group(clap::ArgGroup::new("what").required(true).multiple(true).args(["tablet", "table"])))]
+pub struct RecopyArgs {
+    /// Only from this source tablet; without --table all of its tables
+    #[arg(long, value_name = "T")]
+    pub tablet: Option<String>,
+    /// Only this table; without --tablet from every source tablet that has it
+    #[arg(long, value_name = "SCHEMA.TABLE")]
+    pub table: Option<String>,
+    /// Where the daemon is.
+    #[command(flatten)]
+    pub admin: AdminArgs,
+    /// Lines, or one JSON object a line
     #[arg(long, value_enum, default_value = "text")]
     pub format: Format,
 }

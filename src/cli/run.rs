@@ -9,13 +9,13 @@ use crate::admin::inspected::Inspected;
 use crate::admin::{Inspect, server};
 use crate::applier::leader::TransactionLeader;
 use crate::applier::leader_grpc::{GrpcLeader, transaction_service};
-use crate::applier::{Applier, Components, Ended, Leadership, NamedTablet, StartError, Tablets};
+use crate::applier::{Applier, Components, CopyOptions, Ended, Leadership, NamedTablet, StartError, Tablets};
 use crate::config::{
     CdcTabletConfig, DaemonConfig, Faults, LeaderConfig, Listen, LogConfig, PostgresReplicaConfig,
     PostgresSourceConfig, ReplicaConfig, SourceConfig,
 };
 use crate::coordinator::Settings;
-use crate::limits::{DRAIN_MS, SLOT_LOCK_TIMEOUT};
+use crate::limits::{COPY_PARALLEL, DRAIN_MS, SLOT_LOCK_TIMEOUT};
 use crate::metrics;
 use crate::postgres::Target;
 use crate::source::Source;
@@ -66,6 +66,7 @@ pub async fn run(config: DaemonConfig, spawn: impl Fn(Worker) -> io::Result<()>)
         tablets,
         sources: sources(&config, &mut keys)?,
         pull: Some(config.poll.clone()),
+        copy: copy_options(&config),
         memory_budget: usize::try_from(config.memory_budget).unwrap_or(usize::MAX),
         owner: format!("untorn {} (process {})", env!("CARGO_PKG_VERSION"), std::process::id()),
     };
@@ -161,12 +162,20 @@ async fn serve_leader(
     access::serve(listener, routes, stop).await.map_err(io::Error::other)
 }
 
+fn copy_options(config: &DaemonConfig) -> CopyOptions {
+    match &config.source {
+        SourceConfig::Postgres(source) => CopyOptions { rate: source.copy_rate, parallel: source.copy_parallel },
+        _ => CopyOptions { rate: None, parallel: COPY_PARALLEL },
+    }
+}
+
 fn settings(config: &DaemonConfig) -> Settings {
     let clock_skew_micros = match &config.source {
         SourceConfig::Postgres(source) => u64::try_from(source.clock_skew.as_micros()).unwrap_or(u64::MAX),
         _ => 0,
     };
-    Settings { release: config.release(), clock_skew_micros, gate: true, ..Settings::default() }
+    let copies_while_read = !matches!(config.replica, ReplicaConfig::Postgres(_));
+    Settings { release: config.release(), clock_skew_micros, copies_while_read, ..Settings::default() }
 }
 
 fn log_engine(log: &LogConfig) -> Result<Box<dyn TransactionLog>, Failure> {

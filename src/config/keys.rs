@@ -87,6 +87,13 @@ pub const KEYS: &[Key] = &[
         "none",
         "Names at the replica: `shop.* -> public.*`; the first that fits a table counts (postgres)",
     ),
+    key(
+        "source.copy_rate",
+        Text,
+        "no limit",
+        "Bytes a second that copies read from one server at most: `20MiB` (postgres)",
+    ),
+    key("source.copy_parallel", Integer, "2", "Tables of one server that are copied at once (postgres)"),
     key("source.poll", Names, "all", "The streams that this process pulls, by name"),
     key("source.tablets[].name", Text, "required", "The stream's name: letters, digits, `_`, `-`, `.`"),
     key(

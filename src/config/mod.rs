@@ -131,6 +131,10 @@ pub struct PostgresSourceConfig {
     pub gid_pattern: Option<String>,
     /// How far the servers' clocks may differ.
     pub clock_skew: Duration,
+    /// Bytes a second that a copy reads from one server at most; `None`: as many as it gives.
+    pub copy_rate: Option<u64>,
+    /// Tables of one server that are copied at once; at least 1.
+    pub copy_parallel: usize,
     /// The databases, one a stream; at least one.
     pub tablets: Vec<PostgresTabletConfig>,
 }

@@ -206,6 +206,7 @@ impl State {
     fn concerned(&self, piece: &Piece) -> Vec<ReplicaTabletId> {
         match piece {
             Piece::Discarded { tablets, .. } => tablets.to_vec(),
+            Piece::Turned { .. } => self.map.tablets.iter().map(|tablet| tablet.id).collect(),
             Piece::Decided(id) | Piece::Late { transaction: id, .. } => {
                 self.transactions.get(*id).map_or_else(Vec::new, |found| found.tablets().to_vec())
             }
@@ -220,6 +221,9 @@ impl State {
         let (id, late) = match piece {
             Piece::Discarded { branch, tablets } => {
                 return tablets.contains(&tablet).then(|| Work::Discard { branches: vec![*branch] });
+            }
+            Piece::Turned { stream, table, turn } => {
+                return Some(Work::Turn { stream: *stream, table: *table, turn: *turn });
             }
             Piece::Decided(id) => (id, None),
             Piece::Late { transaction, branch } => (transaction, Some(*branch)),
@@ -244,6 +248,7 @@ impl State {
         let done = |tablet: &ReplicaTabletId| self.applied.get(tablet).is_none_or(|applied| *applied >= position);
         match piece {
             Piece::Discarded { tablets, .. } => tablets.iter().all(done),
+            Piece::Turned { .. } => self.map.tablets.iter().all(|tablet| done(&tablet.id)),
             Piece::Decided(id) | Piece::Late { transaction: id, .. } => self.transactions.get(*id).is_none_or(|t| {
                 let mut tablets = t.branches.iter().flat_map(|b| &b.tablets);
                 if planted(Bug::ForgottenWhenOneApplied) { tablets.any(done) } else { tablets.all(done) }

@@ -1,6 +1,6 @@
 //! What a decision asks of the replica's tablets, and where a reader stands among decisions.
 
-use crate::wal::{BranchId, HybridTime, LogPosition, ReplicaTabletId, TransactionId};
+use crate::wal::{BranchId, HybridTime, LogPosition, ReplicaTabletId, SourceTabletId, TableId, TransactionId};
 
 /// What a decision asks of one tablet.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -17,6 +17,15 @@ pub enum Work {
         /// Every replica tablet that it wrote to: the Commit record of this tablet's own WAL names them.
         tablets: Vec<ReplicaTabletId>,
     },
+    /// What readers see of one stream's part of a table changes here.
+    Turn {
+        /// The stream.
+        stream: SourceTabletId,
+        /// The table.
+        table: TableId,
+        /// How.
+        turn: Turn,
+    },
     /// Throw these branches' provisional records away: aborted, or rolled back.
     Discard {
         /// Which.
@@ -30,8 +39,31 @@ impl Work {
     pub fn branches(&self) -> &[BranchId] {
         match self {
             Self::Commit { branches, .. } | Self::Discard { branches } => branches,
+            Self::Turn { .. } => &[],
         }
     }
+}
+
+/// A change of what readers see of one stream's part of a table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+pub enum Turn {
+    /// Nothing yet: a copy with this base is on its way. Cells that its stream leaves out are filled from it.
+    Begun {
+        /// The hybrid time at which its rows stand.
+        base: HybridTime,
+    },
+    /// From this place and time on, the copied rows at the base and what the stream wrote above it.
+    Shown {
+        /// The base.
+        base: HybridTime,
+        /// The time.
+        time: HybridTime,
+    },
+    /// From this place and time on, nothing.
+    Hidden {
+        /// The time.
+        time: HybridTime,
+    },
 }
 
 /// One piece of work and the log position of the decision that asks for it.

@@ -45,12 +45,18 @@ impl Coordinator {
                 self.safe = self.safe_pending.pop_back();
             }
         }
-        let over = self.state.start == Start::Over
+        let over = self.is_over()
             || (planted(Bug::ReadersBeforeFirstCut) && matches!(self.state.start, Start::FirstCut { .. }));
         if self.readable_from.is_none() && over {
             self.readable_from = Some(self.state.position);
         }
         debug_assert_eq!(invariants::broken(self), None);
+    }
+
+    /// Whether readers may be served: the start is over, and once every table was copied. What is copied later is hidden
+    /// from them by itself.
+    fn is_over(&self) -> bool {
+        self.state.start == Start::Over && (self.state.safe.is_some() || self.state.copies_are_shown())
     }
 
     /// The source's commit time where it has a common clock; else a time above every one in the log, close to the
@@ -64,13 +70,18 @@ impl Coordinator {
         }
     }
 
+    /// A time above every one in the log, close to the leader's clock.
+    pub(super) fn next_time(&self, now: HybridTime) -> HybridTime {
+        self.state.last_time.next().max(now)
+    }
+
     /// The largest hybrid time at which a read is complete (C9). Without a common clock it is the last commit's, and before
     /// the first one the time at which the start was over: later commits are given later ones.
     fn safe_time(&self, now: HybridTime) -> Option<HybridTime> {
         if self.state.release != Release::CommonClock {
             let nothing_yet = self.state.last_time == HybridTime::MIN;
             let time = if nothing_yet { now } else { self.state.last_time };
-            return (self.state.start == Start::Over && !self.state.streams.is_empty()).then_some(time);
+            return (self.is_over() && !self.state.streams.is_empty()).then_some(time);
         }
         let mut live = self.state.streams.iter().filter(|stream| !stream.left).peekable();
         live.peek()?;

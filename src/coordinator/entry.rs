@@ -3,6 +3,7 @@
 //! State is a pure fold over the items of the entries in order ([`super::State`]). An item's meaning must not depend on
 //! anything but the fold's state: not on a clock, not on the process that folds it.
 
+use super::copies::PublishedTable;
 use super::fact::Report;
 use crate::wal::codec::{self, CodecError};
 use crate::wal::{
@@ -11,8 +12,12 @@ use crate::wal::{
 };
 use serde::{Deserialize, Serialize};
 
-/// The version byte of entries and snapshots. Raise it when an older build could misread what is written.
-pub const FORMAT_VERSION: u8 = 1;
+/// The version byte of entries. Raise it when an older build could misread what is written. Version 2 has items of
+/// copies while everything else goes on, and of streams that join it.
+pub const FORMAT_VERSION: u8 = 2;
+
+/// The version byte of snapshots. Those of version 1 are refused by name: what they say of copies is too little.
+pub const SNAPSHOT_VERSION: u8 = 2;
 
 /// How a transaction ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -66,6 +71,14 @@ pub struct Fence {
     pub prepared: Vec<(SourceTabletId, SourceTransactionId)>,
     /// For each stream: the flush position read after that.
     pub positions: Vec<(SourceTabletId, OpId)>,
+}
+
+impl Fence {
+    /// The stream's flush position read before the list.
+    #[must_use]
+    pub fn before_of(&self, stream: SourceTabletId) -> OpId {
+        self.before.iter().find(|(s, _)| *s == stream).map_or(OpId::ZERO, |(_, at)| *at)
+    }
 }
 
 /// One thing that the log says.
@@ -178,24 +191,93 @@ pub enum Item {
         /// The time; it only rises.
         time: HybridTime,
     },
+    /// A copy of a table is asked for, while the stream runs.
+    CopyAsked {
+        /// The stream.
+        stream: SourceTabletId,
+        /// `schema.table`.
+        table: String,
+        /// It may begin once everything is decided that committed in the stream at or below this position.
+        after: OpId,
+    },
+    /// How the stream's server describes a table of its publication, from here on.
+    Published {
+        /// The stream.
+        stream: SourceTabletId,
+        /// The table.
+        table: PublishedTable,
+    },
+    /// Under which relation and version of its columns the stream speaks of a table, from here on.
+    Spoken {
+        /// The stream.
+        stream: SourceTabletId,
+        /// `schema.table`.
+        table: String,
+        /// What tells it from another table of that name.
+        relation: u32,
+        /// The version of the columns.
+        version: u32,
+    },
+    /// From this entry and time on nothing that this stream brought of the table is seen, until a copy is shown.
+    CopyHidden {
+        /// The stream.
+        stream: SourceTabletId,
+        /// `schema.table`.
+        table: String,
+        /// The time.
+        time: HybridTime,
+        /// It left the publication: nothing more is known of it.
+        gone: bool,
+    },
+    /// From this entry and time on the rows of the copy with this base are seen, and what the stream brought above it.
+    CopyShown {
+        /// The stream.
+        stream: SourceTabletId,
+        /// `schema.table`.
+        table: String,
+        /// The hybrid time at which the copied rows stand.
+        base: HybridTime,
+        /// The time.
+        time: HybridTime,
+    },
+    /// From here on rounds ask this stream's server, too: its tables are copied.
+    StreamCounted {
+        /// The stream.
+        stream: SourceTabletId,
+    },
+    /// The start fence of streams that join.
+    JoinFence {
+        /// The streams.
+        streams: Vec<SourceTabletId>,
+        /// The fence, over all servers.
+        fence: Fence,
+    },
+    /// The stream has joined: its tables are shown from this entry and time on.
+    StreamShown {
+        /// The stream.
+        stream: SourceTabletId,
+        /// The time.
+        time: HybridTime,
+    },
 }
 
 /// How far the initial copy of one table is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum CopyState {
-    /// Asked for; set by whoever adds the table, waited for by the copier.
+    /// Asked for; set by the leader when it hears of a table without a copy, waited for by the copier.
     Pending,
-    /// Running as this attempt: rows of earlier attempts do not count.
+    /// Set when the copier begins an attempt: rows of earlier attempts do not count. Waited for by nobody: a copier that
+    /// finds it begins again.
     Running {
-        /// Counts up; also the hybrid time at which the rows stand.
-        attempt: u32,
-        /// Transactions whose commit lies at or below this position are in the copy.
+        /// The hybrid time at which the rows stand: above every time in the log when it was named.
+        base: HybridTime,
+        /// Transactions whose commit lies at or below this position are in the copy; zero before the snapshot was taken.
         snapshot: OpId,
     },
-    /// Every row is durable.
+    /// Set by the copier when every row is durable; waits to be shown.
     Done {
-        /// The attempt that finished.
-        attempt: u32,
+        /// The base of the attempt that finished.
+        base: HybridTime,
         /// Transactions whose commit lies at or below this position are in the copy.
         snapshot: OpId,
         /// How many rows it brought.

@@ -1,6 +1,6 @@
 //! Why does it wait? (C12) The views that `explain` and `status` are made of.
 
-use super::entry::CopyState;
+use super::copies::TableCopy;
 use super::gate::Missing;
 use super::machine::Coordinator;
 use super::state::State;
@@ -148,7 +148,9 @@ pub struct StreamView {
     /// What was acknowledged to the source.
     pub checkpointed: OpId,
     /// How far the copy of each table is.
-    pub copies: Vec<(String, CopyState)>,
+    pub copies: Vec<TableCopy>,
+    /// It takes part; else it is on its way in, and nothing of it is seen.
+    pub takes_part: bool,
     /// Its slot stands.
     pub slot_stands: bool,
 }
@@ -373,6 +375,7 @@ impl Coordinator {
             durable: s.checkpoint,
             checkpointed: s.acknowledged,
             copies: s.copies.clone(),
+            takes_part: s.joining.is_none(),
             slot_stands: s.slot.is_some(),
         })
         .collect()

@@ -1,9 +1,11 @@
 //! The fold: what each item of the log does to the state. Total: whatever the log says, folding it does not fail, because
 //! an item that could do harm was refused before it was appended ([`super::check`]).
 
+use super::decided::Turn;
 use super::discovery::{Outstanding, Start, Unproved};
 use super::entry::{CopyState, Entry, Fence, Item, Outcome, Release};
 use super::fact::{ApplyingFact, Fact, Involvement, Report};
+use super::joining::Joining;
 use super::state::{Piece, State, TableRecord};
 use super::stream::{Place, StreamRecord};
 use super::transaction::{Branch, CommitRecord, Decision};
@@ -47,14 +49,10 @@ impl State {
             }
             Item::StreamJoined { stream, name, at } => {
                 debug_assert_eq!(stream.0 as usize, self.streams.len(), "streams are numbered in the order they join");
-                self.streams.push(StreamRecord::new(*stream, name.clone(), *at));
+                let joining = self.joins_late().then_some(Joining::Copying);
+                self.streams.push(StreamRecord { joining, ..StreamRecord::new(*stream, name.clone(), *at) });
             }
-            Item::StreamLeft { stream } => {
-                if let Some(record) = self.stream_mut(*stream) {
-                    record.left = true;
-                }
-                self.pass_rounds();
-            }
+            Item::StreamLeft { stream } => self.fold_left(*stream),
             Item::PullerOpened { stream, epoch } => {
                 if let Some(record) = self.stream_mut(*stream) {
                     record.puller = *epoch;
@@ -78,16 +76,54 @@ impl State {
                 }
             }
             Item::Copy { stream, table, state } => self.fold_copy(*stream, table, *state),
+            Item::CopyAsked { stream, table, after } => {
+                if let Some(copy) = self.table_copy_mut(*stream, table) {
+                    (copy.state, copy.after) = (CopyState::Pending, *after);
+                }
+            }
+            Item::Published { stream, table } => {
+                if let Some(copy) = self.table_copy_mut(*stream, &table.name) {
+                    copy.published = table.clone();
+                }
+            }
+            Item::Spoken { stream, table, relation, version } => {
+                if let Some(copy) = self.table_copy_mut(*stream, table) {
+                    copy.spoken = (*relation, *version);
+                }
+            }
+            Item::CopyHidden { stream, table, time, gone } => self.fold_hidden(*stream, table, *time, *gone),
+            Item::CopyShown { stream, table, base, time } => self.fold_shown(*stream, table, *base, *time),
+            Item::StreamCounted { stream } => {
+                if let Some(record) = self.stream_mut(*stream) {
+                    record.joining = Some(Joining::Counted);
+                }
+            }
+            Item::JoinFence { streams, fence } => self.fold_join_fence(streams, fence),
+            Item::StreamShown { stream, time } => {
+                self.last_time = self.last_time.max(*time);
+                if let Some(record) = self.stream_mut(*stream) {
+                    record.joining = None;
+                }
+            }
             Item::Fence(fence) => self.fold_fence(fence),
             Item::FenceResolved { stream, transactions, position } => {
-                if let Start::Fenced { outstanding, .. } = &mut self.start {
+                let gone = |outstanding: &mut Vec<Outstanding>| {
                     for left in outstanding.iter_mut().filter(|o| o.stream == *stream) {
                         if transactions.contains(&left.transaction) {
                             left.gone_at = Some(*position);
                         }
                     }
+                };
+                if let Start::Fenced { outstanding, .. } = &mut self.start {
+                    gone(outstanding);
+                }
+                for record in &mut self.streams {
+                    if let Some(Joining::Fenced { outstanding, .. }) = &mut record.joining {
+                        gone(outstanding);
+                    }
                 }
                 self.pass_start();
+                self.pass_joins();
             }
             Item::Round { begun_after, positions } => {
                 self.discovery.taken(*begun_after, positions.clone());
@@ -108,10 +144,25 @@ impl State {
     }
 
     fn fold_copy(&mut self, stream: SourceTabletId, table: &str, state: CopyState) {
-        let Some(record) = self.stream_mut(stream) else { return };
-        match record.copies.binary_search_by(|(name, _)| name.as_str().cmp(table)) {
-            Ok(found) => record.copies[found].1 = state,
-            Err(place) => record.copies.insert(place, (table.to_owned(), state)),
+        let number = self.table_number(table);
+        if let Some(copy) = self.table_copy_mut(stream, table) {
+            copy.state = state;
+        }
+        if let CopyState::Running { base, .. } = state {
+            self.last_time = self.last_time.max(base);
+            self.turned(stream, number, Turn::Begun { base });
+        }
+    }
+
+    fn fold_hidden(&mut self, stream: SourceTabletId, table: &str, time: HybridTime, gone: bool) {
+        let number = self.table_number(table);
+        self.last_time = self.last_time.max(time);
+        self.turned(stream, number, Turn::Hidden { time });
+        if let Some(copy) = self.table_copy_mut(stream, table) {
+            copy.shown = None;
+        }
+        if let Some(record) = self.stream_mut(stream).filter(|_| gone) {
+            record.copies.retain(|copy| copy.table != table);
         }
     }
 
@@ -138,6 +189,7 @@ impl State {
         self.fold_acknowledged(report.stream, report.acknowledged);
         self.pass_rounds();
         self.pass_start();
+        self.pass_joins();
     }
 
     fn fold_fact(&mut self, report: &Report, fact: &Fact) {
@@ -424,7 +476,7 @@ impl State {
     }
 
     /// Rounds that every stream has passed prove whoever waited for them.
-    fn pass_rounds(&mut self) {
+    pub(super) fn pass_rounds(&mut self) {
         if self.discovery.rounds.is_empty() {
             return;
         }
@@ -444,21 +496,29 @@ impl State {
 
     /// A branch of the fence's list has ended in its stream.
     fn resolve_outstanding(&mut self, stream: SourceTabletId, source: &SourceTransactionId, at: OpId) {
-        let Start::Fenced { fence, outstanding } = &mut self.start else { return };
-        let before = fence.before.iter().find(|(s, _)| *s == stream).map_or(OpId::ZERO, |(_, at)| *at);
-        // What ended at or below `before` had ended before the list was read: another use of the id.
-        if at > before
-            && let Some(place) = outstanding.iter().position(|o| o.stream == stream && o.transaction == *source)
-        {
-            outstanding.remove(place);
+        let resolve = |before: OpId, outstanding: &mut Vec<Outstanding>| {
+            // What ended at or below `before` had ended before the list was read: another use of the id.
+            if at > before
+                && let Some(place) = outstanding.iter().position(|o| o.stream == stream && o.transaction == *source)
+            {
+                outstanding.remove(place);
+            }
+        };
+        if let Start::Fenced { fence, outstanding } = &mut self.start {
+            resolve(fence.before_of(stream), outstanding);
+        }
+        for record in &mut self.streams {
+            if let Some(Joining::Fenced { fence, outstanding }) = &mut record.joining {
+                resolve(fence.before_of(stream), outstanding);
+            }
         }
     }
 
     /// Moves the start on when the fence is passed.
-    fn pass_start(&mut self) {
+    pub(super) fn pass_start(&mut self) {
         let Start::Fenced { fence, outstanding } = &mut self.start else { return };
         let streams = &self.streams;
-        let head = |s: SourceTabletId| streams.get(s.0 as usize).map_or(OpId::MAX, |r| r.head);
+        let head = |s: SourceTabletId| streams.get(s.0 as usize).filter(|r| !r.left).map_or(OpId::MAX, |r| r.head);
         outstanding.retain(|o| o.gone_at.is_none_or(|gone| head(o.stream) < gone));
         let prepared = !outstanding.is_empty() && !planted(Bug::FenceWithoutPrepared);
         let behind = fence.positions.iter().any(|(stream, at)| head(*stream) < *at);

@@ -2,7 +2,7 @@
 
 use super::applying::Handed;
 use super::decided::ReadPoint;
-use super::entry::{Entry, FORMAT_VERSION, Item, MappedTablet, Release, TabletMap};
+use super::entry::{Entry, Item, MappedTablet, Release, SNAPSHOT_VERSION, TabletMap};
 use super::fact::{Fact, Involvement};
 use super::output::{Output, Promise};
 use super::pressure::Full;
@@ -27,6 +27,8 @@ pub struct Settings {
     pub apply_window: usize,
     /// Transactions held beyond which streams that run ahead are to pause.
     pub transactions_held: usize,
+    /// Whether replica tablets take copies of tables once readers are served. A PostgreSQL server as the replica does not.
+    pub copies_while_read: bool,
 }
 
 impl Default for Settings {
@@ -37,6 +39,7 @@ impl Default for Settings {
             gate: true,
             apply_window: APPLY_WINDOW,
             transactions_held: TRANSACTIONS_HELD,
+            copies_while_read: true,
         }
     }
 }
@@ -79,6 +82,8 @@ pub struct Coordinator {
     pub(super) readable_from: Option<LogPosition>,
     /// What the source's servers were asked.
     pub(super) questions: Questions,
+    /// For each stream a transaction that held up a copy the last time one was looked for, and up to where.
+    pub(super) held_up_by: BTreeMap<SourceTabletId, (OpId, TransactionId)>,
     /// Streams whose pollers stopped, and why.
     pub(super) stopped: BTreeMap<SourceTabletId, String>,
 }
@@ -92,7 +97,8 @@ impl Coordinator {
         let state = match snapshot {
             None => State::default(),
             Some((position, bytes)) => {
-                let mut state: State = codec::decode(FORMAT_VERSION, bytes)?;
+                codec::at_least(SNAPSHOT_VERSION, bytes)?;
+                let mut state: State = codec::decode(SNAPSHOT_VERSION, bytes)?;
                 if planted(Bug::SnapshotWithoutUndecided) {
                     state.streams.iter_mut().for_each(|stream| stream.places.clear());
                     state.undecided.clear();
@@ -120,6 +126,7 @@ impl Coordinator {
             first_safe: None,
             readable_from: None,
             questions: Questions::default(),
+            held_up_by: BTreeMap::new(),
             stopped: BTreeMap::new(),
         })
     }
@@ -258,7 +265,7 @@ impl Coordinator {
     /// See [`codec::encode`].
     pub fn snapshot(&mut self) -> Result<(LogPosition, Vec<u8>), CodecError> {
         self.seal();
-        Ok((self.state.position, codec::encode(FORMAT_VERSION, &self.state)?))
+        Ok((self.state.position, codec::encode(SNAPSHOT_VERSION, &self.state)?))
     }
 
     /// The fold's state, which runs ahead of the log by what is on its way.
@@ -297,6 +304,11 @@ fn about_bytes(item: &Item) -> usize {
             };
             40 + report.facts.iter().map(|fact| 40 + listed(fact)).sum::<usize>()
         }
+        Item::Published { table, .. } => 24 + table.name.len() + table.columns.len() * 24,
+        Item::CopyAsked { table, .. }
+        | Item::Copy { table, .. }
+        | Item::CopyHidden { table, .. }
+        | Item::CopyShown { table, .. } => 24 + table.len(),
         Item::Round { positions, .. } => 16 + positions.len() * 16,
         _ => 24,
     }

@@ -55,6 +55,16 @@
 //! cut, and the order of the decisions keeps every order that a stream shows. [`Release::Atomic`] decides at the gate; a
 //! transaction then only waits for earlier ones that wrote one of its keys.
 //!
+//! # Copies, and streams that come and go
+//!
+//! Tables are copied, and copied again, while everything else goes on: `copies` has the rule and its reasons. A stream
+//! that the log does not know **joins**: its tables are copied and its stream is pulled, and nothing of it is seen; then
+//! rounds ask its server, too, and the start fence is taken for it; once that is passed and everything is decided that any
+//! stream carried by then, all of its tables are shown in one entry, at a named time above safe time ([`Joining`]). A
+//! transaction that was decided without its branch there, because it committed before rounds asked that server, has ended
+//! there before that entry: whoever sees one half sees the other. A stream that the configuration does not name any more
+//! **leaves**: its rows are hidden from that entry on, and branches that it did not end are discarded.
+//!
 //! # Recovery
 //!
 //! State is a fold over the log's entries: [`State`] holds what the log says and nothing else, and is changed by
@@ -76,6 +86,8 @@
 
 mod applying;
 mod check;
+mod copies;
+mod copying;
 mod decided;
 mod deciding;
 pub mod discovery;
@@ -87,6 +99,7 @@ mod forget;
 mod gate;
 pub mod invariants;
 mod join;
+mod joining;
 mod machine;
 mod output;
 mod pressure;
@@ -97,12 +110,16 @@ mod stream;
 mod transaction;
 mod transactions;
 
-pub use decided::{Applied, Decided, ReadPoint, Work};
+pub use copies::{PublishedColumn, PublishedTable, TableCopy};
+pub use decided::{Applied, Decided, ReadPoint, Turn, Work};
 pub use discovery::Start;
-pub use entry::{CopyState, Entry, FORMAT_VERSION, Fence, Item, MappedTablet, Outcome, Release, TabletMap};
+pub use entry::{
+    CopyState, Entry, FORMAT_VERSION, Fence, Item, MappedTablet, Outcome, Release, SNAPSHOT_VERSION, TabletMap,
+};
 pub use explain::{Cause, Explanation, InvolvedView, StreamView, TransactionCounts, Wait};
 pub use fact::{ApplyingFact, Fact, InvolvedStream, Involvement, Report};
 pub use gate::Missing;
+pub use joining::Joining;
 pub use machine::{Coordinator, Settings};
 pub use output::{OpenBranchView, Output, Promise, Refused, StreamOpening};
 pub use state::State;

@@ -1,7 +1,6 @@
 //! What the coordinator asks of the world, and what it answers.
 
 use super::decided::Decided;
-use super::entry::CopyState;
 use crate::wal::{Epoch, LogPosition, OpId, ReplicaTabletId, SourceTabletId, SourceTransactionId, TransactionId};
 
 /// Something to do. An output is yielded only once everything that it rests on is durable, so it may run at once.
@@ -15,14 +14,19 @@ pub enum Output {
         /// The decision and its position.
         decided: Decided,
     },
-    /// Read every server's flush position, then call `handle_round` with this `begun_after`. At most one is on its way.
+    /// Read these servers' flush positions, then call `handle_round` with this `begun_after`. At most one is on its way.
     TakeRound {
         /// The last entry that was closed when it was asked for.
         begun_after: LogPosition,
+        /// The streams whose servers are asked.
+        of: Vec<SourceTabletId>,
     },
     /// Every slot stands: read each server's flush position, then what is prepared there, then the flush position again,
     /// and call `handle_fence`.
-    TakeFence,
+    TakeFence {
+        /// The streams whose servers are asked.
+        of: Vec<SourceTabletId>,
+    },
     /// Transactions of the fence's list that have not ended in the stream: if they are gone from the server, read its
     /// flush position after that and call `handle_fence_resolved`.
     CheckPrepared {
@@ -97,8 +101,6 @@ pub struct StreamOpening {
     pub slot: Option<OpId>,
     /// What tells the stream's server from another; empty before the slot stands.
     pub identity: String,
-    /// How far the copy of each table is.
-    pub copies: Vec<(String, CopyState)>,
 }
 
 /// A branch that was reported and has not ended.

@@ -1,25 +1,18 @@
-//! What pullers say: who takes a stream, which tables and slots it has, and how far it has come.
+//! What pullers say: who takes a stream, and how far it has come.
 
+use super::copies::TableCopy;
 use super::discovery::Start;
-use super::entry::{CopyState, Item, Release};
+use super::entry::{CopyState, Item};
 use super::fact::Report;
+use super::joining::Joining;
 use super::machine::Coordinator;
 use super::output::{OpenBranchView, Promise, Refused, StreamOpening};
-use crate::wal::{Column, Epoch, HybridTime, OpId, SourceTabletId, TableId, TableSchema};
+use crate::wal::{Epoch, HybridTime, OpId, SourceTabletId};
 
 impl Coordinator {
-    /// Whether the stream is known or may join. Without a common clock only the start fence keeps back what a new stream
-    /// copies and what was prepared meanwhile, so nobody joins behind it.
-    #[must_use]
-    pub fn may_join(&self, name: &str) -> bool {
-        self.state.start == Start::Slots
-            || self.state.release == Release::CommonClock
-            || self.state.stream_named(name).is_some()
-    }
-
     /// A stream of the configuration; joins it if the log does not know it.
     pub fn handle_stream_joined(&mut self, now: HybridTime, name: &str) -> SourceTabletId {
-        if let Some(known) = self.state.stream_named(name) {
+        if let Some(known) = self.state.stream_named(name).filter(|known| !known.left) {
             return known.stream;
         }
         let stream = SourceTabletId(self.state.streams.len() as u32);
@@ -65,59 +58,11 @@ impl Coordinator {
             open_branches,
             slot: record.slot,
             identity: record.identity.clone(),
-            copies: record.copies.clone(),
         };
         Ok(self.promise(opening))
     }
 
-    /// A table's shape.
-    pub fn handle_table(&mut self, now: HybridTime, name: &str, columns: Vec<Column>) -> Promise<TableSchema> {
-        let number = self.state.tables.iter().position(|t| t.name == name).unwrap_or(self.state.tables.len());
-        let table = TableId(number as u32);
-        let versions = self.state.tables.get(number).map_or(&[][..], |t| &t.versions);
-        let known = versions.iter().position(|known| *known == columns);
-        let version = known.unwrap_or(versions.len()) as u32 + 1;
-        if known.is_none() {
-            self.say(now, Item::Table { table, name: name.to_owned(), version, columns: columns.clone() });
-        }
-        self.promise(TableSchema { table, name: name.to_owned(), version, columns })
-    }
-
-    /// A stream's slot stands, and every table of it is copied: it carries what commits above this position.
-    ///
-    /// # Errors
-    /// Fenced.
-    pub fn handle_slot(
-        &mut self,
-        now: HybridTime,
-        stream: SourceTabletId,
-        puller: Epoch,
-        start: OpId,
-        identity: &str,
-    ) -> Result<Promise<()>, Refused> {
-        self.check_puller(stream, puller)?;
-        self.say(now, Item::Slot { stream, start, identity: identity.to_owned() });
-        Ok(self.promise(()))
-    }
-
-    /// How far a table's copy is.
-    ///
-    /// # Errors
-    /// Fenced.
-    pub fn handle_copy(
-        &mut self,
-        now: HybridTime,
-        stream: SourceTabletId,
-        puller: Epoch,
-        table: &str,
-        state: CopyState,
-    ) -> Result<Promise<()>, Refused> {
-        self.check_puller(stream, puller)?;
-        self.say(now, Item::Copy { stream, table: table.to_owned(), state });
-        Ok(self.promise(()))
-    }
-
-    fn check_puller(&self, stream: SourceTabletId, puller: Epoch) -> Result<(), Refused> {
+    pub(super) fn check_puller(&self, stream: SourceTabletId, puller: Epoch) -> Result<(), Refused> {
         match self.state.stream(stream) {
             None => Err(Refused::UnknownStream(stream.to_string())),
             Some(record) if record.puller != puller => Err(Refused::Fenced { held: record.puller }),
@@ -166,8 +111,23 @@ impl Coordinator {
             Start::FirstCut { .. } | Start::Over => {
                 // Positions rise from round to round: whoever has passed the last one has passed all.
                 self.state.discovery.rounds.back().is_some_and(|round| reached(&round.positions))
+                    || self.copies_wait_for(stream, head)
             }
         }
+    }
+
+    /// Whether a copy is to begin or to be shown once this stream has come further, or a stream on its way in.
+    fn copies_wait_for(&self, stream: SourceTabletId, head: OpId) -> bool {
+        let waits = self.state.streams.iter().filter(|s| !s.left).any(|s| match &s.joining {
+            Some(Joining::Fenced { fence, outstanding }) => {
+                fence.positions.iter().any(|(s, at)| *s == stream && head < *at)
+                    || outstanding.iter().any(|o| o.stream == stream && o.gone_at.is_some())
+            }
+            _ => false,
+        });
+        let copies = self.state.stream(stream).map_or(&[][..], |record| &record.copies);
+        let asked = |copy: &TableCopy| copy.state == CopyState::Pending && copy.after < OpId::MAX && head < copy.after;
+        waits || copies.iter().any(|copy| asked(copy) || copy.to_show().is_some_and(|(_, snapshot)| head < snapshot))
     }
 
     /// How far a stream is known to have come, whether that was worth an entry or not: everything that it carries up to

@@ -1,10 +1,12 @@
 //! Questions to the source's servers: rounds, the start fence, prepared and running transactions, nudges. One of a kind is
 //! out at a time; one that failed is asked again at the next tick. No decision waits for the clock.
 
-use super::discovery::Start;
+use super::discovery::{Outstanding, Start};
 use super::entry::{Fence, Item, Release};
+use super::joining::Joining;
 use super::machine::Coordinator;
 use super::output::Output;
+use super::stream::StreamRecord;
 use super::transaction::Transaction;
 use crate::limits::{NUDGE_AFTER_MS, ORPHAN_CHECK_AFTER_MS, ORPHAN_CHECK_MAX};
 use crate::wal::{HybridTime, LogPosition, OpId, SourceTabletId, SourceTransactionId, TransactionId};
@@ -37,22 +39,26 @@ enum Asked {
 impl Coordinator {
     /// What `TakeFence` found; nothing when a server did not answer (it will be asked for again).
     pub fn handle_fence(&mut self, now: HybridTime, fence: Option<Fence>) {
-        let Some(fence) = fence.filter(|fence| self.names_every_stream(&fence.positions)) else {
+        let Some(mut fence) = fence.filter(|fence| self.names_every_stream(&fence.positions)) else {
             self.questions.fence = Asked::Failed;
             return;
         };
         self.questions.fence = Asked::No;
+        let counted: Vec<_> = self.state.counted().collect();
+        fence.positions.retain(|(stream, _)| counted.contains(stream));
+        let joining = self.to_be_fenced();
         if self.state.start == Start::Slots {
             self.say(now, Item::Fence(fence));
-            self.tell_heads(now);
-            self.settle(now);
+        } else if !joining.is_empty() {
+            self.say(now, Item::JoinFence { streams: joining, fence });
         }
+        self.tell_heads(now);
+        self.settle(now);
     }
 
     /// Whether no stream was left out: the server of one that was could hold a branch.
     fn names_every_stream(&self, positions: &[(SourceTabletId, OpId)]) -> bool {
-        let mut live = self.state.streams.iter().filter(|stream| !stream.left);
-        live.all(|stream| positions.iter().any(|(named, _)| *named == stream.stream))
+        self.state.counted().all(|stream| positions.iter().any(|(named, _)| *named == stream))
     }
 
     /// What `CheckPrepared` found to be gone, and a flush position read after that.
@@ -78,10 +84,12 @@ impl Coordinator {
         begun_after: LogPosition,
         positions: Option<Vec<(SourceTabletId, OpId)>>,
     ) {
-        let Some(positions) = positions.filter(|positions| self.names_every_stream(positions)) else {
+        let Some(mut positions) = positions.filter(|positions| self.names_every_stream(positions)) else {
             self.questions.round = Asked::Failed;
             return;
         };
+        let counted: Vec<_> = self.state.counted().collect();
+        positions.retain(|(stream, _)| counted.contains(stream));
         self.questions.round = Asked::No;
         self.say(now, Item::Round { begun_after, positions });
         self.tell_heads(now);
@@ -97,6 +105,9 @@ impl Coordinator {
             }
         }
         self.tell_applied(now);
+        self.show_copies(now);
+        self.take_in(now);
+        self.settle(now);
         self.feel_pressure();
         let since = |then: HybridTime| millis_since(then, now);
         if since(self.questions.nudged) >= NUDGE_AFTER_MS
@@ -105,13 +116,9 @@ impl Coordinator {
             self.questions.nudged = now;
             self.outputs.push_back(Output::Nudge { stream });
         }
-        if let Start::Fenced { outstanding, .. } = &self.state.start
-            && self.questions.prepared == Asked::No
-            && let Some(first) = outstanding.iter().find(|o| o.gone_at.is_none())
+        if self.questions.prepared == Asked::No
+            && let Some((stream, transactions)) = self.still_prepared()
         {
-            let stream = first.stream;
-            let left = outstanding.iter().filter(|o| o.stream == stream && o.gone_at.is_none());
-            let transactions = left.map(|o| o.transaction.clone()).collect();
             self.questions.prepared = Asked::OnItsWay;
             self.outputs.push_back(Output::CheckPrepared { stream, transactions });
         }
@@ -130,18 +137,37 @@ impl Coordinator {
             self.questions.round = Asked::OnItsWay;
             // What is heard from here on stands in a later entry: this round does not prove it.
             self.seal();
-            return Some(Output::TakeRound { begun_after: self.state.position });
+            return Some(Output::TakeRound { begun_after: self.state.position, of: self.state.counted().collect() });
         }
         let mut live = self.state.streams.iter().filter(|stream| !stream.left).peekable();
-        if self.state.start == Start::Slots
-            && self.questions.fence == Asked::No
-            && live.peek().is_some()
-            && live.all(|stream| stream.slot.is_some())
-        {
+        let starts = self.state.start == Start::Slots && live.peek().is_some() && live.all(|s| s.slot.is_some());
+        // Every round that does not ask it began before this: one that is on its way names too few streams by now.
+        let joins = !self.to_be_fenced().is_empty();
+        if self.questions.fence == Asked::No && (starts || joins) {
             self.questions.fence = Asked::OnItsWay;
-            return Some(Output::TakeFence);
+            return Some(Output::TakeFence { of: self.state.counted().collect() });
         }
         None
+    }
+
+    /// What a fence of one stream waits for, as far as it is not known to be gone.
+    fn still_prepared(&self) -> Option<(SourceTabletId, Vec<SourceTransactionId>)> {
+        let stream = self.outstanding().find(|o| o.gone_at.is_none())?.stream;
+        let left = self.outstanding().filter(|o| o.stream == stream && o.gone_at.is_none());
+        Some((stream, left.map(|o| o.transaction.clone()).collect()))
+    }
+
+    /// What the fences that are not passed wait for.
+    fn outstanding(&self) -> impl Iterator<Item = &Outstanding> {
+        let at_the_start = match &self.state.start {
+            Start::Fenced { outstanding, .. } => &outstanding[..],
+            _ => &[],
+        };
+        let joining = self.state.streams.iter().filter_map(|stream| match &stream.joining {
+            Some(Joining::Fenced { outstanding, .. }) => Some(&outstanding[..]),
+            _ => None,
+        });
+        at_the_start.iter().chain(joining.flatten())
     }
 
     /// The stream that has to come further before anything moves: the fence's or the oldest round's.
@@ -152,7 +178,23 @@ impl Coordinator {
             let gone = outstanding.iter().find(|o| o.gone_at.is_some()).map(|o| o.stream);
             return fence.positions.iter().find(behind).map(|(stream, _)| *stream).or(gone);
         }
-        self.state.discovery.laggard(|stream| self.state.head(stream))
+        let behind = |stream: SourceTabletId, at: OpId| self.state.head(stream).is_some_and(|head| head < at);
+        let joining = self.state.streams.iter().find_map(|record| match &record.joining {
+            Some(Joining::Fenced { fence, outstanding }) => {
+                let behind =
+                    fence.positions.iter().find(|(stream, at)| behind(*stream, *at)).map(|(stream, _)| *stream);
+                behind.or(outstanding.iter().find(|o| o.gone_at.is_some()).map(|o| o.stream))
+            }
+            _ => None,
+        });
+        let copied = || {
+            let live = self.state.streams.iter().filter(|stream| !stream.left);
+            let to_show = |record: &StreamRecord| {
+                record.copies.iter().filter_map(|copy| copy.to_show()).any(|(_, at)| record.head < at)
+            };
+            live.filter(|record| to_show(record)).map(|record| record.stream).next()
+        };
+        self.state.discovery.laggard(|stream| self.state.head(stream)).or(joining).or_else(copied)
     }
 
     /// Asks about transactions that have been open for long and have no Commit record (C8). Age only makes us ask.

@@ -1,5 +1,6 @@
 //! The fold's state: everything that the log says, and nothing else.
 
+use super::decided::Turn;
 use super::discovery::{Discovery, Start};
 use super::entry::{Release, TabletMap};
 use super::stream::{Place, StreamRecord};
@@ -23,6 +24,8 @@ pub(super) enum Piece {
     Discarded { branch: BranchId, tablets: SmallVec<[ReplicaTabletId; 4]> },
     /// Apply a branch that was heard of after its transaction's decision: only without the gate.
     Late { transaction: TransactionId, branch: BranchId },
+    /// Change what readers see of one stream's part of a table.
+    Turned { stream: SourceTabletId, table: TableId, turn: Turn },
 }
 
 impl Piece {
@@ -30,7 +33,7 @@ impl Piece {
     pub(super) fn transaction(&self) -> Option<TransactionId> {
         match self {
             Self::Decided(transaction) | Self::Late { transaction, .. } => Some(*transaction),
-            Self::Discarded { .. } => None,
+            Self::Discarded { .. } | Self::Turned { .. } => None,
         }
     }
 }
@@ -145,10 +148,21 @@ impl State {
         self.streams.get_mut(stream.0 as usize)
     }
 
-    /// A stream by name.
+    /// The stream of this name that has not left; else the last one that had it.
     #[must_use]
     pub fn stream_named(&self, name: &str) -> Option<&StreamRecord> {
-        self.streams.iter().find(|stream| stream.name == name)
+        let named = || self.streams.iter().rev().filter(|stream| stream.name == name);
+        named().find(|stream| !stream.left).or_else(|| named().next())
+    }
+
+    /// A table's number, given to it now if it has none.
+    pub(super) fn table_number(&mut self, name: &str) -> TableId {
+        let known = self.tables.iter().position(|table| table.name == name);
+        let number = known.unwrap_or_else(|| {
+            self.tables.push(TableRecord { name: name.to_owned(), versions: Vec::new() });
+            self.tables.len() - 1
+        });
+        TableId(number as u32)
     }
 
     /// A stream's name, for people.

@@ -1,6 +1,7 @@
 //! What the fold knows of one stream.
 
-use super::entry::CopyState;
+use super::copies::TableCopy;
+use super::joining::Joining;
 use crate::wal::{Epoch, HybridTime, OpId, ReplicaTabletId, SourceTabletId, TransactionId};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -52,7 +53,9 @@ pub struct StreamRecord {
     /// What tells its server from another.
     pub identity: String,
     /// How far the copy of each table is, by name.
-    pub copies: Vec<(String, CopyState)>,
+    pub copies: Vec<TableCopy>,
+    /// How far it is on its way in; `None` once it takes part.
+    pub joining: Option<Joining>,
     /// Places that the cut has not passed (`release = "ordered"`).
     pub places: VecDeque<Place>,
     /// Positions to acknowledge before a transaction may be forgotten, in the order in which they were heard.
@@ -76,6 +79,7 @@ impl StreamRecord {
             slot: None,
             identity: String::new(),
             copies: Vec::new(),
+            joining: None,
             places: VecDeque::new(),
             unacknowledged: VecDeque::new(),
         }

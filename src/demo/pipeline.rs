@@ -6,8 +6,9 @@ use crate::admin::Inspect;
 use crate::admin::explain::Explanation;
 use crate::admin::inspected::Inspected;
 use crate::admin::status::Status;
-use crate::applier::{Applier, Components, Ended, Inspector, Leadership, NamedTablet, Reader, Tablets};
+use crate::applier::{Applier, Components, CopyOptions, Ended, Inspector, Leadership, NamedTablet, Reader, Tablets};
 use crate::coordinator::{ReadPoint, Release, Settings};
+use crate::limits::COPY_PARALLEL;
 use crate::source::Source;
 use crate::source::cdc::{CdcSource, CdcTablet, StreamNames};
 use crate::tablet::engine::{TabletOptions, Worker};
@@ -78,6 +79,7 @@ impl Pipeline {
             tablets: Tablets::new(tablets, true),
             sources,
             pull: None,
+            copy: CopyOptions { rate: None, parallel: COPY_PARALLEL },
             memory_budget: MEMORY_BUDGET,
             owner: "untorn demo".into(),
         };

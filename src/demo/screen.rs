@@ -235,7 +235,7 @@ mod tests {
             checkpointed: position,
             lag_seconds: 0.042,
             records_total: 0,
-            copy: CopyStatus { state: CopyPhase::Done, rows: 0, total: None },
+            copy: CopyStatus { state: CopyPhase::Done, ..CopyStatus::default() },
         });
         let numbers = Numbers {
             elapsed: Duration::from_secs(2),

@@ -5,11 +5,13 @@
 mod assemble;
 mod backoff;
 mod budget;
+mod pace;
 mod retention;
 mod window;
 
 pub use assemble::{Assembled, Assembler, Opening, RoutedChunk};
 pub use backoff::Backoff;
 pub use budget::Budget;
+pub use pace::Pace;
 pub use retention::{Forecast, Retention, Warning};
 pub use window::Window;

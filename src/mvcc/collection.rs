@@ -11,8 +11,8 @@ use crate::wal::{HybridTime, TableId};
 ///
 /// What lies below the newest version that every reader sees is seen by none. If that version is a delete, or removed
 /// by a truncation that every reader sees, the key is gone: the version says no more than its absence does, and goes
-/// with everything below it. (So a truncation is forgotten once the sweep has been past all that it removed.) Rows of
-/// earlier attempts of a copy are as if they had never been.
+/// with everything below it. (So a truncation is forgotten once the sweep has been past all that it removed.) What a copy
+/// replaced goes in any case: it is no older version of the row, it has never been.
 #[must_use]
 pub fn collectable(
     table: TableId,
@@ -21,26 +21,30 @@ pub fn collectable(
     keep_versions: usize,
     truncations: &Truncations,
 ) -> Vec<usize> {
+    let replaced = |index: &usize| truncations.is_replaced(table, &chain[*index], horizon);
+    let (mut dropped, kept): (Vec<usize>, Vec<usize>) = (0..chain.len()).partition(replaced);
+    let stamps = || kept.iter().map(|&index| &chain[index]);
     let fate = |stamp: &Stamp| truncations.fate(table, stamp, horizon);
     let everyone_sees = |s: &Stamp| s.time <= horizon.time && s.position <= horizon.position;
+    // What is not shown yet settles nothing, and may be shown.
     let settled: Option<HybridTime> =
-        chain.iter().find(|s| everyone_sees(s) && fate(s) != Fate::Superseded).map(|s| s.time);
-    let place = |from: &dyn Fn(&Stamp) -> bool| chain.iter().position(from).unwrap_or(chain.len());
-    let first = settled.map_or(chain.len(), |settled| {
+        stamps().find(|s| everyone_sees(s) && fate(s) != Fate::Superseded).map(|s| s.time);
+    let place = |from: &dyn Fn(&Stamp) -> bool| stamps().position(from).unwrap_or(kept.len());
+    let first = settled.map_or(kept.len(), |settled| {
         // Every version of the transaction at that time, seen by everyone and dead: then the key is gone for everyone.
-        let mut of_settled = chain.iter().filter(|s| s.time == settled);
+        let mut of_settled = stamps().filter(|s| s.time == settled);
         let gone = of_settled.all(|s| everyone_sees(s) && (s.deleted || fate(s) != Fate::Counts));
         if gone { place(&|s| s.time <= settled) } else { place(&|s| s.time < settled).max(keep_versions) }
     });
     let first = if planted(Bug::CollectsTooMuch) { first.min(1) } else { first };
-    let never_was = |(_, stamp): &(usize, &Stamp)| fate(stamp) == Fate::Superseded;
-    let dropped = chain.iter().enumerate().filter(|entry| entry.0 >= first || never_was(entry));
-    dropped.map(|(index, _)| index).collect()
+    dropped.extend(kept.iter().skip(first));
+    dropped.sort_unstable();
+    dropped
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Chain, Event, Offer, Truncation, history};
+    use super::super::{Chain, Event, Offer, Truncation, TurnAt, history};
     use super::*;
     use crate::wal::{LogPosition, SourceTabletId};
     use proptest::prelude::*;
@@ -73,8 +77,14 @@ mod tests {
                         && (t.position == LogPosition(0)) == copy
                 })
             };
+            // A copied row is seen where its attempt began, or where it is shown.
+            let begun = |s: &Stamp| {
+                let attempt = Truncation { time: s.time, position: LogPosition(0) };
+                s.position > LogPosition(0) || self.truncations.contains(&(s.stream, attempt))
+            };
             let counting: Vec<usize> = (0..self.chain.len())
                 .filter(|&i| seen(self.chain[i].time, self.chain[i].position) && !hit(&self.chain[i], true))
+                .filter(|&i| begun(&self.chain[i]))
                 .collect();
             let newest = counting.iter().map(|&i| self.chain[i].time).max()?;
             counting
@@ -129,7 +139,7 @@ mod tests {
     fn a_removed_row_does_not_hide_another_streams_row_of_the_same_time() {
         let [first, second] = [0, 1].map(|stream| Stamp {
             time: HybridTime::from_u64(2),
-            position: LogPosition(0),
+            position: LogPosition(1),
             stream: SourceTabletId(stream),
             deleted: false,
         });
@@ -183,6 +193,38 @@ mod tests {
             after.chain.retain(|_| { index += 1; !dropped.contains(&(index - 1)) });
             prop_assert_eq!(before, after.shown(at).map(|index| after.chain[index]));
         }
+    }
+
+    #[test]
+    fn what_a_copy_replaced_is_collected_once_every_reader_sees_the_copy() {
+        let stamp = |time, position| Stamp {
+            time: HybridTime::from_u64(time),
+            position: LogPosition(position),
+            stream: SourceTabletId(1),
+            deleted: false,
+        };
+        // Above the base, at it, an attempt that was cut off, and what was shown before.
+        let chain = [stamp(30, 30), stamp(20, 0), stamp(15, 0), stamp(10, 10)];
+        let mut truncations = Truncations::default();
+        let turn = |position, time, base: Option<u64>| TurnAt {
+            position: LogPosition(position),
+            time: HybridTime::from_u64(time),
+            base: base.map(HybridTime::from_u64),
+        };
+        truncations.turn(TABLE, SourceTabletId(1), turn(40, 40, Some(20)));
+        let collected = |chain: &[Stamp], at, truncations: &Truncations| {
+            let mut dropped = collectable(TABLE, chain, at, 9, truncations);
+            dropped.sort_unstable();
+            dropped
+        };
+        assert_eq!(collected(&chain, point(39, 39), &truncations), [0_usize; 0], "it may still be shown");
+        assert_eq!(collected(&chain, point(40, 40), &truncations), [2, 3]);
+        truncations.turn(TABLE, SourceTabletId(1), turn(50, 50, None));
+        // What comes after it was hidden is seen once a copy is shown.
+        let chain = [&[stamp(60, 60), stamp(55, 0)], &chain[..]].concat();
+        assert_eq!(collected(&chain, point(70, 70), &truncations), [2, 3, 4, 5]);
+        truncations.turn(TABLE, SourceTabletId(1), turn(65, 65, Some(55)));
+        assert_eq!(history(TABLE, &chain, point(70, 70), &truncations), [Event::Version(0), Event::Version(1)]);
     }
 
     #[test]

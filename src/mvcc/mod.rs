@@ -11,12 +11,15 @@
 //! 3. **A truncation** of a table by a stream removes what that stream wrote to it at lower times, for readers who see
 //!    the truncation. What other streams wrote stays (trace 30). A key whose newest version was removed is gone; it
 //!    does not fall back to an older version.
-//! 4. **A new attempt of an initial copy** makes rows that earlier attempts brought from that stream never have been: it
-//!    is a truncation at position 0, the position of copied rows. Keys do fall back behind such a version.
+//! 4. **A turn** says from which place and time on which of a stream's versions of a table count: the rows of the copy that
+//!    has its base as their time, and what the stream wrote above that; or nothing. For whoever sees a turn, what does not
+//!    count has never been, so keys do fall back behind such a version: another stream's is as new as that one. Copied
+//!    rows have position 0. (Tablets of an earlier format hold a truncation at position 0 for each attempt of an initial
+//!    copy, which means the same.)
 //! 5. **Collection** drops what no reader at or above a horizon can see. Readers below it are refused (C3).
 
 mod collection;
 mod visibility;
 
 pub use collection::collectable;
-pub use visibility::{Chain, Event, Fate, Offer, Stamp, Truncation, Truncations, history};
+pub use visibility::{Chain, Event, Fate, Offer, Stamp, Truncation, Truncations, TurnAt, history};

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 /// A version without its key and row.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Stamp {
-    /// The commit's hybrid time; for a copied row the attempt's number.
+    /// The commit's hybrid time; for a copied row the base of its copy.
     pub time: HybridTime,
     /// The decision's log position; 0 for a copied row.
     pub position: LogPosition,
@@ -18,6 +18,17 @@ pub struct Stamp {
     pub deleted: bool,
 }
 
+impl Stamp {
+    /// Whether it is a row of the copy with this base, or lies above it.
+    #[must_use]
+    pub fn is_of_copy(&self, base: HybridTime) -> bool {
+        if self.position > LogPosition(0) {
+            return self.time > base;
+        }
+        self.time == base || planted(Bug::CutOffCopyStays) && self.time < base
+    }
+}
+
 /// Where a stream emptied a table, or where a new attempt of a copy began (position 0).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Truncation {
@@ -25,6 +36,28 @@ pub struct Truncation {
     pub time: HybridTime,
     /// The decision's log position; 0 for the start of a copy's attempt.
     pub position: LogPosition,
+}
+
+/// From a place and time on, which of a stream's versions of a table count (see [`crate::coordinator::Turn`]).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TurnAt {
+    /// The log position.
+    pub position: LogPosition,
+    /// The hybrid time.
+    pub time: HybridTime,
+    /// The base of the copy that is shown: its rows, and what lies above it. `None`: nothing.
+    pub base: Option<HybridTime>,
+}
+
+impl TurnAt {
+    fn counts(&self, stamp: &Stamp) -> bool {
+        self.base.is_some_and(|base| stamp.is_of_copy(base))
+    }
+
+    /// What lies below counts no more, whichever turn follows: bases rise above every turn before them.
+    fn below(&self) -> HybridTime {
+        self.base.unwrap_or(self.time)
+    }
 }
 
 fn sees(at: ReadPoint, time: HybridTime, position: LogPosition) -> bool {
@@ -38,14 +71,16 @@ pub enum Fate {
     Counts,
     /// Removed by this truncation, the first above it.
     Removed(Truncation),
-    /// Replaced by a newer attempt of the copy that brought it: as if it had never been.
+    /// Replaced by a newer copy, or not shown yet, or no longer: as if it had never been.
     Superseded,
 }
 
-/// Every truncation that a tablet knows, by table and stream.
+/// Every truncation and turn that a tablet knows, by table and stream.
 #[derive(Clone, Default, Debug, PartialEq, Eq)]
 pub struct Truncations {
     by_origin: BTreeMap<(TableId, SourceTabletId), Vec<Truncation>>,
+    /// Rising in position and time.
+    turns: BTreeMap<(TableId, SourceTabletId), Vec<TurnAt>>,
 }
 
 impl Truncations {
@@ -78,9 +113,61 @@ impl Truncations {
         self.by_origin.iter().flat_map(|(&(table, stream), all)| all.iter().map(move |t| (table, stream, *t)))
     }
 
+    /// Adds a turn; adding it again changes nothing.
+    pub fn turn(&mut self, table: TableId, stream: SourceTabletId, turn: TurnAt) {
+        let turns = self.turns.entry((table, stream)).or_default();
+        let place = turns.partition_point(|known| (known.position, known.time) < (turn.position, turn.time));
+        match turns.get_mut(place).filter(|known| (known.position, known.time) == (turn.position, turn.time)) {
+            Some(known) => *known = turn,
+            None => turns.insert(place, turn),
+        }
+    }
+
+    /// The last turn that a reader sees.
+    fn turn_at(&self, table: TableId, stream: SourceTabletId, at: ReadPoint) -> Option<&TurnAt> {
+        let turns = self.turns.get(&(table, stream))?;
+        turns.iter().rev().find(|turn| sees(at, turn.time, turn.position))
+    }
+
+    /// Whether nothing of what the stream brings of the table is seen now: until a copy is shown.
+    #[must_use]
+    pub fn is_hidden(&self, table: TableId, stream: SourceTabletId) -> bool {
+        self.turns.get(&(table, stream)).and_then(|turns| turns.last()).is_some_and(|turn| turn.base.is_none())
+    }
+
+    /// Whether no reader at or above `horizon` will ever see this version, because a copy took its place, or its stream or
+    /// table left.
+    #[must_use]
+    pub fn is_replaced(&self, table: TableId, stamp: &Stamp, horizon: ReadPoint) -> bool {
+        let attempts = self.by_origin.get(&(table, stamp.stream)).map_or(&[][..], Vec::as_slice);
+        attempts
+            .iter()
+            .any(|t| t.position == LogPosition(0) && stamp.time < t.time && sees(horizon, t.time, t.position))
+            || self.turn_at(table, stamp.stream, horizon).is_some_and(|turn| stamp.time < turn.below())
+    }
+
     /// What a reader at `at` makes of a version.
     #[must_use]
     pub fn fate(&self, table: TableId, stamp: &Stamp, at: ReadPoint) -> Fate {
+        match self.turn_at(table, stamp.stream, at) {
+            Some(turn) if !turn.counts(stamp) => return Fate::Superseded,
+            Some(_) => {}
+            // Rows of a copy that is not shown. (What an earlier format's attempt brought is.)
+            None if stamp.position == LogPosition(0) => {
+                let attempt = Truncation { time: stamp.time, position: LogPosition(0) };
+                let attempts = self.by_origin.get(&(table, stamp.stream));
+                if attempts.is_none_or(|attempts| attempts.binary_search(&attempt).is_err()) {
+                    return Fate::Superseded;
+                }
+            }
+            None => {}
+        }
+        self.removed(table, stamp, at)
+    }
+
+    /// What truncations alone make of it.
+    #[must_use]
+    pub fn removed(&self, table: TableId, stamp: &Stamp, at: ReadPoint) -> Fate {
         if self.by_origin.is_empty() {
             return Fate::Counts;
         }

@@ -7,9 +7,10 @@
 pub mod cdc;
 pub mod postgres;
 
+use crate::coordinator::PublishedTable;
 use crate::flow::Retention;
 use crate::wal::{
-    Column, HybridTime, Key, OpId, SourceBatch, SourceTabletId, SourceTransactionId, StagedChunk, TableSchema,
+    Column, HybridTime, Key, OpId, Row, SourceBatch, SourceTabletId, SourceTransactionId, StagedChunk, TableSchema,
 };
 use async_trait::async_trait;
 use std::future::Future;
@@ -28,9 +29,6 @@ pub struct Resume {
     pub after: OpId,
     /// Branches that are open there: the source must be able to name them again when they end.
     pub open_branches: Vec<OpenBranch>,
-    /// For each table of this stream that was copied: transactions whose commit lies at or below this position are in
-    /// the copy, and their writes to that table are dropped.
-    pub copied: Vec<(String, OpId)>,
 }
 
 /// A branch that was reported and has not ended.
@@ -73,8 +71,9 @@ pub enum SourceError {
 /// The catalog of tables, which the log keeps. A stream asks it before it yields the first write under a new shape.
 #[async_trait]
 pub trait Catalog: Send + Sync {
-    /// The number and version of a table with these columns, given by the log if it does not have them yet.
-    async fn table(&self, name: &str, columns: Vec<Column>) -> Result<TableSchema, SourceError>;
+    /// The number and version of a table with these columns, given by the log if it does not have them yet. `relation` is
+    /// what the stream calls the table, where it is about to send changes of it; `None` for whoever only copies it.
+    async fn table(&self, name: &str, columns: Vec<Column>, relation: Option<u32>) -> Result<TableSchema, SourceError>;
 }
 
 /// A future that the applier spawns for a stream's connection; it ends when the stream is dropped.
@@ -99,27 +98,39 @@ pub trait Stream: Send {
     }
 }
 
-/// Rows of an initial copy of one table.
-#[derive(Clone, PartialEq, Debug)]
-pub enum CopyEvent {
-    /// A table begins.
-    Table {
-        /// Its shape.
-        schema: TableSchema,
-        /// How many rows it has, about, where known.
-        estimate: Option<u64>,
-    },
-    /// Rows of the table.
-    Rows(Vec<(Key, crate::wal::Row)>),
-    /// The table is complete.
-    End,
+/// A table of a publication, and about how large it is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SnapshotTable {
+    /// How its server describes it.
+    pub published: PublishedTable,
+    /// About how many rows it has, where known.
+    pub estimate: Option<u64>,
 }
 
-/// A running initial copy of a stream's tables from one snapshot.
+/// What a server held at one position of its stream. It lasts as long as this value.
+#[async_trait]
+pub trait Snapshot: Send + Sync {
+    /// Transactions whose commit lies at or below this position are in it, all others are not.
+    fn position(&self) -> OpId;
+
+    /// The publication's tables, as the snapshot has them.
+    fn tables(&self) -> &[SnapshotTable];
+
+    /// Begins to read a table, over a connection of its own.
+    async fn read(&self, table: &str, catalog: Arc<dyn Catalog>) -> Result<Box<dyn CopyReader>, SourceError>;
+}
+
+/// A table of a snapshot that is being read.
 #[async_trait]
 pub trait CopyReader: Send {
-    /// What comes next; `None` after the last table.
-    async fn next(&mut self) -> Result<Option<CopyEvent>, SourceError>;
+    /// Its shape.
+    fn schema(&self) -> &TableSchema;
+
+    /// About how many rows it has, where known.
+    fn estimate(&self) -> Option<u64>;
+
+    /// The next rows, and about how many bytes they took on the way; `None` after the last.
+    async fn next(&mut self) -> Result<Option<(Vec<(Key, Row)>, usize)>, SourceError>;
 }
 
 /// A slot that was created, and what it takes to copy what came before it.
@@ -128,8 +139,8 @@ pub struct NewSlot {
     pub start: OpId,
     /// What tells this server from another that took its place, or (`cdc`) this replica from the server's other readers.
     pub identity: String,
-    /// The copy, from the slot's own snapshot.
-    pub copy: Box<dyn CopyReader>,
+    /// What the server held there; `None` where the stream carries everything.
+    pub snapshot: Option<Box<dyn Snapshot>>,
 }
 
 /// What is prepared on a server.
@@ -149,9 +160,20 @@ pub trait Source: Send + Sync {
     /// The source tablet's name in the configuration.
     fn name(&self) -> &str;
 
-    /// Makes sure that the stream can be read from its start, and prepares the initial copy; sources without a copy
-    /// answer `None`. Drops and creates again a slot whose copy was cut off.
-    async fn create_slot(&self, catalog: Arc<dyn Catalog>) -> Result<Option<NewSlot>, SourceError>;
+    /// Makes sure that the stream can be read from its start, and takes the snapshot for the initial copy. Drops and
+    /// creates again a slot that the log never heard of.
+    async fn create_slot(&self) -> Result<NewSlot, SourceError>;
+
+    /// A snapshot of now. Its position lies above the end of everything that was prepared when it was asked for.
+    async fn snapshot(&self) -> Result<Box<dyn Snapshot>, SourceError> {
+        Err(SourceError::Stop(format!("{} has nothing to copy: its stream carries everything", self.name())))
+    }
+
+    /// The publication's tables as they are now, and a position that the server has flushed since; `None` for sources
+    /// whose streams carry everything from the first record on.
+    async fn publication(&self) -> Result<Option<(Vec<PublishedTable>, OpId)>, SourceError> {
+        Ok(None)
+    }
 
     /// Opens the stream. The second part is spawned by the caller.
     async fn open(&self, resume: Resume, catalog: Arc<dyn Catalog>) -> Result<(Box<dyn Stream>, Keeper), SourceError>;

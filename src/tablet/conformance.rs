@@ -4,7 +4,7 @@
 
 use super::{
     Adopt, ApplyBatch, BranchWrites, ChunkBatch, CopyBatch, Decided, FillRequest, ProvisionalBatch, ReadPoint,
-    ReadRequest, Stored, TabletError, TabletLeader, Work,
+    ReadRequest, Stored, TabletError, TabletLeader, Turn, Work,
 };
 use crate::limits::PAGE_BYTES;
 use crate::wal::{
@@ -220,12 +220,25 @@ impl Rig {
         Ok(value)
     }
 
-    async fn copy(&self, stream: SourceTabletId, attempt: u32, ends: (bool, bool), rows: &[(&str, &str)]) {
+    async fn copy(&self, stream: SourceTabletId, base: u64, last: bool, rows: &[(&str, &str)]) {
         let rows = rows.iter().map(|(name, value)| (key(name), row(name, value))).collect();
-        let (first, last) = ends;
-        let (owner, puller) = (OWNER, PULLER);
-        let copy = CopyBatch { stream, owner, puller, attempt, first, last, schema: schema(), rows };
+        let base = HybridTime::from_u64(base);
+        let copy = CopyBatch { stream, owner: OWNER, base, last, schema: schema(), rows };
         self.tablet().copy_rows(copy).await.unwrap();
+    }
+
+    /// What readers see of the stream's part of the table changes at this position.
+    async fn turn(&self, stream: SourceTabletId, position: u64, turn: Turn) {
+        let work = Work::Turn { stream, table: schema().table, turn };
+        self.decide(position - 1, vec![Decided { position: LogPosition(position), work }]).await;
+    }
+
+    /// A copy that is begun, whole, and shown, at three positions in a row.
+    async fn copied(&self, stream: SourceTabletId, position: u64, base: u64, rows: &[(&str, &str)]) {
+        let (base_time, time) = (HybridTime::from_u64(base), HybridTime::from_u64(base + 1));
+        self.turn(stream, position, Turn::Begun { base: base_time }).await;
+        self.copy(stream, base, true, rows).await;
+        self.turn(stream, position + 1, Turn::Shown { base: base_time, time }).await;
     }
 }
 
@@ -400,28 +413,120 @@ pub async fn resolves_writes_of_one_transaction(rig: Rig) {
 /// TRUNCATE removes what its stream wrote, for readers above it (trace 30).
 pub async fn truncates_one_streams_rows(rig: Rig) {
     let mut rig = rig.announced().await;
-    rig.copy(S1, 1, (true, true), &[("copied", "1")]).await;
-    rig.transaction(S1, 1, 10, 0, vec![put(1, "a", "1")]).await;
-    rig.transaction(S2, 2, 20, 0, vec![put(1, "b", "1")]).await;
-    rig.transaction(S1, 3, 30, 1, vec![put(2, "before", "1"), truncate(3), put(4, "after", "1")]).await;
+    rig.copied(S1, 1, 1, &[("copied", "1")]).await;
+    rig.transaction(S1, 3, 10, 0, vec![put(1, "a", "1")]).await;
+    rig.transaction(S2, 4, 20, 0, vec![put(1, "b", "1")]).await;
+    rig.transaction(S1, 5, 30, 1, vec![put(2, "before", "1"), truncate(3), put(4, "after", "1")]).await;
     rig.tablet().sync().await.unwrap();
     rig.restart();
-    assert_eq!(rig.rows(3, LATEST).await, pairs(&[("after", "1"), ("b", "1")]));
-    assert_eq!(rig.rows(2, LATEST).await, pairs(&[("a", "1"), ("b", "1"), ("copied", "1")]));
-    assert_eq!(rig.rows(3, 29).await, pairs(&[("a", "1"), ("b", "1"), ("copied", "1")]));
+    assert_eq!(rig.rows(5, LATEST).await, pairs(&[("after", "1"), ("b", "1")]));
+    assert_eq!(rig.rows(4, LATEST).await, pairs(&[("a", "1"), ("b", "1"), ("copied", "1")]));
+    assert_eq!(rig.rows(5, 29).await, pairs(&[("a", "1"), ("b", "1"), ("copied", "1")]));
 }
 
-/// A new attempt of a copy replaces the rows of earlier ones; what was decided stays above both.
-pub async fn copies_again_from_the_start(rig: Rig) {
+/// Rows of a copy are seen from the place and time on at which it is shown, and those of an attempt that was cut off never;
+/// what was decided above the base stays above them, and what lies below is gone, but no other stream's.
+pub async fn shows_a_copy_from_its_turn_on(rig: Rig) {
     let mut rig = rig.announced().await;
-    rig.copy(S1, 1, (true, false), &[("a", "old"), ("b", "old")]).await;
-    rig.copy(S2, 1, (true, true), &[("other", "1")]).await;
-    rig.copy(S1, 2, (true, false), &[("a", "new")]).await;
-    rig.copy(S1, 2, (false, true), &[("c", "new")]).await;
+    let base = HybridTime::from_u64;
+    rig.transaction(S1, 1, 10, 0, vec![put(1, "a", "old"), put(2, "ghost", "old")]).await;
+    rig.transaction(S2, 2, 11, 0, vec![put(1, "other", "1")]).await;
+    rig.turn(S1, 3, Turn::Begun { base: base(20) }).await;
+    rig.copy(S1, 20, false, &[("a", "cut off"), ("cut off", "1")]).await;
+    rig.turn(S1, 4, Turn::Begun { base: base(30) }).await;
+    // The stream's own changes go on: one of them is in the snapshot, too.
+    rig.transaction(S1, 5, 31, 2, vec![put(3, "b", "newer")]).await;
+    rig.copy(S1, 30, false, &[("a", "new")]).await;
+    rig.copy(S1, 30, true, &[("b", "new"), ("c", "new")]).await;
+    let before = pairs(&[("a", "old"), ("b", "newer"), ("ghost", "old"), ("other", "1")]);
+    assert_eq!(rig.rows(5, LATEST).await, before);
+    rig.turn(S1, 6, Turn::Shown { base: base(30), time: base(40) }).await;
+    rig.tablet().sync().await.unwrap();
     rig.restart();
-    assert_eq!(rig.rows(0, LATEST).await, pairs(&[("a", "new"), ("c", "new"), ("other", "1")]));
-    rig.transaction(S1, 1, 10, 0, vec![put(1, "a", "newer")]).await;
-    assert_eq!(rig.rows(1, LATEST).await, pairs(&[("a", "newer"), ("c", "new"), ("other", "1")]));
+    let after = pairs(&[("a", "new"), ("b", "newer"), ("c", "new"), ("other", "1")]);
+    assert_eq!(rig.rows(6, LATEST).await, after);
+    assert_eq!(rig.rows(6, 40).await, after);
+    assert_eq!(rig.rows(6, 39).await, before, "a time before it was shown");
+    assert_eq!(rig.rows(5, LATEST).await, before, "a position before it was shown");
+    rig.transaction(S1, 7, 50, 3, vec![delete(4, "c")]).await;
+    assert_eq!(rig.rows(7, LATEST).await, pairs(&[("a", "new"), ("b", "newer"), ("other", "1")]));
+}
+
+/// A table that is hidden shows nothing of its stream until a copy is shown, and nothing from before then.
+pub async fn hides_what_left_and_shows_what_comes_back(rig: Rig) {
+    let mut rig = rig.announced().await;
+    let base = HybridTime::from_u64;
+    rig.transaction(S1, 1, 10, 0, vec![put(1, "a", "1"), put(2, "left", "1")]).await;
+    rig.transaction(S2, 2, 11, 0, vec![put(1, "other", "1")]).await;
+    rig.turn(S1, 3, Turn::Hidden { time: base(20) }).await;
+    rig.transaction(S1, 4, 21, 2, vec![put(3, "late", "1")]).await;
+    rig.tablet().sync().await.unwrap();
+    rig.restart();
+    assert_eq!(rig.rows(4, LATEST).await, pairs(&[("other", "1")]));
+    assert_eq!(rig.rows(4, 19).await, pairs(&[("a", "1"), ("left", "1"), ("other", "1")]));
+    rig.copied(S1, 5, 30, &[("a", "back")]).await;
+    assert_eq!(rig.rows(6, LATEST).await, pairs(&[("a", "back"), ("other", "1")]));
+    assert_eq!(rig.rows(6, 30).await, pairs(&[("other", "1")]));
+}
+
+/// Cells that a stream leaves out while a copy is on its way are filled from the copy, whether the copied row comes before
+/// or after them; one whose row the copy does not have was deleted before the snapshot.
+pub async fn fills_cells_from_a_copy_on_its_way(rig: Rig) {
+    let mut rig = rig.announced().await;
+    let base = HybridTime::from_u64;
+    rig.turn(S1, 1, Turn::Hidden { time: base(10) }).await;
+    // Before it begins: what it leaves out is nowhere, and nobody will see it.
+    rig.turn(S1, 2, Turn::Begun { base: base(20) }).await;
+    rig.copy(S1, 20, false, &[("early", "copied")]).await;
+    rig.transaction(S1, 3, 21, 0, vec![unchanged(1, "early", None), unchanged(2, "late", None)]).await;
+    rig.transaction(S1, 4, 22, 2, vec![unchanged(3, "late", None), unchanged(4, "gone", None)]).await;
+    let moved = vec![unchanged(5, "moved", Some("from")), delete(6, "from")];
+    rig.transaction(S1, 5, 23, 4, moved).await;
+    rig.transaction(S1, 6, 24, 6, vec![delete(7, "gone")]).await;
+    rig.tablet().sync().await.unwrap();
+    rig.restart();
+    rig.copy(S1, 20, true, &[("late", "copied"), ("from", "copied")]).await;
+    // After the last row nothing is left to come.
+    rig.transaction(S1, 7, 25, 7, vec![unchanged(8, "late", None)]).await;
+    rig.turn(S1, 8, Turn::Shown { base: base(20), time: base(30) }).await;
+    let expected = pairs(&[("early", "copied"), ("late", "copied"), ("moved", "copied")]);
+    assert_eq!(rig.rows(8, LATEST).await, expected);
+}
+
+/// A row that moves to another tablet while its table is copied: it is asked for again until the copy has brought the old
+/// one, waits for no copy that has not begun, and writes of the stream's own count before they are shown.
+pub async fn fills_a_row_that_moves_while_its_table_is_copied(rig: Rig) {
+    let mut rig = rig.announced().await;
+    let base = HybridTime::from_u64;
+    rig.turn(S1, 1, Turn::Hidden { time: base(10) }).await;
+    assert_eq!(rig.filled("a", 0, &[]).await, Ok("Unchanged".into()), "the copy will have it under its new key");
+    rig.turn(S1, 2, Turn::Begun { base: base(20) }).await;
+    let not_yet = rig.filled("a", 0, &[]).await;
+    assert!(matches!(not_yet, Err(TabletError::Indeterminate(_))), "{not_yet:?}");
+    rig.transaction(S1, 3, 21, 0, vec![put(1, "b", "own"), unchanged(2, "a", None)]).await;
+    assert_eq!(rig.filled("b", 2, &[]).await, Ok("own".into()));
+    assert!(rig.filled("a", 2, &[]).await.is_err());
+    rig.tablet().sync().await.unwrap();
+    rig.restart();
+    rig.copy(S1, 20, true, &[("a", "copied")]).await;
+    assert_eq!(rig.filled("a", 2, &[]).await, Ok("copied".into()));
+    rig.transaction(S1, 4, 22, 2, vec![unchanged(3, "c", Some("b")), delete(4, "b")]).await;
+    rig.turn(S1, 5, Turn::Shown { base: base(20), time: base(30) }).await;
+    assert_eq!(rig.rows(5, LATEST).await, pairs(&[("a", "copied"), ("c", "own")]));
+}
+
+/// While what is shown is copied again, cells are filled from what is shown, and in the end from the copy.
+pub async fn a_copy_mends_cells_that_were_filled_from_what_was_wrong(rig: Rig) {
+    let rig = rig.announced().await;
+    let base = HybridTime::from_u64;
+    rig.transaction(S1, 1, 10, 0, vec![put(1, "a", "wrong")]).await;
+    rig.turn(S1, 2, Turn::Begun { base: base(20) }).await;
+    rig.transaction(S1, 3, 21, 1, vec![unchanged(2, "a", None)]).await;
+    rig.transaction(S1, 4, 22, 2, vec![unchanged(3, "a", None)]).await;
+    assert_eq!(rig.rows(4, LATEST).await, pairs(&[("a", "wrong")]));
+    rig.copy(S1, 20, true, &[("a", "right")]).await;
+    rig.turn(S1, 5, Turn::Shown { base: base(20), time: base(30) }).await;
+    assert_eq!(rig.rows(5, LATEST).await, pairs(&[("a", "right")]));
 }
 
 /// Chunks count once adopted, without those of rolled-back sub-transactions.
@@ -463,24 +568,24 @@ pub async fn drops_chunks_of_earlier_connections(rig: Rig) {
 /// Unchanged cells come from the newest earlier write of the key by the same stream (trace 37).
 pub async fn fills_unchanged_cells(rig: Rig) {
     let rig = rig.announced().await;
-    rig.copy(S1, 1, (true, true), &[("a", "copied")]).await;
-    rig.transaction(S1, 1, 10, 0, vec![unchanged(1, "a", None)]).await;
-    assert_eq!(rig.rows(1, LATEST).await, pairs(&[("a", "copied")]));
-    rig.transaction(S1, 2, 20, 1, vec![put(2, "a", "own"), unchanged(3, "a", None)]).await;
-    assert_eq!(rig.rows(2, LATEST).await, pairs(&[("a", "own")]));
+    rig.copied(S1, 1, 1, &[("a", "copied")]).await;
+    rig.transaction(S1, 3, 10, 0, vec![unchanged(1, "a", None)]).await;
+    assert_eq!(rig.rows(3, LATEST).await, pairs(&[("a", "copied")]));
+    rig.transaction(S1, 4, 20, 1, vec![put(2, "a", "own"), unchanged(3, "a", None)]).await;
+    assert_eq!(rig.rows(4, LATEST).await, pairs(&[("a", "own")]));
     // The key changes: the old row's delete comes first, and its value was written in this very transaction.
     let moved = vec![put(4, "a", "last"), delete(5, "a"), unchanged(6, "b", Some("a"))];
-    rig.transaction(S1, 3, 30, 3, moved).await;
-    assert_eq!(rig.rows(3, LATEST).await, pairs(&[("b", "last")]));
+    rig.transaction(S1, 5, 30, 3, moved).await;
+    assert_eq!(rig.rows(5, LATEST).await, pairs(&[("b", "last")]));
     // A rolled-back write never counts.
     rig.store(batch(S1, 6, vec![(7, vec![put(7, "b", "never")])])).await;
-    let discard = Decided { position: LogPosition(4), work: Work::Discard { branches: vec![branch(S1, 7)] } };
-    rig.decide(3, vec![discard]).await;
-    rig.transaction(S1, 5, 50, 7, vec![unchanged(8, "b", None)]).await;
-    assert_eq!(rig.rows(5, LATEST).await, pairs(&[("b", "last")]));
+    let discard = Decided { position: LogPosition(6), work: Work::Discard { branches: vec![branch(S1, 7)] } };
+    rig.decide(5, vec![discard]).await;
+    rig.transaction(S1, 7, 50, 7, vec![unchanged(8, "b", None)]).await;
+    assert_eq!(rig.rows(7, LATEST).await, pairs(&[("b", "last")]));
     // Nothing to fill from is damage, never a guess.
     rig.store(batch(S1, 8, vec![(9, vec![unchanged(9, "nowhere", None)])])).await;
-    let damage = rig.tablet().apply(decisions(5, 6, vec![commit(6, 60, vec![branch(S1, 9)])])).await;
+    let damage = rig.tablet().apply(decisions(7, 8, vec![commit(8, 60, vec![branch(S1, 9)])])).await;
     assert!(matches!(damage, Err(TabletError::Refused(_))), "{damage:?}");
 }
 
@@ -489,12 +594,12 @@ pub async fn fills_unchanged_cells(rig: Rig) {
 pub async fn fills_a_row_from_the_key_it_had(rig: Rig) {
     let mut rig = rig.announced().await;
     let value = |value: &str| Ok(value.to_owned());
-    rig.copy(S1, 1, (true, true), &[("a", "copied")]).await;
-    rig.copy(S2, 1, (true, true), &[("b", "another stream's")]).await;
+    rig.copied(S1, 1, 1, &[("a", "copied")]).await;
+    rig.copied(S2, 3, 1, &[("b", "another stream's")]).await;
     assert_eq!(rig.filled("a", 0, &[]).await, value("copied"));
     let nowhere = rig.filled("b", 0, &[]).await;
     assert!(matches!(nowhere, Err(TabletError::Refused(_))), "{nowhere:?}");
-    rig.transaction(S1, 1, 10, 0, vec![put(1, "a", "decided")]).await;
+    rig.transaction(S1, 5, 10, 0, vec![put(1, "a", "decided")]).await;
     assert_eq!(rig.filled("a", 1, &[]).await, value("decided"));
 
     // One branch writes the row, the next leaves its value as it is; a third, rolled back, is later than the row at 4.
@@ -525,11 +630,11 @@ pub async fn fills_a_row_from_the_key_it_had(rig: Rig) {
     assert_eq!(rig.filled("c", 6, &[8, 9]).await, value("own"));
 
     // What was discarded leaves no trace.
-    let discard = Decided { position: LogPosition(2), work: Work::Discard { branches: vec![branch(S1, 5)] } };
-    rig.decide(1, vec![discard, commit(3, 30, vec![branch(S1, 2)]), commit(4, 40, vec![branch(S1, 3)])]).await;
+    let discard = Decided { position: LogPosition(6), work: Work::Discard { branches: vec![branch(S1, 5)] } };
+    rig.decide(5, vec![discard, commit(7, 30, vec![branch(S1, 2)]), commit(8, 40, vec![branch(S1, 3)])]).await;
     rig.restart();
     assert_eq!(rig.filled("a", 6, &[8, 9]).await, value("own"));
-    assert_eq!(rig.rows(4, LATEST).await, pairs(&[("a", "undecided"), ("b", "1")]));
+    assert_eq!(rig.rows(8, LATEST).await, pairs(&[("a", "undecided"), ("b", "1")]));
 }
 
 /// Earlier undecided branches of the same stream that wrote the same keys are named (trace 9).
@@ -626,21 +731,21 @@ pub async fn collects_old_versions(rig: Rig) {
 pub async fn forgets_truncations(rig: Rig) {
     let mut rig = rig.announced().await;
     let second = |n: u64| HybridTime::from_micros(n * 1_000_000).to_u64();
-    rig.copy(S1, 1, (true, true), &[("copied", "1")]).await;
-    rig.copy(S2, 1, (true, true), &[("other", "1")]).await;
-    rig.transaction(S1, 1, second(1), 0, vec![put(1, "a", "1")]).await;
-    rig.transaction(S1, 2, second(2), 1, vec![truncate(2)]).await;
+    rig.copied(S1, 1, 1, &[("copied", "1")]).await;
+    rig.copied(S2, 3, 1, &[("other", "1")]).await;
+    rig.transaction(S1, 5, second(1), 0, vec![put(1, "a", "1")]).await;
+    rig.transaction(S1, 6, second(2), 1, vec![truncate(2)]).await;
     for n in 3..=40 {
         rig.store(batch(S1, n - 1, vec![(n, vec![put(n, "b", &n.to_string())])])).await;
-        let mut decided = decisions(n - 1, n, vec![commit(n, second(n * 60), vec![branch(S1, n)])]);
+        let mut decided = decisions(n + 3, n + 4, vec![commit(n + 4, second(n * 60), vec![branch(S1, n)])]);
         decided.safe_time = HybridTime::from_u64(second(n * 60));
         rig.tablet().apply(decided).await.unwrap();
-        assert_eq!(rig.rows(n, LATEST).await, pairs(&[("b", &n.to_string()), ("other", "1")]));
+        assert_eq!(rig.rows(n + 4, LATEST).await, pairs(&[("b", &n.to_string()), ("other", "1")]));
     }
     rig.tablet().sync().await.unwrap();
     rig.restart();
-    rig.copy(S1, 3, (false, true), &[("copied", "again")]).await;
-    assert_eq!(rig.rows(40, LATEST).await, pairs(&[("b", "40"), ("copied", "again"), ("other", "1")]));
+    rig.copy(S1, 1, true, &[("copied", "again")]).await;
+    assert_eq!(rig.rows(44, LATEST).await, pairs(&[("b", "40"), ("copied", "again"), ("other", "1")]));
 }
 
 /// Without a common clock, whoever puts a row under a key where another stream's is, is refused until that one is gone;
@@ -704,7 +809,9 @@ macro_rules! tablet_conformance {
             binds_to_one_log, shows_what_is_decided_at_its_position, stores_once_and_without_gaps, fences_lower_epochs,
             applies_in_order_and_again, applies_a_large_transaction, discards_aborted_branches,
             keeps_older_commits_as_history, resolves_writes_of_one_transaction, truncates_one_streams_rows,
-            copies_again_from_the_start, adopts_chunks, drops_chunks_of_earlier_connections, fills_unchanged_cells,
+            shows_a_copy_from_its_turn_on, hides_what_left_and_shows_what_comes_back,
+            fills_cells_from_a_copy_on_its_way, fills_a_row_that_moves_while_its_table_is_copied, a_copy_mends_cells_that_were_filled_from_what_was_wrong, adopts_chunks,
+            drops_chunks_of_earlier_connections, fills_unchanged_cells,
             fills_a_row_from_the_key_it_had, reports_conflicts, reads_wait_for_the_log, reads_long_chains, refuses_malformed_batches, collects_old_versions,
             forgets_truncations, lets_a_key_have_one_writer);
     };

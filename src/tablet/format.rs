@@ -119,6 +119,37 @@ pub struct StoredVersion<'a> {
     pub row: Option<Raw<'a>>,
 }
 
+/// See [`super::keys::Kind::Turn`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct StoredTurn {
+    /// The hybrid time from which on it is seen.
+    pub time: HybridTime,
+    /// The base of the copy that is shown; `None`: nothing.
+    pub base: Option<HybridTime>,
+}
+
+/// See [`super::keys::Kind::Copying`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Copying {
+    /// Where its rows stand.
+    pub base: HybridTime,
+    /// All of them are here.
+    pub complete: bool,
+}
+
+/// See [`super::keys::Kind::Unfilled`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Unfilled<'a> {
+    /// The decision's log position.
+    pub position: LogPosition,
+    /// The row, with cells to be filled.
+    #[serde(borrow)]
+    pub row: Raw<'a>,
+    /// The key to fill from, when it is another.
+    #[serde(borrow)]
+    pub from: Option<Raw<'a>>,
+}
+
 /// See [`super::keys::Kind::Wal`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct StoredWal<'a> {
@@ -232,6 +263,12 @@ mod tests {
         assert_eq!(payload(&Chunk { sub_xid: 9, writes }), [&[9, 4][..], &expected].concat());
         assert_eq!(payload(&StoredVersion { position: LogPosition(7), row: Some(Raw(b"r")) }), [7, 1, 1, b'r']);
         assert_eq!(payload(&StoredVersion { position: LogPosition(7), row: None }), [7, 0]);
+        let turn = StoredTurn { time: HybridTime::from_u64(5), base: Some(HybridTime::from_u64(4)) };
+        assert_eq!(payload(&turn), [5, 1, 4]);
+        assert_eq!(payload(&StoredTurn { base: None, ..turn }), [5, 0]);
+        assert_eq!(payload(&Copying { base: HybridTime::from_u64(4), complete: true }), [4, 1]);
+        let unfilled = Unfilled { position: LogPosition(7), row: Raw(b"r"), from: Some(Raw(b"o")) };
+        assert_eq!(payload(&unfilled), [7, 1, b'r', 1, 1, b'o']);
         assert_eq!(payload(&StoredWal { before: 300, record: Raw(b"r") }), [172, 2, 1, b'r']);
     }
 

@@ -4,7 +4,7 @@
 
 use super::store::Space;
 use crate::mvcc::Truncation;
-use crate::wal::{BranchId, HybridTime, SourceTabletId, TableId};
+use crate::wal::{BranchId, HybridTime, LogPosition, SourceTabletId, TableId};
 
 /// Kinds of persisted keys.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,6 +32,12 @@ pub enum Kind {
     Twice = 10,
     /// The newest decision that was applied elsewhere, where versions live elsewhere. One key.
     Elsewhere = 11,
+    /// A turn, by table, stream and position.
+    Turn = 12,
+    /// A copy on its way, by table and stream.
+    Copying = 13,
+    /// A write with cells that wait for a copy, by table, stream, time and row.
+    Unfilled = 14,
     /// A provisional record, by branch and number.
     Provisional = 16,
     /// A chunk, by stream, connection, xid and number.
@@ -102,6 +108,46 @@ pub fn truncation(table: TableId, stream: SourceTabletId, truncation: Truncation
     out.extend(truncation.time.to_u64().to_be_bytes());
     out.extend(truncation.position.0.to_be_bytes());
     out
+}
+
+/// The part that keys of one stream's part of a table share.
+fn part(kind: Kind, table: TableId, stream: SourceTabletId, more: usize) -> Vec<u8> {
+    let mut out = key(kind, 8 + more);
+    out.extend(table.0.to_be_bytes());
+    out.extend(stream.0.to_be_bytes());
+    out
+}
+
+/// See [`Kind::Turn`].
+#[must_use]
+pub fn turn(table: TableId, stream: SourceTabletId, position: LogPosition) -> Vec<u8> {
+    let mut out = part(Kind::Turn, table, stream, 8);
+    out.extend(position.0.to_be_bytes());
+    out
+}
+
+/// See [`Kind::Copying`].
+#[must_use]
+pub fn copying(table: TableId, stream: SourceTabletId) -> Vec<u8> {
+    part(Kind::Copying, table, stream, 0)
+}
+
+/// See [`Kind::Unfilled`].
+#[must_use]
+pub fn unfilled(table: TableId, stream: SourceTabletId, time: HybridTime, row: &[u8]) -> Vec<u8> {
+    let mut out = part(Kind::Unfilled, table, stream, 8 + row.len());
+    out.extend(time.to_u64().to_be_bytes());
+    out.extend(row);
+    out
+}
+
+/// Bounds of what waits for copies of one stream's part of a table.
+#[must_use]
+pub fn all_unfilled(table: TableId, stream: SourceTabletId) -> (Vec<u8>, Vec<u8>) {
+    let from = part(Kind::Unfilled, table, stream, 0);
+    let mut below = from.clone();
+    below.extend([0xFF; 9]);
+    (from, below)
 }
 
 fn branch(kind: Kind, branch: BranchId, more: usize) -> Vec<u8> {
@@ -293,7 +339,7 @@ pub fn ends_itself(key: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wal::{Key, LogPosition, OpId};
+    use crate::wal::{Key, OpId};
 
     #[test]
     fn golden_keys() {
@@ -306,6 +352,17 @@ mod tests {
         let expected = [5, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 6];
         assert_eq!(truncation(TableId(1), SourceTabletId(2), cut), expected);
         assert_eq!(Kind::Horizon.only(), [6]);
+        let (table, stream) = (TableId(1), SourceTabletId(2));
+        assert_eq!(turn(table, stream, LogPosition(6)), [12, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 6]);
+        assert_eq!(copying(table, stream), [13, 0, 0, 0, 1, 0, 0, 0, 2]);
+        let expected = [14, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 5, b'k', 0, 1];
+        assert_eq!(unfilled(table, stream, HybridTime::from_u64(5), b"k\0\x01"), expected);
+        let (from, below) = all_unfilled(table, stream);
+        assert!(
+            from < expected.to_vec()
+                && below > expected.to_vec()
+                && below < part(Kind::Unfilled, table, SourceTabletId(3), 0)
+        );
         let branch_key = [0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 4];
         assert_eq!(partly_applied(of), [&[7][..], &branch_key].concat());
         assert_eq!(rolled_back(of), [&[8][..], &branch_key].concat());

@@ -23,7 +23,7 @@ pub mod postgres;
 pub mod server;
 pub mod store;
 
-pub use crate::coordinator::{Applied, Decided, ReadPoint, Work};
+pub use crate::coordinator::{Applied, Decided, ReadPoint, Turn, Work};
 use crate::wal::{
     BranchId, Epoch, HybridTime, Key, LogPosition, OpId, ReplicaTabletId, Row, SourceTabletId, TableId, TableSchema,
     TransactionId, Write,
@@ -171,22 +171,17 @@ pub struct FillRequest {
     pub row: Row,
 }
 
-/// Rows of an initial copy for one tablet: they become versions at once, at a hybrid time that is the attempt's number,
-/// below every commit, and stay unseen because nothing is shown before the start fence is passed.
+/// Rows of a copy for one tablet: they become versions at once, at the copy's base, and stay unseen until the tablet hears
+/// that they are shown ([`Turn::Shown`]). Each attempt has a base of its own, so a copier that was replaced does no harm.
 #[derive(Clone, PartialEq, Debug)]
 pub struct CopyBatch {
     /// The stream whose server the rows come from.
     pub stream: SourceTabletId,
     /// The owner's epoch.
     pub owner: Epoch,
-    /// The puller's epoch.
-    pub puller: Epoch,
-    /// The attempt, from 1: also the hybrid time of the rows.
-    pub attempt: u32,
-    /// First batch of the attempt at this tablet: rows of the table that earlier attempts brought from this stream no
-    /// longer count.
-    pub first: bool,
-    /// Last one of the attempt at this tablet.
+    /// The hybrid time of the rows.
+    pub base: HybridTime,
+    /// Last batch of the copy at this tablet: cells that waited for the rows of this copy are filled now.
     pub last: bool,
     /// The table's shape.
     pub schema: TableSchema,
@@ -239,7 +234,7 @@ pub struct VersionedRow {
     pub row: Option<Row>,
     /// The commit's hybrid time.
     pub time: HybridTime,
-    /// The decision's log position; 0 for rows of an initial copy.
+    /// The decision's log position; 0 for copied rows.
     pub position: LogPosition,
     /// The stream it came from.
     pub stream: SourceTabletId,
@@ -390,7 +385,7 @@ pub trait TabletLeader: Send + Sync {
     /// The row with its unchanged cells filled. Everything that the stream carried before it must be stored here.
     async fn fill(&self, request: FillRequest) -> Result<Row, TabletError>;
 
-    /// Stores rows of an initial copy; answers once they are durable, because they come once and carry no numbers.
+    /// Stores rows of a copy; answers once they are durable, because they come once and carry no numbers.
     async fn copy_rows(&self, batch: CopyBatch) -> Result<(), TabletError>;
 
     /// Applies decisions. Idempotent by transaction: a branch that is gone was applied.

@@ -19,6 +19,17 @@ pub enum CodecError {
         /// The newest one this build knows.
         known: u8,
     },
+    /// Written by an older untorn, in a form that this one does not read.
+    #[error(
+        "format version {found} is older than {oldest}, the oldest this untorn reads; run the untorn that wrote it, or \
+         begin with an empty data_dir and a new copy"
+    )]
+    Older {
+        /// The version in the bytes.
+        found: u8,
+        /// The oldest one this build reads.
+        oldest: u8,
+    },
     /// Not what was written: too short, a wrong checksum, or no valid payload.
     #[error("damaged: {0}")]
     Damaged(String),
@@ -53,6 +64,17 @@ pub fn decode<'a, T: Deserialize<'a>>(version: u8, bytes: &'a [u8]) -> Result<T,
         return Err(CodecError::Damaged("checksum does not match".into()));
     }
     postcard::from_bytes(payload).map_err(|e| CodecError::Damaged(e.to_string()))
+}
+
+/// Refuses bytes of a version below `oldest`, by name.
+///
+/// # Errors
+/// [`CodecError::Older`].
+pub fn at_least(oldest: u8, bytes: &[u8]) -> Result<(), CodecError> {
+    match bytes.first() {
+        Some(&found) if found < oldest => Err(CodecError::Older { found, oldest }),
+        _ => Ok(()),
+    }
 }
 
 fn checksum(version: u8, payload: &[u8]) -> u32 {

@@ -33,7 +33,7 @@ impl Bench {
         let mut bench = Self { machine, checkpoints: [OpId::ZERO; 2], now: 1, round: None };
         if release != Release::CommonClock {
             for stream in [SourceTabletId(0), SourceTabletId(1)] {
-                bench.machine.handle_slot(bench.time(), stream, Epoch(1), OpId::ZERO, "").unwrap();
+                bench.machine.handle_slot(bench.time(), stream, Epoch(1), OpId::ZERO, "", &[]).unwrap();
             }
             let positions = vec![(SourceTabletId(0), OpId::ZERO), (SourceTabletId(1), OpId::ZERO)];
             let fence = Fence { before: positions.clone(), prepared: vec![], positions };
@@ -73,7 +73,7 @@ impl Bench {
         }
         self.machine.handle_durable(last);
         while let Some(output) = self.machine.poll_output() {
-            if let Output::TakeRound { begun_after } = output {
+            if let Output::TakeRound { begun_after, .. } = output {
                 self.round = Some(begun_after);
             }
         }

@@ -403,7 +403,7 @@ impl<'h> Run<'h> {
             assert!(self.checkpoints[s] >= self.acknowledged[s], "what was acknowledged will not be sent again");
             if self.settings.release != Release::CommonClock && opening.slot.is_none() {
                 let start = self.history.starts[s];
-                self.machine.handle_slot(now, stream(s), opening.puller, at(start), "").unwrap();
+                self.machine.handle_slot(now, stream(s), opening.puller, at(start), "", &[]).unwrap();
                 self.checkpoints[s] = start;
             }
         }
@@ -420,6 +420,7 @@ impl<'h> Run<'h> {
                 Output::Apply { tablet, decided } => {
                     assert!(decided.position.0 as usize <= self.log.len(), "it left before it was durable");
                     match decided.work {
+                        Work::Turn { .. } => {}
                         Work::Discard { branches } => self.discarded.extend(branches.iter().map(|b| (tablet, *b))),
                         Work::Commit { transaction, time, branches, tablets: _ } => {
                             let told = (decided.position, time, BTreeMap::new());
@@ -431,8 +432,8 @@ impl<'h> Run<'h> {
                         }
                     }
                 }
-                Output::TakeRound { begun_after } => self.round = Some((begun_after, self.source_now)),
-                Output::TakeFence => self.fence = Some(self.source_now),
+                Output::TakeRound { begun_after, .. } => self.round = Some((begun_after, self.source_now)),
+                Output::TakeFence { .. } => self.fence = Some(self.source_now),
                 Output::CheckPrepared { stream, transactions } => self.prepared.push((stream, transactions)),
                 Output::CheckRunning { stream, transactions } => self.running.push((stream, transactions)),
                 Output::Nudge { .. } => {}

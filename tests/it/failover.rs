@@ -80,6 +80,11 @@ async fn a_promoted_standby_with_the_slot_goes_on_and_its_loss_stops_the_stream_
     daemon.start();
     let cause = until_stopped(&daemon).await;
     assert!(cause.contains("slot \"shard_a\" is gone") && cause.contains("untorn recopy --tablet shard-a"), "{cause}");
+    standby.execute("INSERT INTO t VALUES (6)").await;
+    assert!(daemon.ask(&["recopy", "--tablet", "shard-a"]).status.success());
+    until_replicated(&daemon, 6).await;
+    standby.execute("INSERT INTO t VALUES (7)").await;
+    until_replicated(&daemon, 7).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -19,6 +19,7 @@ mod moved_rows;
 mod one_writer;
 mod operators;
 mod page;
+mod postgres_copies;
 mod postgres_e2e;
 mod postgres_faults;
 mod postgres_waits;

@@ -49,8 +49,10 @@ impl Inspect for Shown {
     async fn status(&self) -> Status {
         let looks = self.looks.fetch_add(1, Ordering::Relaxed);
         let micros = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() as u64;
-        let done = CopyStatus { state: CopyPhase::Done, rows: 1_200_000, total: Some(1_200_000) };
-        let running = CopyStatus { state: CopyPhase::Running, rows: 400_000, total: Some(1_600_000) };
+        let done =
+            CopyStatus { state: CopyPhase::Done, rows: 1_200_000, total: Some(1_200_000), ..CopyStatus::default() };
+        let running =
+            CopyStatus { state: CopyPhase::Running, rows: 400_000, total: Some(1_600_000), ..CopyStatus::default() };
         Status {
             ready: self.ready,
             role: Role::Leader,
@@ -59,7 +61,7 @@ impl Inspect for Shown {
             safe_time_lag_seconds: 0.042,
             held_by: self.ready.then(|| "shard-b".into()),
             streams: vec![
-                stream("shard-a", State::Running, None, done, looks * 9_000),
+                stream("shard-a", State::Running, None, done.clone(), looks * 9_000),
                 stream("shard-b", State::Stopped, Some("its slot untorn_b is gone"), done, 5),
                 stream("shard-c", State::Copying, None, running, 0),
             ],

@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 use untorn::admin::Inspect;
 use untorn::admin::inspected::Inspected;
 use untorn::applier::leader::StreamState;
-use untorn::applier::{Applier, Components, Ended, Leadership, NamedTablet, Reader, Tablets};
+use untorn::applier::{Applier, Components, CopyOptions, Ended, Leadership, NamedTablet, Reader, Tablets};
 use untorn::coordinator::{ReadPoint, Settings};
 use untorn::source::Source;
 use untorn::tablet::engine::TabletOptions;
@@ -81,6 +81,7 @@ impl World {
             tablets,
             sources: self.sources.iter().map(|source| Arc::clone(source) as Arc<dyn Source>).collect(),
             pull: None,
+            copy: CopyOptions { rate: None, parallel: 1 },
             memory_budget: 1 << 20,
             owner: "test".into(),
         }

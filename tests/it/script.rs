@@ -286,14 +286,14 @@ impl Source for ScriptedSource {
         &self.name
     }
 
-    async fn create_slot(&self, _catalog: Arc<dyn Catalog>) -> Result<Option<NewSlot>, SourceError> {
-        Ok(None)
+    async fn create_slot(&self) -> Result<NewSlot, SourceError> {
+        Ok(NewSlot { start: OpId::ZERO, identity: String::new(), snapshot: None })
     }
 
     async fn open(&self, resume: Resume, catalog: Arc<dyn Catalog>) -> Result<(Box<dyn Stream>, Keeper), SourceError> {
         assert!(resume.after >= *self.acknowledged.lock().unwrap(), "{}: what was acknowledged is gone", self.name);
         let column = |name: &str, key| Column { name: name.into(), type_name: "int8".into(), key };
-        let schema = catalog.table(TABLE, vec![column("id", true), column("balance", false)]).await?;
+        let schema = catalog.table(TABLE, vec![column("id", true), column("balance", false)], None).await?;
         let opened = self.opened.fetch_add(1, Ordering::SeqCst) as u64;
         let stream = ScriptedStream {
             script: Arc::clone(&self.script),

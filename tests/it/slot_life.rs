@@ -107,6 +107,11 @@ async fn a_lost_slot_stops_its_stream_by_name_with_the_way_back() {
     let status = daemon.until_status("the stream stops", |status| status["streams"][0]["state"] == "stopped").await;
     let cause = status["streams"][0]["cause"].as_str().unwrap();
     assert!(cause.contains("slot \"shard_a\" is lost") && cause.contains("untorn recopy --tablet shard-a"), "{cause}");
+    assert!(daemon.ask(&["recopy", "--tablet", "shard-a"]).status.success());
+    until_equal(&daemon, &shards, "public.t").await;
+    shards[0].execute("INSERT INTO t SELECT max(id) + 1 FROM t").await;
+    until_equal(&daemon, &shards, "public.t").await;
+    assert!(daemon.terminate().success());
 }
 
 #[tokio::test(flavor = "multi_thread")]

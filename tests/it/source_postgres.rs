@@ -84,8 +84,8 @@ async fn what_was_prepared_while_the_slot_was_created_comes_at_its_commit() {
     let first = postgres.connect().await;
     let first_id = execute(&first, "BEGIN; INSERT INTO accounts VALUES (1, 1); SELECT txid_current()").await;
     let creating = tokio::spawn({
-        let (source, catalog) = (source.clone(), replay.catalog.clone());
-        async move { source.create_slot(catalog).await }
+        let source = source.clone();
+        async move { source.create_slot().await }
     });
     until_slot_waits_for(&postgres, &first_id[0]).await;
     let second = postgres.connect().await;
@@ -96,7 +96,7 @@ async fn what_was_prepared_while_the_slot_was_created_comes_at_its_commit() {
     postgres.execute("BEGIN; INSERT INTO accounts VALUES (3, 3); PREPARE TRANSACTION 'late-commit'").await;
     postgres.execute("BEGIN; INSERT INTO accounts VALUES (4, 4); PREPARE TRANSACTION 'late-rollback'").await;
     execute(&second, "COMMIT").await;
-    let slot = creating.await.unwrap().unwrap().unwrap();
+    let slot = creating.await.unwrap().unwrap();
     replay.copy(slot).await;
     assert_eq!(replay.table("public.accounts"), ["1|1", "2|2"]);
     let prepared = source.prepared().await.unwrap();
@@ -443,7 +443,7 @@ fn line(error: SourceError, retry: bool) -> String {
 }
 
 async fn refused(source: &PostgresSource) -> SourceError {
-    source.create_slot(Replay::new().catalog).await.err().unwrap()
+    source.create_slot().await.err().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -467,7 +467,7 @@ async fn an_orphaned_prepared_transaction_that_blocks_the_slot_is_named() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slot_whose_copy_was_cut_off_is_created_again_and_one_in_use_is_not() {
     let (postgres, source) = server(ACCOUNTS).await;
-    drop(source.create_slot(Replay::new().catalog).await.unwrap());
+    drop(source.create_slot().await.unwrap());
     postgres.execute("INSERT INTO accounts VALUES (1, 1)").await;
     let mut replay = Replay::new();
     replay.begin(&source).await;
@@ -640,8 +640,8 @@ async fn tls_verifies_what_its_mode_asks_for() {
         let source = with(host, &parameters);
         let mut replay = Replay::new();
         let created = loop {
-            match source.create_slot(replay.catalog.clone()).await {
-                Ok(created) => break created.unwrap(),
+            match source.create_slot().await {
+                Ok(created) => break created,
                 // The session before lets go of the slot when its server process notices.
                 Err(SourceError::Retry(text)) if text.contains("in use") => {
                     tokio::time::sleep(Duration::from_millis(20)).await;

@@ -1,4 +1,5 @@
 use super::*;
+use crate::admin::RecopyError;
 use crate::admin::client::{AdminClient, ClientError};
 use crate::admin::explain::{self, Explanation};
 use crate::admin::scan::{Scan, ScanRow};
@@ -14,6 +15,14 @@ struct Fake;
 
 #[async_trait::async_trait]
 impl Inspect for Fake {
+    async fn recopy(&self, tablet: Option<&str>, table: Option<&str>) -> Result<Vec<(String, String)>, RecopyError> {
+        let (tablet, table) = (tablet.unwrap_or("shard-a"), table.unwrap_or("public.t"));
+        if tablet == "nowhere" {
+            return Err(RecopyError::Refused("no such source tablet".into()));
+        }
+        Ok(vec![(tablet.to_owned(), table.to_owned())])
+    }
+
     async fn status(&self) -> status::Status {
         status::tests::sample()
     }

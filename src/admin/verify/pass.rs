@@ -5,7 +5,7 @@ use super::run::VerifyError;
 use super::window::World;
 use crate::coordinator::ReadPoint;
 use crate::limits::PAGE_BYTES;
-use crate::source::{CopyEvent, CopyReader};
+use crate::source::CopyReader;
 use crate::tablet::{ReadRequest, TabletError, VersionedRow};
 use crate::wal::{Cell, Column, Key, TableSchema};
 use futures::future::try_join_all;
@@ -55,28 +55,19 @@ impl Table {
     /// Reads all of it: the servers each at one moment, the replica at a read point that shows all of that.
     pub(super) async fn read(&self, take: &Mutex<impl Take>) -> Result<ReadPoint, VerifyError> {
         let opened = self.world.sources.iter().map(|source| async move {
-            let Some(mut rows) = source.rows(&self.name, None).await? else { return Ok(None) };
-            // The statement runs from its first event on: here is the server's moment.
-            let begun = rows.next().await?;
-            Ok::<_, VerifyError>(begun.map(|begun| (begun, rows)))
+            // The statement runs from here on: this is the server's moment.
+            Ok::<_, VerifyError>(source.rows(&self.name, None).await?)
         });
         let opened: Vec<_> = try_join_all(opened).await?.into_iter().flatten().collect();
         let at = self.world.caught_up().await?;
-        let sources = try_join_all(opened.into_iter().map(|(begun, rows)| self.source(begun, rows, take)));
+        let sources = try_join_all(opened.into_iter().map(|rows| self.source(rows, take)));
         tokio::try_join!(sources, self.replica(at, take))?;
         Ok(at)
     }
 
-    async fn source(
-        &self,
-        begun: CopyEvent,
-        mut rows: Box<dyn CopyReader>,
-        take: &Mutex<impl Take>,
-    ) -> Result<(), VerifyError> {
-        let CopyEvent::Table { schema, .. } = begun else { return Ok(()) };
-        let columns = self.secret.columns(&schema.columns);
-        while let Some(event) = rows.next().await? {
-            let CopyEvent::Rows(page) = event else { continue };
+    async fn source(&self, mut rows: Box<dyn CopyReader>, take: &Mutex<impl Take>) -> Result<(), VerifyError> {
+        let columns = self.secret.columns(&rows.schema().columns);
+        while let Some((page, _)) = rows.next().await? {
             let count = page.len() as u64;
             let mut take = take.lock().unwrap_or_else(PoisonError::into_inner);
             for (key, row) in page {

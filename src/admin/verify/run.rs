@@ -8,7 +8,7 @@ use super::{Difference, Event, Progress, Verdict, keyless};
 use crate::applier::Inspector;
 use crate::coordinator::ReadPoint;
 use crate::limits::{VERIFY_DIFFERENCES_MAX, VERIFY_KEYS, VERIFY_SLICE_ROWS};
-use crate::source::{CopyEvent, SourceError};
+use crate::source::SourceError;
 use crate::tablet::{TabletError, VersionedRow};
 use crate::wal::Key;
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
@@ -246,11 +246,9 @@ impl Table {
     async fn describe(&mut self) -> Result<Option<u64>, VerifyError> {
         let mut total = Some(0);
         for source in &self.world.sources {
-            let Some(mut rows) = source.rows(&self.name, Some(&[])).await? else { continue };
-            if let Some(CopyEvent::Table { schema, estimate }) = rows.next().await? {
-                total = total.zip(estimate).map(|(total, more)| total + more);
-                self.columns = schema.columns;
-            }
+            let Some(rows) = source.rows(&self.name, Some(&[])).await? else { continue };
+            total = total.zip(rows.estimate()).map(|(total, more)| total + more);
+            self.columns.clone_from(&rows.schema().columns);
         }
         Ok(total)
     }
@@ -346,21 +344,14 @@ impl Table {
         let mut shown: HashMap<Key, Shown> = HashMap::new();
         for source in &self.world.sources {
             let Some(mut rows) = source.rows(&self.name, Some(keys)).await? else { continue };
-            let mut columns = None;
-            while let Some(event) = rows.next().await? {
-                match event {
-                    CopyEvent::Table { schema, .. } => columns = Some(self.secret.columns(&schema.columns)),
-                    CopyEvent::Rows(page) => {
-                        let Some(columns) = &columns else { continue };
-                        for (key, row) in page {
-                            let (key, digest) = self.digest(key, columns, &row.cells);
-                            let of = shown.entry(key).or_default();
-                            of.values.push(digest.row);
-                            of.servers.push(source.name().to_owned());
-                            of.columns = self.secret.by_column(columns, &row.cells);
-                        }
-                    }
-                    CopyEvent::End => {}
+            let columns = self.secret.columns(&rows.schema().columns);
+            while let Some((page, _)) = rows.next().await? {
+                for (key, row) in page {
+                    let (key, digest) = self.digest(key, &columns, &row.cells);
+                    let of = shown.entry(key).or_default();
+                    of.values.push(digest.row);
+                    of.servers.push(source.name().to_owned());
+                    of.columns = self.secret.by_column(&columns, &row.cells);
                 }
             }
         }

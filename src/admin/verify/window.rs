@@ -3,7 +3,7 @@
 use super::run::VerifyError;
 use crate::applier::leader::StreamState;
 use crate::applier::{Inspector, Reader};
-use crate::coordinator::{Coordinator, CopyState, ReadPoint};
+use crate::coordinator::{Coordinator, ReadPoint, TableCopy};
 use crate::limits::{VERIFY_QUIET, VERIFY_WAIT};
 use crate::source::Source;
 use crate::wal::{HybridTime, OpId, SourceTabletId, TransactionId};
@@ -43,8 +43,7 @@ impl World {
     pub(super) async fn copied_by(&self, table: &str) -> Result<Option<String>, VerifyError> {
         let table = table.to_owned();
         let look = move |coordinator: &Coordinator, _| {
-            let running =
-                |(name, state): &(String, CopyState)| *name == table && !matches!(state, CopyState::Done { .. });
+            let running = |copy: &TableCopy| copy.table == table && !copy.is_over();
             let mut live = coordinator.state().streams.iter().filter(|stream| !stream.left);
             live.find(|stream| stream.copies.iter().any(running)).map(|stream| stream.name.clone())
         };

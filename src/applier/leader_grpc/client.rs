@@ -1,14 +1,16 @@
 //! The client: a [`TransactionLeader`] that lives in another process.
 
-use super::super::leader::{LeaderError, Reported, StreamOpened, StreamState, TransactionLeader, Wanted};
+use super::super::leader::{
+    Copied, LeaderError, PullerId, Reported, StandingSlot, StreamOpened, StreamState, TransactionLeader, Wanted,
+};
 use super::convert::report_bytes;
 use super::error::from_status;
 use crate::access::{Address, BadAddress};
-use crate::coordinator::{CopyState, Report};
+use crate::coordinator::{PublishedTable, Report};
 use crate::limits::{CALL_MS, GRPC_MESSAGE_BYTES_MAX};
 use crate::proto::transaction as pb;
 use crate::proto::transaction::transaction_service_client::TransactionServiceClient;
-use crate::wal::{Column, Epoch, OpId, SourceTabletId, TableSchema, TransactionId};
+use crate::wal::{Column, Epoch, HybridTime, OpId, SourceTabletId, TableSchema, TransactionId};
 use async_trait::async_trait;
 use std::fmt::Display;
 use std::time::Duration;
@@ -79,35 +81,56 @@ impl TransactionLeader for GrpcLeader {
         stream: SourceTabletId,
         name: &str,
         columns: Vec<Column>,
+        relation: Option<u32>,
     ) -> Result<TableSchema, LeaderError> {
         let columns = columns.into_iter().map(Into::into).collect();
-        let message = pb::TableRequest { stream: stream.0, name: name.to_owned(), columns };
+        let message = pb::TableRequest { stream: stream.0, name: name.to_owned(), columns, relation };
         Ok(self.answer(self.client.clone().table(request(message)).await)?.into())
     }
 
-    async fn slot(
-        &self,
-        stream: SourceTabletId,
-        puller: Epoch,
-        start: OpId,
-        identity: &str,
-    ) -> Result<(), LeaderError> {
-        let start = Some(start.into());
-        let message = pb::SlotRequest { stream: stream.0, puller: puller.0, start, identity: identity.to_owned() };
-        let pb::SlotResponse {} = self.answer(self.client.clone().slot(request(message)).await)?;
-        Ok(())
+    async fn slot(&self, puller: PullerId, slot: StandingSlot) -> Result<HybridTime, LeaderError> {
+        let message = pb::SlotRequest {
+            stream: puller.stream.0,
+            puller: puller.epoch.0,
+            start: Some(slot.start.into()),
+            identity: slot.identity,
+            tables: slot.tables.into_iter().map(Into::into).collect(),
+        };
+        let pb::SlotResponse { base } = self.answer(self.client.clone().slot(request(message)).await)?;
+        Ok(HybridTime::from_u64(base))
     }
 
-    async fn copy(
+    async fn published(
         &self,
-        stream: SourceTabletId,
-        puller: Epoch,
-        table: &str,
-        state: CopyState,
-    ) -> Result<(), LeaderError> {
-        let state = Some(state.into());
-        let message = pb::CopyRequest { stream: stream.0, puller: puller.0, table: table.to_owned(), state };
-        let pb::CopyResponse {} = self.answer(self.client.clone().copy(request(message)).await)?;
+        puller: PullerId,
+        flushed: OpId,
+        tables: Vec<PublishedTable>,
+    ) -> Result<Vec<String>, LeaderError> {
+        let message = pb::PublishedRequest {
+            stream: puller.stream.0,
+            puller: puller.epoch.0,
+            flushed: Some(flushed.into()),
+            tables: tables.into_iter().map(Into::into).collect(),
+        };
+        Ok(self.answer(self.client.clone().published(request(message)).await)?.tables)
+    }
+
+    async fn copy_begun(&self, puller: PullerId, tables: Vec<String>) -> Result<HybridTime, LeaderError> {
+        let message = pb::CopyBegunRequest { stream: puller.stream.0, puller: puller.epoch.0, tables };
+        let pb::CopyBegunResponse { base } = self.answer(self.client.clone().copy_begun(request(message)).await)?;
+        Ok(HybridTime::from_u64(base))
+    }
+
+    async fn copied(&self, puller: PullerId, copied: Copied) -> Result<(), LeaderError> {
+        let message = pb::CopiedRequest {
+            stream: puller.stream.0,
+            puller: puller.epoch.0,
+            table: copied.table,
+            base: copied.base.to_u64(),
+            snapshot: Some(copied.snapshot.into()),
+            rows: copied.rows,
+        };
+        let pb::CopiedResponse {} = self.answer(self.client.clone().copied(request(message)).await)?;
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! Messages of `transaction.proto` to and from the contract's types.
 
 use super::super::leader::{Reported, StreamOpened, StreamState, Wanted};
-use crate::coordinator::{CopyState, FORMAT_VERSION, MappedTablet, Release, Report, TabletMap};
+use crate::coordinator::{FORMAT_VERSION, MappedTablet, PublishedColumn, PublishedTable, Release, Report, TabletMap};
 use crate::proto::transaction as pb;
 use crate::proto::wire::{Malformed, op_id, required};
 use crate::source::{OpenBranch, Resume};
@@ -18,34 +18,28 @@ pub fn report_from(bytes: &[u8]) -> Result<Report, Malformed> {
     codec::decode(FORMAT_VERSION, bytes).map_err(|fault| Malformed::new("report", fault.to_string()))
 }
 
-impl From<CopyState> for pb::CopyState {
-    fn from(state: CopyState) -> Self {
-        let state = match state {
-            CopyState::Pending => pb::copy_state::State::Pending(pb::CopyPending {}),
-            CopyState::Running { attempt, snapshot } => {
-                pb::copy_state::State::Running(pb::CopyRunning { attempt, snapshot: Some(snapshot.into()) })
-            }
-            CopyState::Done { attempt, snapshot, rows } => {
-                pb::copy_state::State::Done(pb::CopyDone { attempt, snapshot: Some(snapshot.into()), rows })
-            }
+impl From<PublishedTable> for pb::PublishedTable {
+    fn from(table: PublishedTable) -> Self {
+        let column = |column: PublishedColumn| {
+            let PublishedColumn { number, name, type_id, filled } = column;
+            pb::PublishedColumn { number: number.into(), name, type_id, filled }
         };
-        Self { state: Some(state) }
+        let PublishedTable { name, relation, columns } = table;
+        Self { name, relation, columns: columns.into_iter().map(column).collect() }
     }
 }
 
-impl TryFrom<pb::CopyState> for CopyState {
+impl TryFrom<pb::PublishedTable> for PublishedTable {
     type Error = Malformed;
 
-    fn try_from(state: pb::CopyState) -> Result<Self, Malformed> {
-        Ok(match required("copy.state", state.state)? {
-            pb::copy_state::State::Pending(pb::CopyPending {}) => Self::Pending,
-            pb::copy_state::State::Running(running) => {
-                Self::Running { attempt: running.attempt, snapshot: op_id("running.snapshot", running.snapshot)? }
-            }
-            pb::copy_state::State::Done(done) => {
-                Self::Done { attempt: done.attempt, snapshot: op_id("done.snapshot", done.snapshot)?, rows: done.rows }
-            }
-        })
+    fn try_from(table: pb::PublishedTable) -> Result<Self, Malformed> {
+        let column = |column: pb::PublishedColumn| {
+            let pb::PublishedColumn { number, name, type_id, filled } = column;
+            let number = i16::try_from(number).map_err(|_| Malformed::new("columns.number", "is out of range"))?;
+            Ok(PublishedColumn { number, name, type_id, filled })
+        };
+        let pb::PublishedTable { name, relation, columns } = table;
+        Ok(Self { name, relation, columns: columns.into_iter().map(column).collect::<Result<_, Malformed>>()? })
     }
 }
 
@@ -146,14 +140,6 @@ impl From<pb::TabletMap> for TabletMap {
     }
 }
 
-fn copied_to((table, snapshot): (String, OpId)) -> pb::CopiedTable {
-    pb::CopiedTable { table, snapshot: Some(snapshot.into()) }
-}
-
-fn copied_from(copied: pb::CopiedTable) -> Result<(String, OpId), Malformed> {
-    Ok((copied.table, op_id("copied.snapshot", copied.snapshot)?))
-}
-
 impl From<OpenBranch> for pb::OpenBranch {
     fn from(branch: OpenBranch) -> Self {
         let OpenBranch { transaction, label, opened, records, applying } = branch;
@@ -182,9 +168,7 @@ impl From<StreamOpened> for pb::OpenStreamResponse {
             identity: resume.identity,
             after: Some(resume.after.into()),
             open_branches: resume.open_branches.into_iter().map(Into::into).collect(),
-            copied: resume.copied.into_iter().map(copied_to).collect(),
         };
-        let copy = |(table, state): (String, CopyState)| pb::TableCopy { table, state: Some(state.into()) };
         let stored = |(tablet, stored): (ReplicaTabletId, OpId)| pb::StoredMark {
             tablet: tablet.0,
             stored: Some(stored.into()),
@@ -202,7 +186,6 @@ impl From<StreamOpened> for pb::OpenStreamResponse {
                 .collect(),
             release: release_to(opened.release).into(),
             slot_stands: opened.slot_stands,
-            copies: opened.copies.into_iter().map(copy).collect(),
             resume: Some(resume),
             stored: opened.stored.into_iter().map(stored).collect(),
         }
@@ -220,10 +203,6 @@ impl TryFrom<pb::OpenStreamResponse> for StreamOpened {
             identity: resume.identity,
             after: op_id("resume.after", resume.after)?,
             open_branches: resume.open_branches.into_iter().map(OpenBranch::try_from).collect::<Result<_, _>>()?,
-            copied: resume.copied.into_iter().map(copied_from).collect::<Result<_, _>>()?,
-        };
-        let copy = |copy: pb::TableCopy| -> Result<(String, CopyState), Malformed> {
-            Ok((copy.table, required("copies.state", copy.state)?.try_into()?))
         };
         let stored = |mark: pb::StoredMark| -> Result<(ReplicaTabletId, OpId), Malformed> {
             Ok((ReplicaTabletId(mark.tablet), op_id("stored.stored", mark.stored)?))
@@ -237,7 +216,6 @@ impl TryFrom<pb::OpenStreamResponse> for StreamOpened {
             streams: response.streams.into_iter().map(|named| (named.name, SourceTabletId(named.stream))).collect(),
             release: release_from(response.release)?,
             slot_stands: response.slot_stands,
-            copies: response.copies.into_iter().map(copy).collect::<Result<_, _>>()?,
             resume,
             stored: response.stored.into_iter().map(stored).collect::<Result<_, _>>()?,
         })

@@ -1,10 +1,12 @@
 //! A leader behind the service and its client is the leader itself, its errors included.
 
-use super::super::leader::{LeaderError, Reported, StreamOpened, StreamState, TransactionLeader, Wanted};
+use super::super::leader::{
+    Copied, LeaderError, PullerId, Reported, StandingSlot, StreamOpened, StreamState, TransactionLeader, Wanted,
+};
 use super::convert::{report_bytes, report_from};
 use super::error::from_status;
 use super::{GrpcLeader, transaction_service};
-use crate::coordinator::{CopyState, Fact, MappedTablet, Release, Report, TabletMap};
+use crate::coordinator::{Fact, MappedTablet, PublishedColumn, PublishedTable, Release, Report, TabletMap};
 use crate::proto::transaction as pb;
 use crate::source::{OpenBranch, Resume};
 use crate::wal::{
@@ -28,13 +30,22 @@ struct Told {
     refuses_with: Option<LeaderError>,
     reports: Mutex<Vec<Report>>,
     states: Mutex<Vec<StreamState>>,
-    copies: Mutex<Vec<CopyState>>,
+    copies: Mutex<Vec<Copied>>,
+    published: Mutex<Vec<PublishedTable>>,
 }
 
 impl Told {
     fn answer<T>(&self, value: T) -> Result<T, LeaderError> {
         self.refuses_with.clone().map_or(Ok(value), Err)
     }
+}
+
+const PULLER: PullerId = PullerId { stream: SourceTabletId(3), epoch: Epoch(8) };
+
+fn standing() -> StandingSlot {
+    let column = PublishedColumn { number: 3, name: "id".to_owned(), type_id: 20, filled: true };
+    let table = PublishedTable { name: "public.a".to_owned(), relation: 16_384, columns: vec![column] };
+    StandingSlot { start: OpId::new(1, 1), identity: "7340".to_owned(), tables: vec![table] }
 }
 
 fn opened() -> StreamOpened {
@@ -55,13 +66,11 @@ fn opened() -> StreamOpened {
         streams: vec![("shard-a".into(), SourceTabletId(3)), ("shard-b".into(), SourceTabletId(4))],
         release: Release::Ordered,
         slot_stands: true,
-        copies: vec![("public.a".to_owned(), CopyState::Done { attempt: 1, snapshot: OpId::new(1, 2), rows: 3 })],
         resume: Resume {
             stream: SourceTabletId(3),
             identity: "7340".to_owned(),
             after: OpId::new(4, 0),
             open_branches: vec![branch],
-            copied: vec![("public.a".to_owned(), OpId::new(1, 2))],
         },
         stored: vec![(ReplicaTabletId(1), OpId::new(4, 0))],
     }
@@ -94,16 +103,33 @@ impl TransactionLeader for Told {
         self.answer(reported)
     }
 
-    async fn table(&self, _: SourceTabletId, name: &str, columns: Vec<Column>) -> Result<TableSchema, LeaderError> {
-        self.answer(TableSchema { table: TableId(1), name: name.to_owned(), version: 2, columns })
+    async fn table(
+        &self,
+        _: SourceTabletId,
+        name: &str,
+        columns: Vec<Column>,
+        relation: Option<u32>,
+    ) -> Result<TableSchema, LeaderError> {
+        self.answer(TableSchema { table: TableId(1), name: name.to_owned(), version: relation.unwrap_or(2), columns })
     }
 
-    async fn slot(&self, _: SourceTabletId, _: Epoch, _: OpId, _: &str) -> Result<(), LeaderError> {
-        self.answer(())
+    async fn slot(&self, puller: PullerId, slot: StandingSlot) -> Result<HybridTime, LeaderError> {
+        assert_eq!((puller, slot), (PULLER, standing()));
+        self.answer(HybridTime::from_u64(7))
     }
 
-    async fn copy(&self, _: SourceTabletId, _: Epoch, _: &str, state: CopyState) -> Result<(), LeaderError> {
-        self.copies.lock().unwrap().push(state);
+    async fn published(&self, _: PullerId, _: OpId, tables: Vec<PublishedTable>) -> Result<Vec<String>, LeaderError> {
+        let names = tables.iter().map(|table| table.name.clone()).collect();
+        self.published.lock().unwrap().extend(tables);
+        self.answer(names)
+    }
+
+    async fn copy_begun(&self, _: PullerId, tables: Vec<String>) -> Result<HybridTime, LeaderError> {
+        self.answer(HybridTime::from_u64(tables.len() as u64))
+    }
+
+    async fn copied(&self, _: PullerId, copied: Copied) -> Result<(), LeaderError> {
+        self.copies.lock().unwrap().push(copied);
         self.answer(())
     }
 
@@ -148,9 +174,15 @@ async fn everything_comes_through() {
     assert_eq!(leader.report(report(0)).await, Ok(reported));
     assert_eq!(*told.reports.lock().unwrap(), [report(0)]);
     let columns = vec![Column { name: "id".to_owned(), type_name: "int8".to_owned(), key: true }];
-    let table = leader.table(SourceTabletId(3), "public.a", columns.clone()).await.unwrap();
-    assert_eq!((table.name, table.version, table.columns), ("public.a".to_owned(), 2, columns));
-    leader.slot(SourceTabletId(3), Epoch(8), OpId::new(1, 1), "7340").await.unwrap();
+    for (relation, version) in [(None, 2), (Some(7), 7)] {
+        let table = leader.table(SourceTabletId(3), "public.a", columns.clone(), relation).await.unwrap();
+        assert_eq!((table.name, table.version, table.columns), ("public.a".to_owned(), version, columns.clone()));
+    }
+    assert_eq!(leader.slot(PULLER, standing()).await, Ok(HybridTime::from_u64(7)));
+    let StandingSlot { tables, .. } = standing();
+    assert_eq!(leader.published(PULLER, OpId::new(9, 9), tables.clone()).await, Ok(vec!["public.a".to_owned()]));
+    assert_eq!(*told.published.lock().unwrap(), tables);
+    assert_eq!(leader.copy_begun(PULLER, vec!["public.a".to_owned()]).await, Ok(HybridTime::from_u64(1)));
     let states = [
         StreamState::NotPolled,
         StreamState::Copying { rows: 1, total: None },
@@ -165,15 +197,9 @@ async fn everything_comes_through() {
     }
     assert_eq!(*told.states.lock().unwrap(), states);
     let snapshot = OpId::new(9, 9);
-    let copies = [
-        CopyState::Pending,
-        CopyState::Running { attempt: 2, snapshot },
-        CopyState::Done { attempt: 2, snapshot, rows: 7 },
-    ];
-    for copy in copies {
-        leader.copy(SourceTabletId(3), Epoch(8), "public.a", copy).await.unwrap();
-    }
-    assert_eq!(*told.copies.lock().unwrap(), copies);
+    let copied = Copied { table: "public.a".to_owned(), base: HybridTime::from_u64(1), snapshot, rows: 7 };
+    leader.copied(PULLER, copied.clone()).await.unwrap();
+    assert_eq!(*told.copies.lock().unwrap(), [copied]);
     assert_eq!(leader.transaction_record(TransactionId(5)).await, Ok(Some(record())));
     assert_eq!(leader.transaction_record(TransactionId(6)).await, Ok(None));
 }
@@ -230,7 +256,7 @@ proptest! {
             let _ = report_from(&bytes);
             let _ = pb::OpenStreamResponse::decode(&bytes[..]).map(StreamOpened::try_from);
             let _ = pb::ReportResponse::decode(&bytes[..]).map(Reported::try_from);
-            let _ = pb::CopyState::decode(&bytes[..]).map(CopyState::try_from);
+            let _ = pb::PublishedTable::decode(&bytes[..]).map(PublishedTable::try_from);
             let _ = pb::StreamState::decode(&bytes[..]).map(StreamState::try_from);
             from_status(&Status::with_details(Code::Aborted, "", bytes.into()));
         }

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use toml::Value;
 
 impl Build<'_> {
     pub(super) fn source(&mut self, section: &Section<'_>) -> SourceConfig {
@@ -25,7 +26,7 @@ impl Build<'_> {
             }
         }
         if kind == Some("cdc") {
-            let foreign = ["gid_pattern", "clock_skew", "include", "exclude", "rename"];
+            let foreign = ["gid_pattern", "clock_skew", "include", "exclude", "rename", "copy_rate", "copy_parallel"];
             self.foreign(section, &foreign, "source.kind = \"postgres\"");
         }
         if tablets.len() > limits::STREAMS_MAX {
@@ -42,11 +43,25 @@ impl Build<'_> {
             Some("postgres") => SourceConfig::Postgres(PostgresSourceConfig {
                 gid_pattern: self.gid_pattern(section),
                 clock_skew: self.duration(section, "clock_skew", Duration::from_millis(500)),
+                copy_rate: section.text("copy_rate").map(|_| self.size(section, "copy_rate", 1)),
+                copy_parallel: self.copy_parallel(section),
                 tablets: self.postgres_tablets(section, &tablets),
             }),
             _ => SourceConfig::None,
         }
         .none_without_tablets()
+    }
+
+    fn copy_parallel(&mut self, section: &Section<'_>) -> usize {
+        let asked = section.get("copy_parallel").and_then(Value::as_integer).unwrap_or(limits::COPY_PARALLEL as i64);
+        usize::try_from(asked)
+            .ok()
+            .filter(|parallel| (1..=limits::COPY_PARALLEL_MAX).contains(parallel))
+            .unwrap_or_else(|| {
+                let what = format!("is {asked}, and 1 to {} are possible", limits::COPY_PARALLEL_MAX);
+                self.faults.push(&section.key("copy_parallel"), what, "give a number in that range");
+                limits::COPY_PARALLEL
+            })
     }
 
     fn cdc_tablet(&mut self, tablet: &Section<'_>) -> CdcTabletConfig {

@@ -205,7 +205,7 @@ impl Decoder {
             return Err(Fault::Record(fault));
         }
         let columns: Vec<Column> = schema.columns.iter().cloned().map(Column::from).collect();
-        let numbered = self.catalog.table(&schema.table, columns).await.map_err(Fault::Catalog)?;
+        let numbered = self.catalog.table(&schema.table, columns, None).await.map_err(Fault::Catalog)?;
         let keys = schema.columns.iter().filter(|column| column.key).count();
         let shape = KnownShape { version: numbered.version, columns: schema.columns, keys };
         let table = self.tables.entry(schema.table);

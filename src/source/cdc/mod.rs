@@ -11,7 +11,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-use super::{Catalog, CopyEvent, CopyReader, Keeper, NewSlot, Prepared, Resume, Source, SourceError, Stream};
+use super::{Catalog, Keeper, NewSlot, Prepared, Resume, Source, SourceError, Stream};
 use crate::access::{Address, BadAddress, ClientKeys};
 use crate::limits::{CALL_MS, CHECK_TRANSACTIONS_MAX, GRPC_MESSAGE_BYTES_MAX};
 use crate::proto::cdc as pb;
@@ -72,16 +72,6 @@ impl CdcSource {
     }
 }
 
-/// The copy of a source that keeps every record.
-struct NothingToCopy;
-
-#[async_trait]
-impl CopyReader for NothingToCopy {
-    async fn next(&mut self) -> Result<Option<CopyEvent>, SourceError> {
-        Ok(None)
-    }
-}
-
 #[async_trait]
 impl Source for CdcSource {
     fn name(&self) -> &str {
@@ -91,9 +81,9 @@ impl Source for CdcSource {
     /// A CDC service keeps its records from the first on, or says that they are gone: there is nothing to copy. What is
     /// made is the reader's name, for which it keeps its records from then on. It stands in the log, so that it is the
     /// same whichever process pulls the stream: one more name would keep records that nobody reads.
-    async fn create_slot(&self, _: Arc<dyn Catalog>) -> Result<Option<NewSlot>, SourceError> {
+    async fn create_slot(&self) -> Result<NewSlot, SourceError> {
         let identity = format!("untorn-{:016x}", rand::rngs::SmallRng::from_os_rng().next_u64());
-        Ok(Some(NewSlot { start: OpId::ZERO, identity, copy: Box::new(NothingToCopy) }))
+        Ok(NewSlot { start: OpId::ZERO, identity, snapshot: None })
     }
 
     async fn open(&self, resume: Resume, catalog: Arc<dyn Catalog>) -> Result<(Box<dyn Stream>, Keeper), SourceError> {

@@ -36,7 +36,7 @@ struct Numbering(Mutex<Vec<TableSchema>>);
 
 #[async_trait]
 impl Catalog for Numbering {
-    async fn table(&self, name: &str, columns: Vec<Column>) -> Result<TableSchema, SourceError> {
+    async fn table(&self, name: &str, columns: Vec<Column>, _: Option<u32>) -> Result<TableSchema, SourceError> {
         let mut tables = self.0.lock().unwrap();
         let of_name = || tables.iter().filter(|known| known.name == name);
         if let Some(known) = of_name().find(|known| known.columns == columns) {
@@ -286,8 +286,8 @@ async fn one_batch_is_prefetched_and_no_more() {
 async fn the_readers_name_is_the_slots_and_every_slot_has_its_own() {
     let (source, service) = scripted(Vec::new()).await;
     let made = |source: CdcSource| async move {
-        let mut slot = source.create_slot(Arc::new(Numbering::default())).await.unwrap().unwrap();
-        assert!(slot.copy.next().await.unwrap().is_none());
+        let slot = source.create_slot().await.unwrap();
+        assert!(slot.snapshot.is_none());
         (slot.start, slot.identity)
     };
     let another = source_at("http://127.0.0.1:1");

@@ -22,11 +22,10 @@
 //! and such a row at the head of one, when everything before it has gone out.
 //!
 //! **Copied tables.** The slot's own snapshot waits for every running and prepared transaction, so whatever the slot
-//! sends committed above it, and nothing is dropped. A table that is copied again has a snapshot inside the stream:
-//! writes of transactions that *commit* at or below it are in the copy and are dropped here. For an ordinary commit its
-//! BEGIN tells. For a branch it is the position of its COMMIT PREPARED that counts, never its PREPARE's (trace 29), and
-//! that is not known yet when its records must go out; whoever copies a table again therefore chooses a snapshot that
-//! no prepared or streamed transaction of that table reaches across, and one that does stops the stream by name.
+//! sends committed above it. A table that is copied again has a snapshot inside the stream: what committed at or below it
+//! is in the copy and is sent all the same. A branch's records must go out at its PREPARE, when the position of its COMMIT
+//! PREPARED, which decides that, is not known (trace 29); and applied above the copied rows they change nothing
+//! ([`crate::coordinator`], copies). So nothing is dropped here.
 
 use super::gid::GidPattern;
 use super::transaction::{Transaction, begins_chunk};
@@ -63,13 +62,6 @@ pub struct Change {
     pub sub_xid: u32,
 }
 
-/// A transaction that is sent whole, from its BEGIN to its end.
-struct Current {
-    transaction: Transaction,
-    /// Where the commit record begins, for an ordinary transaction.
-    commits_at: Option<u64>,
-}
-
 /// Assembles one connection's messages. Feed it in order; take what is ready with [`Assembler::poll`].
 pub struct Assembler {
     name: String,
@@ -80,7 +72,8 @@ pub struct Assembler {
     position: u64,
     branches: HashMap<String, Open>,
     late: HashMap<String, Late>,
-    current: Option<Current>,
+    /// The transaction that is being sent whole, from its BEGIN to its end.
+    current: Option<Transaction>,
     streamed: HashMap<u32, Transaction>,
     /// The streamed transaction whose block is being sent.
     block: Option<u32>,
@@ -89,8 +82,6 @@ pub struct Assembler {
     /// Shapes that no record has said yet. The next branch says them: replica tablets fill unchanged cells by the names
     /// of columns, across versions.
     unsaid: Vec<TableSchema>,
-    /// Tables whose copy's snapshot lies above the resume position.
-    copied: HashMap<String, u64>,
     batch: SourceBatch,
     head: OpId,
     /// The server's clock when a keepalive moved the position last.
@@ -110,7 +101,6 @@ impl Assembler {
             let gid = branch.label.clone().unwrap_or_else(id);
             (gid, Open { transaction: branch.transaction.clone(), opened: branch.opened })
         });
-        let copied = resume.copied.iter().filter(|(_, at)| at.term > resume.after.term);
         Self {
             name: name.to_owned(),
             stream: resume.stream,
@@ -124,7 +114,6 @@ impl Assembler {
             block: None,
             relations: HashMap::new(),
             unsaid: Vec::new(),
-            copied: copied.map(|(table, at)| (table.clone(), at.term)).collect(),
             batch: SourceBatch { upto: resume.after, ..SourceBatch::default() },
             head: OpId::ZERO,
             moved_at: None,
@@ -185,8 +174,8 @@ impl Assembler {
     pub fn message(&mut self, change: Change, sent_at: HybridTime, message: Message) -> Result<(), String> {
         self.batch.sent_at = self.batch.sent_at.max(sent_at);
         match message {
-            Message::Begin { final_lsn, xid, .. } => self.begin(xid, Some(final_lsn)),
-            Message::BeginPrepare { xid, .. } => self.begin(xid, None),
+            Message::Begin { xid, .. } => self.begin(xid),
+            Message::BeginPrepare { xid, .. } => self.begin(xid),
             Message::Commit { end_lsn, timestamp, .. } => {
                 let transaction = self.take_current("COMMIT")?;
                 self.commit(transaction, end_lsn, super::decode::time(timestamp))
@@ -268,9 +257,9 @@ impl Assembler {
         }
     }
 
-    fn begin(&mut self, xid: u32, commits_at: Option<u64>) -> Result<(), String> {
+    fn begin(&mut self, xid: u32) -> Result<(), String> {
         self.nothing_under_way(xid)?;
-        self.current = Some(Current { transaction: Transaction::new(xid), commits_at });
+        self.current = Some(Transaction::new(xid));
         Ok(())
     }
 
@@ -282,17 +271,9 @@ impl Assembler {
     }
 
     fn write(&mut self, sub_xid: u32, shape: &Shape, key: Key, op: WriteOp) -> Result<(), String> {
-        let copied = self.copied.get(&shape.schema.name).copied().unwrap_or(0);
-        let commits_at = self.current.as_ref().and_then(|current| current.commits_at);
         let in_block = self.block.is_some();
         let connection = self.connection;
         let transaction = self.transaction(shape)?;
-        match commits_at {
-            // A commit record that begins below the snapshot also ends there.
-            Some(commits_at) if commits_at < copied => return Ok(()),
-            Some(_) => {}
-            None => transaction.copied = transaction.copied.max(copied),
-        }
         let sub_xid = if in_block { sub_xid } else { transaction.xid() };
         let before = if begins_chunk(&op) { transaction.take_chunks(connection) } else { Vec::new() };
         transaction.push(sub_xid, shape.schema.table, key, op);
@@ -306,7 +287,7 @@ impl Assembler {
     fn transaction(&mut self, shape: &Shape) -> Result<&mut Transaction, String> {
         let transaction = match self.block {
             Some(xid) => self.streamed.get_mut(&xid),
-            None => self.current.as_mut().map(|current| &mut current.transaction),
+            None => self.current.as_mut(),
         };
         transaction.ok_or_else(|| format!("a change of {} outside a transaction", shape.schema.name))
     }
@@ -386,12 +367,6 @@ impl Assembler {
         prepared_at: Option<HybridTime>,
         gid: Option<&str>,
     ) -> Result<u64, String> {
-        if end <= transaction.copied {
-            return Err(format!(
-                "transaction {id} ends at {}, inside the copy of one of its tables; copy that table again",
-                super::decode::lsn(end)
-            ));
-        }
         if transaction.is_staged() {
             self.stage(&mut transaction);
         }
@@ -440,8 +415,7 @@ impl Assembler {
     }
 
     fn take_current(&mut self, what: &str) -> Result<Transaction, String> {
-        let current = self.current.take().ok_or_else(|| format!("{what} without a transaction"))?;
-        Ok(current.transaction)
+        self.current.take().ok_or_else(|| format!("{what} without a transaction"))
     }
 
     fn take_streamed(&mut self, xid: u32, what: &str) -> Result<Transaction, String> {

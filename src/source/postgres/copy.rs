@@ -1,133 +1,158 @@
-//! The initial copy: the publication's tables, one after the other, from the slot's snapshot.
+//! Copies of the publication's tables, from a snapshot that a slot's creation left.
 
 use super::relation::{self, Published};
-use super::rules::TableRules;
+use super::rules::{Renaming, TableRules};
 use super::tuple::Shape;
 use crate::limits::PAGE_BYTES;
-use crate::postgres::{Sql, Target, quote};
-use crate::source::{Catalog, CopyEvent, CopyReader, SourceError};
-use crate::wal::{Cell, Key, Row};
+use crate::postgres::{Failure, Sql, Target, literal, quote};
+use crate::source::{Catalog, CopyReader, Snapshot, SnapshotTable, SourceError};
+use crate::wal::{Cell, Key, OpId, Row, TableSchema};
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use tokio_postgres::CopyOutStream;
 
-/// A running copy. It reads in one transaction, which sees the slot's snapshot for as long as it lasts.
-pub struct Copy {
+/// What a slot's creation left: a transaction that sees exactly what had committed at its position. Readers take the
+/// same snapshot over, each in a session of its own.
+pub struct PostgresSnapshot {
     target: Target,
-    sql: Sql,
-    publication: String,
+    position: u64,
+    /// It was taken with the slot that the stream is read from, so nothing that is in it comes by the stream too.
+    own_slot: bool,
+    /// The snapshot's name, by which other sessions take it over while the holder's transaction lasts.
+    name: String,
     rules: Arc<TableRules>,
-    catalog: Arc<dyn Catalog>,
-    /// The tables to come; `None` before they were asked for.
-    tables: Option<VecDeque<Published>>,
-    current: Option<Table>,
+    published: Vec<Published>,
+    tables: Vec<SnapshotTable>,
+    _holder: Mutex<Sql>,
 }
 
-/// A table that is being read.
-struct Table {
+impl PostgresSnapshot {
+    /// From a session in a transaction that sees the snapshot.
+    ///
+    /// # Errors
+    /// What the server said.
+    pub async fn new(
+        target: Target,
+        mut holder: Sql,
+        publication: &str,
+        rules: Arc<TableRules>,
+        position: u64,
+        own_slot: bool,
+    ) -> Result<Self, SourceError> {
+        let label = target.label();
+        let at = |failure: Failure| failure.at(&label);
+        let mut published = relation::published(&mut holder, publication).await.map_err(at)?;
+        relation::keep(&mut published, &rules).map_err(|clash| SourceError::Stop(format!("{label}: {clash}")))?;
+        holder.text("SET idle_in_transaction_session_timeout = 0").await.map_err(at)?;
+        let name = holder.text("SELECT pg_catalog.pg_export_snapshot()").await.map_err(at)?.unwrap_or_default();
+        let tables =
+            published.iter().map(|table| SnapshotTable { published: table.described(), estimate: table.estimate });
+        let tables = tables.collect();
+        Ok(Self { target, position, own_slot, name, rules, published, tables, _holder: Mutex::new(holder) })
+    }
+}
+
+#[async_trait]
+impl Snapshot for PostgresSnapshot {
+    fn position(&self) -> OpId {
+        OpId::end_of_term(self.position)
+    }
+
+    fn tables(&self) -> &[SnapshotTable] {
+        &self.tables
+    }
+
+    async fn read(&self, table: &str, catalog: Arc<dyn Catalog>) -> Result<Box<dyn CopyReader>, SourceError> {
+        let label = self.target.label();
+        let found = self.published.iter().find(|published| published.name == table);
+        let Some(published) = found else {
+            return Err(SourceError::Retry(format!("{label}: table {table} has left the publication")));
+        };
+        let mut sql = self.target.session().await?;
+        let begin = format!(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
+            literal(&self.name)
+        );
+        sql.text(&begin).await.map_err(|failure| failure.at(&label))?;
+        let catalog = Renaming { catalog, rules: Arc::clone(&self.rules) };
+        let reader = Reader::begin(self.target.clone(), sql, published.clone(), &catalog).await?;
+        if reader.shape.keyless() && !self.own_slot {
+            return Err(SourceError::Stop(format!("{label}: {}", published.relation.uncopied())));
+        }
+        Ok(Box::new(reader))
+    }
+}
+
+/// A table that is being read, in one statement.
+pub struct Reader {
+    target: Target,
+    sql: Sql,
     shape: Shape,
     /// `None` once the last row came.
     rows: Option<Pin<Box<CopyOutStream>>>,
     /// The beginning of a line whose end has not come.
     partial: BytesMut,
     count: u64,
+    estimate: Option<u64>,
 }
 
-impl Copy {
-    /// From a session in a transaction that sees the snapshot.
-    #[must_use]
-    pub fn new(
+impl Reader {
+    /// Begins the statement: what it reads is what the session's transaction sees now.
+    ///
+    /// # Errors
+    /// What the server or the catalog said.
+    pub async fn begin(
         target: Target,
-        sql: Sql,
-        publication: String,
-        rules: Arc<TableRules>,
-        catalog: Arc<dyn Catalog>,
-    ) -> Self {
-        Self { target, sql, publication, rules, catalog, tables: None, current: None }
-    }
-
-    /// Of these tables only, each in a statement of its own.
-    #[must_use]
-    pub fn of(
-        target: Target,
-        sql: Sql,
-        publication: String,
-        catalog: Arc<dyn Catalog>,
-        tables: impl Into<VecDeque<Published>>,
-    ) -> Self {
-        Self { tables: Some(tables.into()), ..Self::new(target, sql, publication, Arc::default(), catalog) }
-    }
-
-    async fn begin(&mut self, table: Published) -> Result<CopyEvent, SourceError> {
-        let label = self.target.label();
+        mut sql: Sql,
+        table: Published,
+        catalog: &dyn Catalog,
+    ) -> Result<Self, SourceError> {
+        let label = target.label();
         let columns: Vec<String> = table.relation.columns.iter().map(|column| quote(&column.name)).collect();
         // ONLY: a table that inherits is published by itself.
         let only = if table.partitioned { "" } else { "ONLY " };
         let filter = table.filter.map(|filter| format!(" WHERE {filter}")).unwrap_or_default();
         let source = format!("SELECT {} FROM {only}{}{filter}", columns.join(", "), table.relation.quoted());
-        let shape = table.relation.shape(&mut self.sql, &label, self.catalog.as_ref()).await?;
-        let rows =
-            self.sql.copy_out(&format!("COPY ({source}) TO STDOUT")).await.map_err(|failure| failure.at(&label))?;
-        let schema = shape.schema.clone();
-        self.current = Some(Table { shape, rows: Some(rows), partial: BytesMut::new(), count: 0 });
-        Ok(CopyEvent::Table { schema, estimate: table.estimate })
-    }
-
-    /// The next page of the current table; empty at its end.
-    async fn page(&mut self) -> Result<Vec<(Key, Row)>, SourceError> {
-        let label = self.target.label();
-        let (mut page, mut bytes) = (Vec::new(), 0);
-        let Some(table) = &mut self.current else { return Ok(page) };
-        while let Some(rows) = table.rows.as_mut().filter(|_| bytes < PAGE_BYTES || page.is_empty()) {
-            let Some(piece) = self.sql.next_copied(rows).await.map_err(|failure| failure.at(&label))? else {
-                table.rows = None;
-                break;
-            };
-            bytes += piece.len();
-            for line in lines(&mut table.partial, piece) {
-                let number = table.count;
-                let invented = || invented_key(self.target.name(), number);
-                // A table without columns has empty lines, as one empty text has.
-                let none = table.shape.schema.columns.is_empty();
-                let row = if none { Ok(Vec::new()) } else { cells(&line) };
-                let row = row.and_then(|cells| table.shape.copied(cells, invented));
-                let damage = |e| SourceError::Stop(format!("{label}: copying {}: {e}", table.shape.schema.name));
-                page.push(row.map_err(damage)?);
-                table.count += 1;
-            }
-        }
-        Ok(page)
+        let shape = table.relation.shape(&mut sql, &label, catalog, None).await?;
+        let rows = sql.copy_out(&format!("COPY ({source}) TO STDOUT")).await.map_err(|failure| failure.at(&label))?;
+        Ok(Self { target, sql, shape, rows: Some(rows), partial: BytesMut::new(), count: 0, estimate: table.estimate })
     }
 }
 
 #[async_trait]
-impl CopyReader for Copy {
-    async fn next(&mut self) -> Result<Option<CopyEvent>, SourceError> {
-        if self.current.is_some() {
-            let page = self.page().await?;
-            if page.is_empty() {
-                self.current = None;
-                return Ok(Some(CopyEvent::End));
+impl CopyReader for Reader {
+    fn estimate(&self) -> Option<u64> {
+        self.estimate
+    }
+
+    fn schema(&self) -> &TableSchema {
+        &self.shape.schema
+    }
+
+    async fn next(&mut self) -> Result<Option<(Vec<(Key, Row)>, usize)>, SourceError> {
+        let label = self.target.label();
+        let (mut page, mut bytes) = (Vec::new(), 0);
+        while let Some(rows) = self.rows.as_mut().filter(|_| bytes < PAGE_BYTES || page.is_empty()) {
+            let Some(piece) = self.sql.next_copied(rows).await.map_err(|failure| failure.at(&label))? else {
+                self.rows = None;
+                break;
+            };
+            bytes += piece.len();
+            for line in lines(&mut self.partial, piece) {
+                let number = self.count;
+                let invented = || invented_key(self.target.name(), number);
+                // A table without columns has empty lines, as one empty text has.
+                let none = self.shape.schema.columns.is_empty();
+                let row = if none { Ok(Vec::new()) } else { cells(&line) };
+                let row = row.and_then(|cells| self.shape.copied(cells, invented));
+                let damage = |e| SourceError::Stop(format!("{label}: copying {}: {e}", self.shape.schema.name));
+                page.push(row.map_err(damage)?);
+                self.count += 1;
             }
-            return Ok(Some(CopyEvent::Rows(page)));
         }
-        let tables = match &mut self.tables {
-            Some(tables) => tables,
-            None => {
-                let label = self.target.label();
-                let asked = relation::published(&mut self.sql, &self.publication).await;
-                let mut found = asked.map_err(|failure| failure.at(&label))?;
-                relation::keep(&mut found, &self.rules).map_err(|e| SourceError::Stop(format!("{label}: {e}")))?;
-                self.tables.insert(found.into())
-            }
-        };
-        match tables.pop_front() {
-            Some(table) => self.begin(table).await.map(Some),
-            None => Ok(None),
-        }
+        Ok((!page.is_empty()).then_some((page, bytes)))
     }
 }
 

@@ -27,15 +27,18 @@ pub use gid::GidPattern;
 pub use retention::Dropped;
 pub use rules::{Pattern, Rename, TableRules};
 
-use super::{Catalog, CopyReader, Keeper, NewSlot, Prepared, Resume, Source, SourceError};
+use super::{Catalog, CopyReader, Keeper, NewSlot, Prepared, Resume, Snapshot, Source, SourceError};
+use crate::coordinator::PublishedTable;
 use crate::flow::Retention;
 use crate::limits;
 use crate::postgres::{Failure, Sql, Target};
 use crate::wal::{HybridTime, Key, OpId, SourceTransactionId};
 use assemble::Assembler;
 use async_trait::async_trait;
+use copy::PostgresSnapshot;
 use failover::Identity;
 use rand::{RngCore, SeedableRng};
+use relation::Published;
 use rules::Renaming;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -118,6 +121,13 @@ impl PostgresSource {
         Arc::new(Renaming { catalog, rules: Arc::clone(&self.options.tables) })
     }
 
+    /// What a slot's creation left, to be read from.
+    async fn take(&self, holder: Sql, position: u64, own_slot: bool) -> Result<Box<dyn Snapshot>, SourceError> {
+        let Options { publication, tables, .. } = &self.options;
+        let (target, rules) = (self.target.clone(), Arc::clone(tables));
+        Ok(Box::new(PostgresSnapshot::new(target, holder, publication, rules, position, own_slot).await?))
+    }
+
     fn positions(&self) -> std::sync::MutexGuard<'_, Arc<Positions>> {
         self.positions.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
@@ -129,13 +139,28 @@ impl Source for PostgresSource {
         self.target.name()
     }
 
-    async fn create_slot(&self, catalog: Arc<dyn Catalog>) -> Result<Option<NewSlot>, SourceError> {
+    async fn create_slot(&self) -> Result<NewSlot, SourceError> {
         let Options { publication, slot, slot_lock_timeout, .. } = &self.options;
         let created = slot::create(&self.target, publication, slot, *slot_lock_timeout, &self.unfinished).await?;
-        let (catalog, rules) = (self.renaming(catalog), Arc::clone(&self.options.tables));
-        let copy = copy::Copy::new(self.target.clone(), created.snapshot, publication.clone(), rules, catalog);
-        let start = OpId::end_of_term(created.start);
-        Ok(Some(NewSlot { start, identity: created.identity, copy: Box::new(copy) }))
+        let (start, holder) = (created.start, created.snapshot);
+        let snapshot = self.take(holder, start, true).await?;
+        Ok(NewSlot { start: OpId::end_of_term(start), identity: created.identity, snapshot: Some(snapshot) })
+    }
+
+    async fn snapshot(&self) -> Result<Box<dyn Snapshot>, SourceError> {
+        let slot = format!("untorn_copy_{:016x}", rand::rngs::SmallRng::from_os_rng().next_u64());
+        let created = slot::snapshot(&self.target, &slot, self.options.slot_lock_timeout).await?;
+        self.take(created.snapshot, created.start, false).await
+    }
+
+    async fn publication(&self) -> Result<Option<(Vec<PublishedTable>, OpId)>, SourceError> {
+        let Options { publication, tables: rules, .. } = &self.options;
+        let mut look = self.ask(async |sql| relation::published(sql, publication).await).await?;
+        let clash = |clash| SourceError::Stop(format!("{}: {clash}", self.target.label()));
+        relation::keep(&mut look, rules).map_err(clash)?;
+        let tables = look.iter().map(Published::described).collect();
+        let flushed = self.flushed().await?.unwrap_or(OpId::ZERO);
+        Ok(Some((tables, flushed)))
     }
 
     async fn open(

@@ -2,6 +2,7 @@
 
 use super::rules::TableRules;
 use super::tuple::{Identity, Shape};
+use crate::coordinator::{PublishedColumn, PublishedTable};
 use crate::postgres::{Failure, Sql, quote};
 use crate::source::{Catalog, SourceError};
 use crate::wal::Column;
@@ -9,7 +10,12 @@ use pg_walstream::protocol::LogicalReplicationMessage as Message;
 use std::collections::{HashMap, HashSet};
 
 /// A column as the server describes it.
+#[derive(Clone)]
 pub struct Described {
+    /// Its number in its table; zero where a RELATION message describes it, which does not say.
+    pub number: i16,
+    /// Rows from before it was added may have a value in it; not said by a RELATION message either.
+    pub filled: bool,
     /// Its name, unquoted.
     pub name: String,
     /// The number of its type.
@@ -19,6 +25,7 @@ pub struct Described {
 }
 
 /// A table as the server describes it.
+#[derive(Clone)]
 pub struct Relation {
     /// Its number on the server.
     pub id: u32,
@@ -40,6 +47,8 @@ impl Relation {
             return None;
         };
         let described = |column: &pg_walstream::protocol::ColumnInfo| Described {
+            number: 0,
+            filled: false,
             name: column.name.to_string(),
             type_id: column.type_id,
             key: column.is_key(),
@@ -85,11 +94,17 @@ impl Relation {
         Ok(())
     }
 
-    /// The shape that the log gives it.
+    /// The shape that the log gives it; `relation` as [`Catalog::table`] takes it.
     ///
     /// # Errors
     /// What the server or the log said, and a table whose rows cannot be told apart.
-    pub async fn shape(self, sql: &mut Sql, server: &str, catalog: &dyn Catalog) -> Result<Shape, SourceError> {
+    pub async fn shape(
+        self,
+        sql: &mut Sql,
+        server: &str,
+        catalog: &dyn Catalog,
+        relation: Option<u32>,
+    ) -> Result<Shape, SourceError> {
         let identity = match self.identity {
             b'f' => Identity::Full,
             b'n' => Identity::Nothing,
@@ -115,7 +130,7 @@ impl Relation {
             key: column.key,
         };
         let columns = self.columns.iter().map(column).collect();
-        let schema = catalog.table(&self.name(), columns).await?;
+        let schema = catalog.table(&self.name(), columns, relation).await?;
         Ok(Shape { schema, identity })
     }
 
@@ -127,6 +142,16 @@ impl Relation {
             "table {table} has REPLICA IDENTITY FULL and no primary key, so its rows cannot be told apart; run: \
              ALTER TABLE {table} ADD PRIMARY KEY (...); or, with a unique index over NOT NULL columns: \
              ALTER TABLE {table} REPLICA IDENTITY USING INDEX ...;"
+        )
+    }
+
+    /// Why it cannot be copied while its stream runs, and what to run.
+    #[must_use]
+    pub fn uncopied(&self) -> String {
+        let table = self.quoted();
+        format!(
+            "table {table} has no primary key, so its rows cannot be told apart from those that the stream carries \
+             meanwhile, and it is not copied while the stream runs; run: ALTER TABLE {table} ADD PRIMARY KEY (...);"
         )
     }
 
@@ -144,7 +169,10 @@ impl Relation {
 }
 
 /// A published table and what a copy of it takes.
+#[derive(Clone)]
 pub struct Published {
+    /// Its name at the replica.
+    pub name: String,
     /// The table.
     pub relation: Relation,
     /// Whether it is partitioned: then its rows are read with those of its partitions.
@@ -153,6 +181,24 @@ pub struct Published {
     pub estimate: Option<u64>,
     /// The publication's WHERE, if it has one.
     pub filter: Option<String>,
+}
+
+impl Published {
+    /// As the log keeps it.
+    #[must_use]
+    pub fn described(&self) -> PublishedTable {
+        let column = |column: &Described| PublishedColumn {
+            number: column.number,
+            name: column.name.clone(),
+            type_id: column.type_id,
+            filled: column.filled,
+        };
+        PublishedTable {
+            name: self.name.clone(),
+            relation: self.relation.id,
+            columns: self.relation.columns.iter().map(column).collect(),
+        }
+    }
 }
 
 /// The tables of a publication, by name.
@@ -166,7 +212,8 @@ pub async fn published(sql: &mut Sql, publication: &str) -> Result<Vec<Published
                     p.rowfilter::text, a.attname::text, a.atttypid,
                     EXISTS (SELECT FROM pg_catalog.pg_index i
                             WHERE i.indrelid = c.oid AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])
-                              AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END)
+                              AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END),
+                    a.attnum, a.atthasdef OR a.atthasmissing OR a.attidentity <> ''
              FROM pg_catalog.pg_publication_tables p
              JOIN pg_catalog.pg_namespace n ON n.nspname = p.schemaname
              JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = p.tablename
@@ -181,11 +228,13 @@ pub async fn published(sql: &mut Sql, publication: &str) -> Result<Vec<Published
         let id: u32 = row.get(0);
         if tables.last().is_none_or(|last| last.relation.id != id) {
             let estimate: f64 = row.get(5);
+            let (namespace, name): (String, String) = (row.get(1), row.get(2));
             tables.push(Published {
+                name: format!("{namespace}.{name}"),
                 relation: Relation {
                     id,
-                    namespace: row.get(1),
-                    name: row.get(2),
+                    namespace,
+                    name,
                     identity: row.get::<_, i8>(3).cast_unsigned(),
                     columns: Vec::new(),
                 },
@@ -196,25 +245,27 @@ pub async fn published(sql: &mut Sql, publication: &str) -> Result<Vec<Published
             });
         }
         if let (Some(table), Some(name)) = (tables.last_mut(), row.get::<_, Option<String>>(7)) {
-            table.relation.columns.push(Described { name, type_id: row.get(8), key: row.get(9) });
+            let (number, filled) = (row.get(10), row.get(11));
+            table.relation.columns.push(Described { number, filled, name, type_id: row.get(8), key: row.get(9) });
         }
     }
     Ok(tables)
 }
 
-/// Leaves the tables that are replicated.
+/// Leaves the tables that are replicated, under their names at the replica.
 ///
 /// # Errors
 /// Two of them would have one name at the replica.
 pub fn keep(tables: &mut Vec<Published>, rules: &TableRules) -> Result<(), String> {
     let mut names: HashMap<String, String> = HashMap::new();
     let mut clash = None;
-    tables.retain(|table| {
+    tables.retain_mut(|table| {
         let relation = &table.relation;
         let Some(name) = rules.name_of(&relation.namespace, &relation.name) else { return false };
         if let Some(other) = names.insert(name.clone(), relation.quoted()) {
             clash.get_or_insert(format!("tables {other} and {} are both to be called {name}", relation.quoted()));
         }
+        table.name = name;
         true
     });
     clash.map_or(Ok(()), |clash| Err(format!("{clash}; mend `rename`, or exclude one of them")))

@@ -1,6 +1,6 @@
 //! A published table's rows as they are now, for whoever compares them with the replica's.
 
-use super::copy::Copy;
+use super::copy::Reader;
 use super::relation::{self, Published};
 use super::{Failure, PostgresSource};
 use crate::postgres::{Sql, literal, quote};
@@ -14,7 +14,7 @@ struct AsTheServerSays;
 
 #[async_trait]
 impl Catalog for AsTheServerSays {
-    async fn table(&self, name: &str, columns: Vec<Column>) -> Result<TableSchema, SourceError> {
+    async fn table(&self, name: &str, columns: Vec<Column>, _: Option<u32>) -> Result<TableSchema, SourceError> {
         Ok(TableSchema { table: TableId::default(), name: name.to_owned(), version: 0, columns })
     }
 }
@@ -35,7 +35,7 @@ impl PostgresSource {
         let mut shapes = Vec::new();
         for table in tables {
             if self.name_of(&table).is_some() {
-                shapes.push(table.relation.shape(sql, &label, catalog.as_ref()).await?.schema);
+                shapes.push(table.relation.shape(sql, &label, catalog.as_ref(), None).await?.schema);
             }
         }
         Ok(shapes)
@@ -62,8 +62,8 @@ impl PostgresSource {
             let only = only(&found, keys);
             found.filter = Some(found.filter.map_or(only.clone(), |filter| format!("({filter}) AND {only}")));
         }
-        let (target, publication) = (self.target.clone(), self.options.publication.clone());
-        Ok(Some(Box::new(Copy::of(target, sql, publication, self.renaming(Arc::new(AsTheServerSays)), vec![found]))))
+        let catalog = self.renaming(Arc::new(AsTheServerSays));
+        Ok(Some(Box::new(Reader::begin(self.target.clone(), sql, found, catalog.as_ref()).await?)))
     }
 
     /// The number of the oldest transaction that is open in the cluster, prepared ones among them, and of the next one.

@@ -159,10 +159,10 @@ pub struct Renaming {
 
 #[async_trait]
 impl Catalog for Renaming {
-    async fn table(&self, name: &str, columns: Vec<Column>) -> Result<TableSchema, SourceError> {
+    async fn table(&self, name: &str, columns: Vec<Column>, relation: Option<u32>) -> Result<TableSchema, SourceError> {
         let (schema, table) = name.split_once('.').unwrap_or(("", name));
         let renamed = self.rules.name_of(schema, table);
-        self.catalog.table(renamed.as_deref().unwrap_or(name), columns).await
+        self.catalog.table(renamed.as_deref().unwrap_or(name), columns, relation).await
     }
 }
 

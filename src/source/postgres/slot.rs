@@ -199,11 +199,36 @@ pub async fn create(
         }
         sql.query("SELECT pg_catalog.pg_drop_replication_slot($1)", &[&slot]).await.map_err(at)?;
     }
+    let failover = if server.version >= FAILOVER_FROM { ", FAILOVER" } else { "" };
+    let options = format!("LOGICAL pgoutput (SNAPSHOT 'export', TWO_PHASE{failover})");
+    create_as(target, sql, slot, &options, lock_timeout, unfinished).await
+}
+
+/// A snapshot with its position: what a slot leaves that goes with its session. Creating one waits until everything has
+/// ended that runs or is prepared, and a snapshot is only exported by a slot that waited.
+///
+/// # Errors
+/// As [`create`].
+pub async fn snapshot(target: &Target, slot: &str, lock_timeout: Duration) -> Result<Created, SourceError> {
+    let sql = target.session().await?;
+    let options = "TEMPORARY LOGICAL pgoutput (SNAPSHOT 'export')";
+    // It goes with its session, so nobody has to clean up after it.
+    create_as(target, sql, slot, options, lock_timeout, &AtomicBool::new(false)).await
+}
+
+async fn create_as(
+    target: &Target,
+    mut sql: Sql,
+    slot: &str,
+    options: &str,
+    lock_timeout: Duration,
+    unfinished: &AtomicBool,
+) -> Result<Created, SourceError> {
+    let label = target.label();
+    let at = |failure: Failure| failure.at(&label);
     let mut session = target.replication(lock_timeout).await?;
     let identity = Identity::ask(&mut session).await.map_err(at)?.to_string();
-    let failover = if server.version >= FAILOVER_FROM { ", FAILOVER" } else { "" };
-    let command =
-        format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput (SNAPSHOT 'export', TWO_PHASE{failover})", quote(slot));
+    let command = format!("CREATE_REPLICATION_SLOT {} {options}", quote(slot));
     unfinished.store(true, Ordering::Release);
     let row = session.command(&command).await;
     if row.as_ref().is_err_and(|failure| !failure.code.is_empty()) {

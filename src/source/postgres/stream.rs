@@ -233,7 +233,7 @@ impl PostgresStream {
         };
         let asked = relation.ask_for_key(session).await.map_err(|failure| failure.at(&server));
         let shape = match asked {
-            Ok(()) => relation.shape(session, &server, catalog.as_ref()).await,
+            Ok(()) => relation.shape(session, &server, catalog.as_ref(), Some(id)).await,
             Err(error) => Err(error),
         };
         // After an error the session may be of no further use.

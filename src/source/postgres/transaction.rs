@@ -30,8 +30,6 @@ pub struct Transaction {
     /// How many writes went out in chunks, by sub-transaction.
     staged: HashMap<u32, u64>,
     rolled_back: Vec<u32>,
-    /// The highest copy position among its tables: a commit at or below it is in that copy.
-    pub copied: u64,
     /// Shapes that only this transaction has seen so far: it may have changed them itself.
     pub relations: HashMap<u32, Option<Arc<Shape>>>,
 }

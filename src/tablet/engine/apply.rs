@@ -10,7 +10,7 @@ use super::state::{Branch, State};
 use super::wal::Place;
 use crate::coordinator::{Applied, Decided, Work};
 use crate::limits::APPLY_BYTES;
-use crate::mvcc::Truncation;
+use crate::mvcc::{Truncation, TurnAt};
 use crate::planted::{Bug, planted};
 use crate::tablet::format::{
     AppliedThrough, Chunk, ProvisionalRecord, Raw, StoredOp, StoredVersion, StoredWrite, decode, encode,
@@ -27,6 +27,7 @@ pub(super) struct Step {
     finished: Vec<BranchId>,
     truncations: Vec<(TableId, SourceTabletId, Truncation)>,
     pub(super) unwritten: Unwritten,
+    pub(super) turns: Vec<(TableId, SourceTabletId, TurnAt)>,
     /// Where it moves the end of the tablet's own WAL.
     pub(super) wal_end: Option<Place>,
 }
@@ -67,6 +68,11 @@ impl<S: Store> State<S> {
         let mut step = Step::default();
         for Decided { position, work } in &batch.work {
             match work {
+                Work::Turn { stream, table, turn } => {
+                    self.turn(&mut step, *position, (*table, *stream), *turn)?;
+                    // What comes after it is looked at in its light.
+                    self.finish(&mut step)?;
+                }
                 Work::Commit { transaction, time, branches, tablets } => {
                     let applying = Applying {
                         transaction: *transaction,
@@ -115,13 +121,16 @@ impl<S: Store> State<S> {
 
     /// Writes a step, then makes it true in memory.
     pub(super) fn finish(&mut self, step: &mut Step) -> Result<(), TabletError> {
-        let Step { batch, finished, truncations, wal_end, .. } = std::mem::take(step);
+        let Step { batch, finished, truncations, turns, wal_end, .. } = std::mem::take(step);
         self.store.write(batch)?;
         if let Some(end) = wal_end {
             self.wal_written(end);
         }
         for (table, stream, truncation) in truncations {
             self.shared.truncate(table, stream, truncation);
+        }
+        for (table, stream, turn) in turns {
+            self.shared.turn(table, stream, turn);
         }
         for id in finished {
             if let Some(branch) = self.branches.remove(&id) {
@@ -252,11 +261,16 @@ impl<S: Store> State<S> {
         let filled;
         let row = match write.op {
             StoredOp::Put(row) => Some(row),
-            StoredOp::Fill { row, from } => {
+            StoredOp::Fill { .. } => {
                 // What it is filled from may stand in the step that is not written yet.
                 self.finish(step)?;
-                let from = from.unwrap_or(write.key);
-                filled = self.fill(time, applying.filling.as_ref(), stream, write, from.0, row.0)?;
+                let found = self.fill(time, applying.filling.as_ref(), stream, write)?;
+                if found.as_ref().is_none_or(|found| !found.settled) {
+                    self.note_unfilled(step, (time, position), stream, write)?;
+                }
+                // The row that it changes is not here, and comes with a copy.
+                let Some(found) = found else { return Ok(()) };
+                filled = found.row;
                 Some(Raw(&filled))
             }
             StoredOp::Delete => None,

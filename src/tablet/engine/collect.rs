@@ -12,7 +12,7 @@ use crate::tablet::TabletError;
 use crate::tablet::format::{StoredVersion, decode, encode};
 use crate::tablet::keys::{self, Kind, VersionKey};
 use crate::tablet::store::{Space, Store};
-use crate::wal::{HybridTime, SourceTabletId, TableId};
+use crate::wal::{HybridTime, LogPosition, SourceTabletId, TableId};
 use std::collections::{BTreeMap, VecDeque};
 
 /// Versions looked at for each version written. Above 1, so that the sweep is faster than what it sweeps up.
@@ -46,7 +46,10 @@ impl Round {
     /// Whether nothing is left that a truncation removes, and nothing will come: what lies at or below the horizon was
     /// decided before the round began.
     fn has_done_away_with(&self, table: TableId, stream: SourceTabletId, truncation: Truncation) -> bool {
-        let settled = |horizon: ReadPoint| truncation.time <= horizon.time && truncation.position <= horizon.position;
+        // What an earlier format's copy brought is known by where its attempt began.
+        let attempt = truncation.position == LogPosition(0);
+        let settled =
+            |horizon: ReadPoint| !attempt && truncation.time <= horizon.time && truncation.position <= horizon.position;
         let left = self.oldest.get(&(table, stream));
         self.horizon.is_some_and(settled) && left.is_none_or(|oldest| *oldest >= truncation.time)
     }
@@ -143,8 +146,14 @@ impl<S: Store> State<S> {
 
     fn drop_versions(&mut self, step: &mut Step, of: &KeyVersions, horizon: ReadPoint) {
         let truncations = self.shared.truncations();
-        let mut dropped =
-            collectable(of.table, &of.stamps, horizon, self.options.keep_versions, &truncations).into_iter();
+        // A delete above the base of a copy hides a row of it that may still come.
+        let copying = self.copying.iter().any(|((table, _), copying)| *table == of.table && !copying.complete);
+        let dropped = if copying {
+            Vec::new()
+        } else {
+            collectable(of.table, &of.stamps, horizon, self.options.keep_versions, &truncations)
+        };
+        let mut dropped = dropped.into_iter();
         let mut next = dropped.next();
         for (index, stamp) in of.stamps.iter().enumerate() {
             if next == Some(index) {

@@ -44,8 +44,24 @@ impl<S: Store> State<S> {
                 return Ok(row);
             }
         }
-        let version = self.newest_write(HybridTime::MAX, None, stream, table, &from.0)?.ok_or_else(missing)?;
-        self.fill_cells(table, &mut row, &decode_row(&version)?)?;
+        let earlier = self.newest_write(HybridTime::MAX, None, stream, table, &from.0)?;
+        let settled = match &earlier {
+            Some(earlier) => self.is_settled(table, stream, &from.0, earlier.time)?,
+            None => false,
+        };
+        if !settled && self.copying.get(&(table, stream)).is_some_and(|copying| !copying.complete) {
+            // The copy goes on by itself, so the row only has to be asked for again.
+            return Err(TabletError::Indeterminate(format!(
+                "a row that stream {stream} moved leaves cells unchanged, and the row that they are to be taken from comes \
+                 with the copy of table {table}, which runs"
+            )));
+        }
+        let Some(earlier) = earlier else {
+            // Nothing is seen of the table before a copy that has not begun yet or is complete: it has the row under its
+            // new key. So what is unchanged is left so, and taken from there.
+            return if self.may_come(table, stream) { Ok(row) } else { Err(missing()) };
+        };
+        self.fill_cells(table, &mut row, &decode_row(&earlier.row)?)?;
         if row.cells.contains(&Cell::Unchanged) { Err(missing()) } else { Ok(row) }
     }
 

@@ -5,13 +5,13 @@ use super::Engine;
 use super::apply::Step;
 use super::state::State;
 use super::worker::Answered;
-use crate::coordinator::{Applied, Decided, Work};
+use crate::coordinator::{Applied, Decided, Turn, Work};
 use crate::limits::APPLY_BYTES;
 use crate::tablet::TabletError;
 use crate::tablet::format::{AppliedThrough, Chunk, ProvisionalRecord, StoredWrite, decode, encode};
 use crate::tablet::keys::{self, Kind};
 use crate::tablet::store::{Read, Space, Store};
-use crate::wal::{BranchId, Epoch, LogPosition, SourceTabletId, TableSchema};
+use crate::wal::{BranchId, Epoch, LogPosition, SourceTabletId, TableId, TableSchema};
 use std::sync::Arc;
 
 /// Where reading goes on within a run of decisions.
@@ -134,6 +134,19 @@ impl<S: Store> Engine<S> {
         self.call(Answered::Now, State::drop_copied).await
     }
 
+    /// Readers of the copied rows see this from now on: whoever reads them here asks for no place or time.
+    ///
+    /// # Errors
+    /// [`TabletError::Poisoned`].
+    pub async fn turned(&self, table: TableId, stream: SourceTabletId, turn: Turn) -> Result<(), TabletError> {
+        let turned = move |state: &mut State<S>| {
+            let mut step = Step::default();
+            state.turn(&mut step, LogPosition(0), (table, stream), turn)?;
+            state.finish(&mut step)
+        };
+        self.call(Answered::Now, turned).await
+    }
+
     /// Every shape of a table that was learned here.
     ///
     /// # Errors
@@ -157,7 +170,7 @@ fn pieces<V: Read>(
     while at.decision < end {
         let branches: &[BranchId] = match work.get(at.decision).map(|decided| &decided.work) {
             Some(Work::Commit { branches, .. }) => branches,
-            Some(Work::Discard { .. }) | None => &[],
+            Some(Work::Discard { .. } | Work::Turn { .. }) | None => &[],
         };
         while let Some(&branch) = branches.get(at.branch) {
             let (decision, stream) = (at.decision, branch.stream);
@@ -218,8 +231,7 @@ impl<S: Store> State<S> {
         self.admit_owner(owner)?;
         let mut step = Step::default();
         for Decided { work, .. } in work {
-            let (Work::Commit { branches, .. } | Work::Discard { branches }) = work;
-            for &branch in branches {
+            for &branch in work.branches() {
                 if let Some(records) = self.branches.get(&branch).map(|branch| branch.records) {
                     self.forget(&mut step, branch, records)?;
                 }

@@ -8,7 +8,7 @@ use crate::coordinator::ReadPoint;
 use crate::mvcc::{Fate, Stamp};
 use crate::planted::{Bug, planted};
 use crate::tablet::TabletError;
-use crate::tablet::format::{StoredVersion, StoredWrite, decode, decode_row, encode_row};
+use crate::tablet::format::{StoredOp, StoredVersion, StoredWrite, decode, decode_row, encode_row};
 use crate::tablet::keys::{self, VersionKey};
 use crate::tablet::store::{Space, Store};
 use crate::wal::{Cell, HybridTime, LogPosition, Row, SourceTabletId, TableId};
@@ -30,24 +30,64 @@ pub(super) fn not_here(stream: SourceTabletId, table: TableId, key: &[u8]) -> Ta
     ))
 }
 
+/// An earlier row of a key.
+pub(super) struct Earlier {
+    /// Its bytes.
+    pub(super) row: Vec<u8>,
+    /// When it was written; a copied row's base.
+    pub(super) time: HybridTime,
+}
+
+/// A row whose cells are filled.
+pub(super) struct Filled {
+    /// Its bytes.
+    pub(super) row: Vec<u8>,
+    /// Whether a copy on its way changes nothing about it.
+    pub(super) settled: bool,
+}
+
 impl<S: Store> State<S> {
-    /// The row with its unchanged cells filled from `key`.
+    /// The row of a write with its unchanged cells filled; `None` where what they are to be taken from may still come.
     pub(super) fn fill(
         &self,
         time: HybridTime,
         filling: Option<&Filling>,
         stream: SourceTabletId,
         write: &StoredWrite<'_>,
-        key: &[u8],
-        row: &[u8],
-    ) -> Result<Vec<u8>, TabletError> {
-        let table = write.table;
+    ) -> Result<Option<Filled>, TabletError> {
+        let StoredOp::Fill { row, from } = write.op else { return Ok(None) };
+        let (table, key) = (write.table, from.unwrap_or(write.key).0);
         let Some(base) = self.newest_write(time, filling, stream, table, key)? else {
-            return Err(not_here(stream, table, key));
+            return if self.may_come(table, stream) { Ok(None) } else { Err(not_here(stream, table, key)) };
         };
-        let (mut row, base) = (decode_row(row)?, decode_row(&base)?);
-        self.fill_cells(table, &mut row, &base)?;
-        if row.cells.contains(&Cell::Unchanged) { Err(not_here(stream, table, key)) } else { encode_row(&row) }
+        let settled = self.is_settled(table, stream, key, base.time)?;
+        let mut row = decode_row(row.0)?;
+        self.fill_cells(table, &mut row, &decode_row(&base.row)?)?;
+        if row.cells.contains(&Cell::Unchanged) {
+            return Err(not_here(stream, table, key));
+        }
+        Ok(Some(Filled { row: encode_row(&row)?, settled }))
+    }
+
+    /// Whether rows of the table are on their way that were not here: its copy runs, or nothing is seen of it before one.
+    pub(super) fn may_come(&self, table: TableId, stream: SourceTabletId) -> bool {
+        self.copying.contains_key(&(table, stream)) || self.shared.truncations().is_hidden(table, stream)
+    }
+
+    /// Whether a row that was written then stays what it is, whatever the copy on its way brings: it is of that copy or
+    /// was written above its base, and does not wait for it itself.
+    pub(super) fn is_settled(
+        &self,
+        table: TableId,
+        stream: SourceTabletId,
+        key: &[u8],
+        time: HybridTime,
+    ) -> Result<bool, TabletError> {
+        let Some(copying) = self.copying.get(&(table, stream)) else {
+            return Ok(true);
+        };
+        let waits = || self.store.get(Space::Undecided, &keys::unfilled(table, stream, time, key));
+        Ok(time == copying.base || time > copying.base && waits()?.is_none())
     }
 
     /// The newest row that `stream` wrote under a key, at or below a time.
@@ -58,7 +98,8 @@ impl<S: Store> State<S> {
         stream: SourceTabletId,
         table: TableId,
         key: &[u8],
-    ) -> Result<Option<Vec<u8>>, TabletError> {
+    ) -> Result<Option<Earlier>, TabletError> {
+        let copying = self.copying.get(&(table, stream)).map(|copying| copying.base);
         let truncations = self.shared.truncations();
         let before = ReadPoint { position: LogPosition(u64::MAX), time: time.previous() };
         let (from, below) = keys::row_versions(table, key, time);
@@ -73,22 +114,27 @@ impl<S: Store> State<S> {
             let version: StoredVersion<'_> = decode("a version", value.as_ref())?;
             let row = version.row.map(|row| row.0.to_vec());
             if parsed.time == time {
-                if row.is_some() {
-                    return Ok(row);
+                if let Some(row) = row {
+                    return Ok(Some(Earlier { row, time }));
                 }
                 continue;
             }
             if let Some(row) = own() {
-                return Ok(Some(row));
+                return Ok(Some(Earlier { row, time }));
             }
             let stamp = Stamp { time: parsed.time, position: version.position, stream, deleted: row.is_none() };
-            match truncations.fate(table, &stamp, before) {
-                Fate::Counts => return Ok(row),
+            // What the copy on its way will show counts already, before it is shown.
+            let fate = match copying {
+                Some(base) if stamp.is_of_copy(base) => truncations.removed(table, &stamp, before),
+                _ => truncations.fate(table, &stamp, before),
+            };
+            match fate {
+                Fate::Counts => return Ok(row.map(|row| Earlier { row, time: parsed.time })),
                 Fate::Removed(_) => return Ok(None),
                 Fate::Superseded => {}
             }
         }
-        Ok(own())
+        Ok(own().map(|row| Earlier { row, time }))
     }
 
     /// Fills unchanged cells from an earlier row, by the names of columns. What is unchanged there stays so.

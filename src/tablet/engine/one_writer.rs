@@ -5,6 +5,7 @@
 //! row is deleted. A row that moves between two servers, in one transaction or in two, is a delete on one of them.
 
 use super::apply::{Applying, Step};
+use super::fill::Earlier;
 use super::state::State;
 use crate::coordinator::ReadPoint;
 use crate::limits::TWICE_WRITTEN_KEYS;
@@ -150,7 +151,8 @@ impl<S: Store> State<S> {
         write: &StoredWrite<'_>,
     ) -> Result<(), TabletError> {
         self.finish(step)?;
-        let Some(row) = self.newest_write(applying.time, None, second, write.table, write.key.0)? else {
+        let Some(Earlier { row, .. }) = self.newest_write(applying.time, None, second, write.table, write.key.0)?
+        else {
             return Ok(());
         };
         let key = keys::version(write.table, write.key.0, applying.time, second);
@@ -167,8 +169,17 @@ impl<S: Store> State<S> {
         first: SourceTabletId,
         of: impl Fn(&(TableId, Vec<u8>)) -> bool,
     ) {
+        self.forget_twice_if(step, |key, twice| twice.first == first && of(key));
+    }
+
+    /// What is seen of a stream's part of a table is another now: it says nothing about others' rows, nor they about it.
+    pub(super) fn forget_twice_of(&mut self, step: &mut Step, table: TableId, stream: SourceTabletId) {
+        self.forget_twice_if(step, |key, twice| key.0 == table && (twice.first == stream || twice.second == stream));
+    }
+
+    fn forget_twice_if(&mut self, step: &mut Step, over: impl Fn(&(TableId, Vec<u8>), &Twice) -> bool) {
         self.writers.twice.retain(|key, twice| {
-            let over = twice.first == first && of(key);
+            let over = over(key, twice);
             if over {
                 step.batch.delete(Space::Undecided, keys::twice(key.0, &key.1));
             }

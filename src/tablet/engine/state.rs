@@ -7,9 +7,11 @@ use super::conflicts::Conflicts;
 use super::one_writer::Writers;
 use super::wal::{OwnWal, WalEnds};
 use crate::coordinator::{Applied, ReadPoint};
-use crate::mvcc::{Truncation, Truncations};
+use crate::mvcc::{Truncation, Truncations, TurnAt};
 use crate::planted::{Bug, planted};
-use crate::tablet::format::{AppliedThrough, Binding, Mark, ProvisionalRecord, StoredOp, StoredWrite, decode, encode};
+use crate::tablet::format::{
+    AppliedThrough, Binding, Copying, Mark, ProvisionalRecord, StoredOp, StoredTurn, StoredWrite, decode, encode,
+};
 use crate::tablet::keys::{self, Kind, Parts};
 use crate::tablet::store::{Space, Store, StoreBatch};
 use crate::tablet::{Announced, StreamMark, TabletError, TabletStats};
@@ -62,6 +64,12 @@ impl<S> Shared<S> {
     pub(super) fn forget_truncation(&self, table: TableId, stream: SourceTabletId, truncation: Truncation) {
         let mut truncations = self.truncations.write().unwrap_or_else(PoisonError::into_inner);
         Arc::make_mut(&mut truncations).remove(table, stream, truncation);
+    }
+
+    /// Makes a turn known to readers.
+    pub(super) fn turn(&self, table: TableId, stream: SourceTabletId, turn: TurnAt) {
+        let mut truncations = self.truncations.write().unwrap_or_else(PoisonError::into_inner);
+        Arc::make_mut(&mut truncations).turn(table, stream, turn);
     }
 }
 
@@ -120,6 +128,8 @@ pub(super) struct State<S> {
     /// What the branches hold, all together.
     pub(super) held: Held,
     pub(super) staging: Staging,
+    /// Copies on their way.
+    pub(super) copying: BTreeMap<(TableId, SourceTabletId), Copying>,
     /// Built when the first batch asks for conflicts, or the first row is to be filled.
     pub(super) conflicts: Option<Conflicts>,
     pub(super) collection: Collection,
@@ -171,6 +181,7 @@ impl<S: Store> State<S> {
             branches: BTreeMap::new(),
             held: Held::default(),
             staging: Staging::default(),
+            copying: BTreeMap::new(),
             conflicts: None,
             collection: Collection::default(),
             writers: Writers::default(),
@@ -206,6 +217,21 @@ impl<S: Store> State<S> {
             };
             let (table, stream, truncation) = read().ok_or_else(|| damaged("truncation"))?;
             self.shared.truncate(table, stream, truncation);
+        }
+        for entry in scan(Kind::Turn) {
+            let (key, value) = entry?;
+            let mut parts = Parts(&key.as_ref()[1..]);
+            let mut read = || Some((TableId(parts.u32()?), SourceTabletId(parts.u32()?), LogPosition(parts.u64()?)));
+            let (table, stream, position) = read().ok_or_else(|| damaged("turn"))?;
+            let StoredTurn { time, base } = decode("a turn", value.as_ref())?;
+            self.shared.turn(table, stream, TurnAt { position, time, base });
+        }
+        for entry in scan(Kind::Copying) {
+            let (key, value) = entry?;
+            let mut parts = Parts(&key.as_ref()[1..]);
+            let mut read = || Some((TableId(parts.u32()?), SourceTabletId(parts.u32()?)));
+            let part = read().ok_or_else(|| damaged("copy"))?;
+            self.copying.insert(part, decode("a copy on its way", value.as_ref())?);
         }
         self.staging = Staging::recover(&store)?;
         for entry in scan(Kind::Provisional) {

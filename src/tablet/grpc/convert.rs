@@ -2,7 +2,7 @@
 
 use super::super::{
     Adopt, Announced, Applied, ApplyBatch, BranchWrites, ChunkBatch, Conflict, CopyBatch, Decided, FillRequest,
-    ProvisionalBatch, ReadPage, ReadPoint, ReadRequest, Stored, StreamMark, TabletStats, VersionedRow, Work,
+    ProvisionalBatch, ReadPage, ReadPoint, ReadRequest, Stored, StreamMark, TabletStats, Turn, VersionedRow, Work,
 };
 use crate::proto::cdc;
 use crate::proto::tablet as pb;
@@ -269,9 +269,7 @@ impl From<CopyBatch> for pb::CopyRowsRequest {
             tablet: String::new(),
             stream: batch.stream.0,
             owner: batch.owner.0,
-            puller: batch.puller.0,
-            attempt: batch.attempt,
-            first: batch.first,
+            base: batch.base.to_u64(),
             last: batch.last,
             schema: Some(batch.schema.into()),
             rows: batch.rows.into_iter().map(row).collect(),
@@ -289,9 +287,7 @@ impl TryFrom<pb::CopyRowsRequest> for CopyBatch {
         Ok(Self {
             stream: SourceTabletId(request.stream),
             owner: Epoch(request.owner),
-            puller: Epoch(request.puller),
-            attempt: request.attempt,
-            first: request.first,
+            base: HybridTime::from_u64(request.base),
             last: request.last,
             schema: required("schema", request.schema)?.into(),
             rows: request.rows.into_iter().map(row).collect::<Result<_, _>>()?,
@@ -309,6 +305,14 @@ impl From<Decided> for pb::Decided {
                 tablets: tablets.into_iter().map(|tablet| tablet.0).collect(),
             }),
             Work::Discard { branches } => pb::decided::Work::Discard(pb::DiscardWork { branches: into_all(branches) }),
+            Work::Turn { stream, table, turn } => {
+                let (base, time) = match turn {
+                    Turn::Begun { base } => (Some(base.to_u64()), None),
+                    Turn::Shown { base, time } => (Some(base.to_u64()), Some(time.to_u64())),
+                    Turn::Hidden { time } => (None, Some(time.to_u64())),
+                };
+                pb::decided::Work::Turn(pb::TurnWork { stream: stream.0, table: table.0, base, time })
+            }
         };
         Self { position: decided.position.0, work: Some(work) }
     }
@@ -326,6 +330,16 @@ impl TryFrom<pb::Decided> for Decided {
                 tablets: commit.tablets.into_iter().map(ReplicaTabletId).collect(),
             },
             pb::decided::Work::Discard(discard) => Work::Discard { branches: try_all(discard.branches)? },
+            pb::decided::Work::Turn(pb::TurnWork { stream, table, base, time }) => Work::Turn {
+                stream: SourceTabletId(stream),
+                table: TableId(table),
+                turn: match (base.map(HybridTime::from_u64), time.map(HybridTime::from_u64)) {
+                    (Some(base), None) => Turn::Begun { base },
+                    (Some(base), Some(time)) => Turn::Shown { base, time },
+                    (None, Some(time)) => Turn::Hidden { time },
+                    (None, None) => return Err(Malformed::new("work.turn", "has neither a base nor a time")),
+                },
+            },
         };
         Ok(Self { position: LogPosition(decided.position), work })
     }

@@ -129,13 +129,11 @@ fn fill() -> impl Strategy<Value = FillRequest> {
 }
 
 fn copy() -> impl Strategy<Value = CopyBatch> {
-    (any::<(u32, u64, u64, u32, bool, bool)>(), schema(), vec((key(), row()), 0..4)).prop_map(
-        |((stream, owner, puller, attempt, first, last), schema, rows)| CopyBatch {
+    (any::<(u32, u64, u64, bool)>(), schema(), vec((key(), row()), 0..4)).prop_map(
+        |((stream, owner, base, last), schema, rows)| CopyBatch {
             stream: SourceTabletId(stream),
             owner: Epoch(owner),
-            puller: Epoch(puller),
-            attempt,
-            first,
+            base: HybridTime::from_u64(base),
             last,
             schema,
             rows,
@@ -394,9 +392,7 @@ fn copied_row(bytes: usize) -> CopyBatch {
     CopyBatch {
         stream: SourceTabletId(1),
         owner: Epoch(1),
-        puller: Epoch(1),
-        attempt: 1,
-        first: true,
+        base: HybridTime::from_u64(1),
         last: true,
         schema: TableSchema { table: TableId(1), name: "public.a".to_owned(), version: 1, columns: Vec::new() },
         rows: vec![(Key(vec![0; bytes].into()), Row::default())],

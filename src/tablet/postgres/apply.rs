@@ -83,7 +83,7 @@ fn several_streams(decided: &Decided) -> bool {
         Work::Commit { branches, .. } => {
             branches.iter().any(|branch| Some(branch.stream) != branches.first().map(|first| first.stream))
         }
-        Work::Discard { .. } => false,
+        Work::Discard { .. } | Work::Turn { .. } => false,
     }
 }
 

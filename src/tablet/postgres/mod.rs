@@ -214,6 +214,15 @@ impl<S: Store> PostgresTablet<S> {
     async fn apply_to(&self, server: &mut Server, batch: ApplyBatch) -> Result<(), TabletError> {
         let ApplyBatch { through, safe_time, mut work, .. } = batch;
         let first = !server.progress.started;
+        for Decided { work, .. } in &work {
+            // Tables are copied before the first cut only.
+            if let Work::Turn { stream, table, turn } = work
+                && first
+            {
+                self.staging.turned(*table, *stream, *turn).await?;
+            }
+        }
+        work.retain(|decided| !matches!(decided.work, Work::Turn { .. }));
         if first {
             work.splice(0..0, std::mem::take(&mut server.gathered));
             if safe_time == HybridTime::MIN {

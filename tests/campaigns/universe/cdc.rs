@@ -156,8 +156,8 @@ impl Source for SimCdc {
         &self.tablet.name
     }
 
-    async fn create_slot(&self, _catalog: Arc<dyn Catalog>) -> Result<Option<NewSlot>, SourceError> {
-        Ok(None)
+    async fn create_slot(&self) -> Result<NewSlot, SourceError> {
+        Ok(NewSlot { start: OpId::ZERO, identity: String::new(), snapshot: None })
     }
 
     async fn open(&self, resume: Resume, catalog: Arc<dyn Catalog>) -> Result<(Box<dyn Stream>, Keeper), SourceError> {
@@ -250,7 +250,7 @@ impl SimCdcStream {
         for (number, table) in TABLES.iter().enumerate() {
             if !self.schemas.contains_key(&number) {
                 let column = |name: &str| Column { name: name.into(), type_name: "text".into(), key: name == "id" };
-                let schema = self.catalog.table(table, ["id", "a", "b"].map(column).into()).await?;
+                let schema = self.catalog.table(table, ["id", "a", "b"].map(column).into(), None).await?;
                 self.schemas.insert(number, schema.clone());
                 learned.push(schema);
             }

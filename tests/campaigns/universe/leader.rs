@@ -5,10 +5,12 @@ use super::process::Life;
 use async_trait::async_trait;
 use futures::future::BoxFuture;
 use std::sync::{Arc, Mutex};
-use untorn::applier::leader::{LeaderError, Reported, StreamOpened, StreamState, TransactionLeader, Wanted};
-use untorn::coordinator::{CopyState, Report};
+use untorn::applier::leader::{
+    Copied, LeaderError, PullerId, Reported, StandingSlot, StreamOpened, StreamState, TransactionLeader, Wanted,
+};
+use untorn::coordinator::{PublishedTable, Report};
 use untorn::proto::transaction::TransactionRecord;
-use untorn::wal::{Column, Epoch, OpId, SourceTabletId, TableSchema, TransactionId};
+use untorn::wal::{Column, Epoch, HybridTime, OpId, SourceTabletId, TableSchema, TransactionId};
 
 /// Whoever leads now.
 pub type Current = Arc<Mutex<Option<Arc<dyn TransactionLeader>>>>;
@@ -68,29 +70,49 @@ impl TransactionLeader for LeaderClient {
         .await
     }
 
-    async fn table(&self, stream: SourceTabletId, name: &str, columns: Vec<Column>) -> Answer<TableSchema> {
+    async fn table(
+        &self,
+        stream: SourceTabletId,
+        name: &str,
+        columns: Vec<Column>,
+        relation: Option<u32>,
+    ) -> Answer<TableSchema> {
         let name = name.to_owned();
         self.call("a table", move |leader| {
             let (name, columns) = (name.clone(), columns.clone());
-            Box::pin(async move { leader.table(stream, &name, columns).await })
+            Box::pin(async move { leader.table(stream, &name, columns, relation).await })
         })
         .await
     }
 
-    async fn slot(&self, stream: SourceTabletId, puller: Epoch, start: OpId, identity: &str) -> Answer<()> {
-        let identity = identity.to_owned();
+    async fn slot(&self, puller: PullerId, slot: StandingSlot) -> Answer<HybridTime> {
         self.call("a slot", move |leader| {
-            let identity = identity.clone();
-            Box::pin(async move { leader.slot(stream, puller, start, &identity).await })
+            let slot = slot.clone();
+            Box::pin(async move { leader.slot(puller, slot).await })
         })
         .await
     }
 
-    async fn copy(&self, stream: SourceTabletId, puller: Epoch, table: &str, state: CopyState) -> Answer<()> {
-        let table = table.to_owned();
-        self.call("a copy", move |leader| {
-            let table = table.clone();
-            Box::pin(async move { leader.copy(stream, puller, &table, state).await })
+    async fn published(&self, puller: PullerId, flushed: OpId, tables: Vec<PublishedTable>) -> Answer<Vec<String>> {
+        self.call("a publication", move |leader| {
+            let tables = tables.clone();
+            Box::pin(async move { leader.published(puller, flushed, tables).await })
+        })
+        .await
+    }
+
+    async fn copy_begun(&self, puller: PullerId, tables: Vec<String>) -> Answer<HybridTime> {
+        self.call("a copy's begin", move |leader| {
+            let tables = tables.clone();
+            Box::pin(async move { leader.copy_begun(puller, tables).await })
+        })
+        .await
+    }
+
+    async fn copied(&self, puller: PullerId, copied: Copied) -> Answer<()> {
+        self.call("a copy's end", move |leader| {
+            let copied = copied.clone();
+            Box::pin(async move { leader.copied(puller, copied).await })
         })
         .await
     }

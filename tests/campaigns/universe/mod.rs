@@ -46,7 +46,8 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use txn_log::SimLog;
 use untorn::applier::{
-    Applier, Clock, Components, Ended, Host, Inspector, Leadership, NamedTablet, Reader, StartError, Tablets,
+    Applier, Clock, Components, CopyOptions, Ended, Host, Inspector, Leadership, NamedTablet, Reader, StartError,
+    Tablets,
 };
 use untorn::coordinator::{Release, Settings};
 use untorn::source::Source;
@@ -306,6 +307,7 @@ impl Universe {
             tablets: self.tablets(life),
             sources: self.sources(life),
             pull,
+            copy: CopyOptions { rate: None, parallel: 2 },
             memory_budget: self.plan.memory_budget,
             owner: format!("node-{}", life.number()),
         }

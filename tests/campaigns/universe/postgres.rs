@@ -1,7 +1,7 @@
 //! The stream of a simulated PostgreSQL server: pgoutput's messages go through the product's own assembler.
 
 use super::faults::Kind;
-use super::history::Value;
+use super::history::{RowKey, Value};
 use super::process::Life;
 use super::server::{Body, Change, Item, Op, Part, Server, relations};
 use super::stall::Stall;
@@ -12,14 +12,16 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 use tokio::time::Instant;
+use untorn::coordinator::{PublishedColumn, PublishedTable};
 use untorn::source::postgres::GidPattern;
 use untorn::source::postgres::assemble::{Assembler, Change as From};
 use untorn::source::postgres::confirm::Confirmable;
 use untorn::source::postgres::tuple::{Identity, Shape};
 use untorn::source::{
-    Catalog, CopyEvent, CopyReader, Keeper, NewSlot, Prepared, Resume, Source, SourceError, Stream, StreamEvent,
+    Catalog, CopyReader, Keeper, NewSlot, Prepared, Resume, Snapshot, SnapshotTable, Source, SourceError, Stream,
+    StreamEvent,
 };
-use untorn::wal::{Column, HybridTime, OpId, SourceTransactionId, TableSchema};
+use untorn::wal::{Column, HybridTime, Key, OpId, Row, SourceTransactionId, TableSchema};
 
 /// Seconds from 1970 to PostgreSQL's epoch, in microseconds.
 const POSTGRES_EPOCH_MICROS: i64 = 946_684_800_000_000;
@@ -45,19 +47,80 @@ pub fn gids() -> GidPattern {
     PATTERN.clone()
 }
 
+fn published() -> Vec<PublishedTable> {
+    let column =
+        |(number, column): (i16, Column)| PublishedColumn { number, name: column.name, type_id: 25, filled: false };
+    let columns: Vec<_> = (1..).zip(columns()).map(column).collect();
+    let table = |(number, name): (u32, &str)| PublishedTable {
+        name: name.to_owned(),
+        relation: number + 1,
+        columns: columns.clone(),
+    };
+    relations().map(table).collect()
+}
+
+/// What a server held when a slot was made there.
+struct Held {
+    world: World,
+    position: u64,
+    rows: BTreeMap<RowKey, Value>,
+    tables: Vec<SnapshotTable>,
+}
+
+impl Held {
+    fn of(world: &World, (position, rows): (u64, BTreeMap<RowKey, Value>)) -> Box<dyn Snapshot> {
+        let table = |published: PublishedTable| SnapshotTable { published, estimate: None };
+        Box::new(Self { world: world.clone(), position, rows, tables: published().into_iter().map(table).collect() })
+    }
+}
+
+#[async_trait]
+impl Snapshot for Held {
+    fn position(&self) -> OpId {
+        OpId::end_of_term(self.position)
+    }
+
+    fn tables(&self) -> &[SnapshotTable] {
+        &self.tables
+    }
+
+    async fn read(&self, table: &str, catalog: Arc<dyn Catalog>) -> Result<Box<dyn CopyReader>, SourceError> {
+        self.world.sleep_ms(1, 50).await;
+        let schema = catalog.table(table, columns(), None).await?;
+        let shape = Shape { schema: schema.clone(), identity: Identity::Key };
+        let number = relations().find(|(_, name)| *name == table).map(|(number, _)| number as usize);
+        let rows = self.rows.iter().filter(|((of, _), _)| Some(*of) == number).map(|((_, id), value)| {
+            let cells = [id, &value[0], &value[1]].map(|text| untorn::wal::Cell::Text(text.clone().into()));
+            shape.copied(cells.into(), Default::default).unwrap()
+        });
+        let rows: Vec<_> = rows.collect();
+        let pages: Vec<_> = rows.chunks(50).map(<[_]>::to_vec).collect();
+        Ok(Box::new(Copy { schema, pages: pages.into_iter(), world: self.world.clone() }))
+    }
+}
+
 struct Copy {
-    events: std::vec::IntoIter<CopyEvent>,
+    schema: TableSchema,
+    pages: std::vec::IntoIter<Vec<(Key, Row)>>,
     world: World,
 }
 
 #[async_trait]
 impl CopyReader for Copy {
-    async fn next(&mut self) -> Result<Option<CopyEvent>, SourceError> {
+    fn schema(&self) -> &TableSchema {
+        &self.schema
+    }
+
+    fn estimate(&self) -> Option<u64> {
+        None
+    }
+
+    async fn next(&mut self) -> Result<Option<(Vec<(Key, Row)>, usize)>, SourceError> {
         self.world.sleep_ms(1, if self.world.is_active(Kind::LateBranch) { 3_000 } else { 50 }).await;
         if self.world.strikes(Kind::ConnectionLost, 0.1) {
             return Err(SourceError::Retry("the connection of the copy was lost".into()));
         }
-        Ok(self.events.next())
+        Ok(self.pages.next().map(|page| (page, 4096)))
     }
 }
 
@@ -67,25 +130,22 @@ impl Source for SimPostgres {
         &self.server.name
     }
 
-    async fn create_slot(&self, catalog: Arc<dyn Catalog>) -> Result<Option<NewSlot>, SourceError> {
+    async fn create_slot(&self) -> Result<NewSlot, SourceError> {
         self.server.answers().await;
-        let (start, rows) = self.server.create_slot().await;
-        let mut events = Vec::new();
-        for (number, table) in relations() {
-            let schema = catalog.table(table, columns()).await?;
-            let shape = Shape { schema: schema.clone(), identity: Identity::Key };
-            let of_table = rows.iter().filter(|((of, _), _)| *of == number as usize);
-            let cells = of_table.map(|((_, id), value)| {
-                let cells = [id, &value[0], &value[1]].map(|text| untorn::wal::Cell::Text(text.clone().into()));
-                shape.copied(cells.into(), Default::default).unwrap()
-            });
-            let cells: Vec<_> = cells.collect();
-            events.push(CopyEvent::Table { schema, estimate: None });
-            events.extend(cells.chunks(50).map(|rows| CopyEvent::Rows(rows.to_vec())));
-            events.push(CopyEvent::End);
-        }
-        let copy = Box::new(Copy { events: events.into_iter(), world: self.world.clone() });
-        Ok(Some(NewSlot { start: OpId::end_of_term(start), identity: self.server.name.clone(), copy }))
+        let held = self.server.create_slot().await;
+        let (start, identity) = (OpId::end_of_term(held.0), self.server.name.clone());
+        Ok(NewSlot { start, identity, snapshot: Some(Held::of(&self.world, held)) })
+    }
+
+    async fn snapshot(&self) -> Result<Box<dyn Snapshot>, SourceError> {
+        self.life.output().await;
+        self.server.answers().await;
+        Ok(Held::of(&self.world, self.server.snapshot().await))
+    }
+
+    async fn publication(&self) -> Result<Option<(Vec<PublishedTable>, OpId)>, SourceError> {
+        let tables = published();
+        Ok(self.flushed().await?.map(|flushed| (tables, flushed)))
     }
 
     async fn open(&self, resume: Resume, catalog: Arc<dyn Catalog>) -> Result<(Box<dyn Stream>, Keeper), SourceError> {
@@ -195,7 +255,7 @@ impl SimStream {
     async fn learn(&mut self) -> Result<(), SourceError> {
         for (number, table) in relations() {
             if let std::collections::btree_map::Entry::Vacant(vacant) = self.shapes.entry(number) {
-                let schema = self.catalog.table(table, columns()).await?;
+                let schema = self.catalog.table(table, columns(), Some(number + 1)).await?;
                 vacant.insert(schema.clone());
                 self.assembler.relation(number, Arc::new(Shape { schema, identity: Identity::Key }));
             }

@@ -233,16 +233,16 @@ impl Server {
         self.write(state, Body::RollbackPrepared(gid.to_owned()));
     }
 
+    /// What is committed once everything that is prepared now has ended, and the position of that.
+    pub async fn snapshot(&self) -> (u64, BTreeMap<RowKey, Value>) {
+        self.end_of_prepared().await;
+        let state = &*self.state();
+        (state.lsn, state.rows.clone())
+    }
+
     /// Makes a slot, once everything that is prepared now has ended; answers where it starts, and what is in the copy.
     pub async fn create_slot(&self) -> (u64, BTreeMap<RowKey, Value>) {
-        let running: Vec<(String, u64)> =
-            self.state().prepared.iter().map(|(gid, prepared)| (gid.clone(), prepared.end)).collect();
-        let left = |state: &State| {
-            running.iter().any(|(gid, end)| state.prepared.get(gid).is_some_and(|held| held.end == *end))
-        };
-        while left(&self.state()) {
-            self.world.sleep_ms(10, 100).await;
-        }
+        self.end_of_prepared().await;
         let state = &mut *self.state();
         for prepared in state.prepared.values_mut() {
             prepared.late = true;
@@ -251,6 +251,17 @@ impl Server {
         state.wal.clear();
         (state.slot, state.confirmed) = (true, state.lsn);
         (state.lsn, state.rows.clone())
+    }
+
+    async fn end_of_prepared(&self) {
+        let running: Vec<(String, u64)> =
+            self.state().prepared.iter().map(|(gid, prepared)| (gid.clone(), prepared.end)).collect();
+        let left = |state: &State| {
+            running.iter().any(|(gid, end)| state.prepared.get(gid).is_some_and(|held| held.end == *end))
+        };
+        while left(&self.state()) {
+            self.world.sleep_ms(10, 100).await;
+        }
     }
 
     /// The first record that ends above this position.

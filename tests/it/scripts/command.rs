@@ -5,6 +5,11 @@
 //! a: RECORD; RECORD; ...      one report of stream a; each record takes the next position, 1, 2, 3, ...
 //! a#1: ...                    the same from the puller with epoch 1
 //! a again | a gap             the last report once more, one that leaves something out
+//! slot a 0 [of t@7 u]         a slot stands; its snapshot holds these tables, whose copies begin (t@7: relation 7)
+//! look a at 9: t@7 u          what the publication has, read before the server had flushed 9
+//! begin a: t u   copied a t 5 rows as of 9     copies begin; one is durable, from a snapshot at 9
+//! speaks a t@7 [by name]      the stream is about to send changes of a table, whose key is `id`, or another column
+//! recopy [a] [table t]        somebody asks for new copies   restart with a c: another configuration
 //! slot a 0   fence a=5 b=6 [prepared b:T] [before a=4 b=5]   gone b T at 9
 //! round a=5 b=6 | round failed | round nothing asked after p4 a=5 b=6
 //! applied r0 | applied all    everything that was handed to it is durably applied there
@@ -25,8 +30,11 @@
 //! `acknowledge 9` says what was acknowledged to the source. `prepared T 1 r0 @50` is the PREPARE of a branch that `wrote`.
 
 use super::world::{Stream, World};
-use untorn::coordinator::{Applied, ApplyingFact, Fact, Fence, InvolvedStream, Involvement, Release, Report, Settings};
-use untorn::wal::{BranchId, Epoch, HybridTime, LogPosition, OpId, SourceTabletId, SourceTransactionId};
+use untorn::coordinator::{
+    Applied, ApplyingFact, Fact, Fence, InvolvedStream, Involvement, PublishedColumn, PublishedTable, Release, Report,
+    Settings,
+};
+use untorn::wal::{BranchId, Column, Epoch, HybridTime, LogPosition, OpId, SourceTabletId, SourceTransactionId};
 
 pub fn run(world: &mut World, line: &str) -> Result<Vec<String>, String> {
     let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
@@ -48,7 +56,59 @@ fn command(world: &mut World, word: &str, rest: &str) -> Result<(), String> {
         "open" => open(world, rest)?,
         "slot" => {
             let (name, start) = rest.split_once(' ').ok_or("slot STREAM POSITION")?;
-            slot(world, name, number(start)?)?;
+            let (start, tables) = start.split_once(" of ").unwrap_or((start, ""));
+            slot(world, name, number(start)?, &published(tables)?)?;
+        }
+        "look" => {
+            let (name, rest) = rest.split_once(" at ").ok_or("look STREAM at POSITION: TABLES")?;
+            let (flushed, tables) = rest.split_once(':').ok_or("look STREAM at POSITION: TABLES")?;
+            let Stream { number, puller, .. } = world.stream(name)?.clone();
+            let (flushed, tables) = (position(flushed)?, published(tables)?);
+            match world.machine().handle_published(now, number, puller, flushed, &tables) {
+                Ok(promise) => world.lines.push(format!("may be copied now: {}", promise.value.join(" "))),
+                Err(e) => world.refused(&e),
+            }
+        }
+        "begin" => {
+            let (name, tables) = rest.split_once(':').ok_or("begin STREAM: TABLES")?;
+            let Stream { number, puller, .. } = world.stream(name)?.clone();
+            let tables: Vec<_> = tables.split_whitespace().map(str::to_owned).collect();
+            let begun = world.machine().handle_copy_begun(now, number, puller, &tables);
+            world.stream(name)?.base = begun.map_err(|e| e.to_string())?.value;
+        }
+        "copied" => {
+            let words: Vec<&str> = rest.split(' ').collect();
+            let [name, table, rows, "rows", "as", "of", snapshot] = words[..] else {
+                return Err("copied STREAM TABLE 5 rows as of POSITION".into());
+            };
+            let Stream { number: stream, puller, base, .. } = world.stream(name)?.clone();
+            let done = (base, position(snapshot)?, number(rows)?);
+            world.machine().handle_copied(now, stream, puller, table, done).map_err(|e| e.to_string())?;
+        }
+        "speaks" => {
+            let (name, rest) = rest.split_once(' ').ok_or("speaks STREAM TABLE@RELATION")?;
+            let (table, key) = rest.split_once(" by ").unwrap_or((rest, "id"));
+            let table = published(table)?.pop().ok_or("speaks STREAM TABLE@RELATION")?;
+            let stream = world.stream(name)?.number;
+            let columns = vec![Column { name: key.to_owned(), type_name: "int8".into(), key: true }];
+            world.machine().handle_table(now, &table.name, columns, Some((stream, table.relation)));
+        }
+        "recopy" => {
+            let words: Vec<&str> = rest.split_whitespace().collect();
+            let (stream, table) = match words[..] {
+                ["table", table] => (None, Some(table)),
+                [stream] => (Some(stream), None),
+                [stream, "table", table] => (Some(stream), Some(table)),
+                _ => return Err("recopy [STREAM] [table TABLE]".into()),
+            };
+            if let Err(e) = world.machine().handle_recopy(now, stream, table) {
+                world.lines.push(format!("refused: {e}"));
+            }
+        }
+        "restart" => {
+            let names = rest.strip_prefix("with ").ok_or("restart with STREAMS")?;
+            let names: Vec<_> = names.split_whitespace().map(str::to_owned).collect();
+            world.open(&names)?;
         }
         "fence" if rest == "failed" => world.machine().handle_fence(now, None),
         "fence" => {
@@ -189,7 +249,7 @@ fn open(world: &mut World, rest: &str) -> Result<(), String> {
     world.open(&streams)?;
     if started {
         for name in &streams {
-            slot(world, name, 0)?;
+            slot(world, name, 0, &[])?;
         }
         world.drain()?;
         let positions: Vec<String> = streams.iter().map(|name| format!("{name}=0")).collect();
@@ -200,14 +260,26 @@ fn open(world: &mut World, rest: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn slot(world: &mut World, name: &str, start: u64) -> Result<(), String> {
+/// Tables by name and relation: `t@7`, or `t` for relation 1; `t@7+c` has a second column, which old rows have values in.
+fn published(tables: &str) -> Result<Vec<PublishedTable>, String> {
+    let column = |number, name: &str, filled| PublishedColumn { number, name: name.into(), type_id: 20, filled };
+    let one = |table: &str| {
+        let (table, more) = table.split_once('+').map_or((table, None), |(table, more)| (table, Some(more)));
+        let (name, relation) = table.split_once('@').unwrap_or((table, "1"));
+        let columns = [column(1, "id", false)].into_iter().chain(more.map(|more| column(2, more, true))).collect();
+        Ok(PublishedTable { name: name.to_owned(), relation: number(relation)? as u32, columns })
+    };
+    tables.split_whitespace().map(one).collect()
+}
+
+fn slot(world: &mut World, name: &str, start: u64, tables: &[PublishedTable]) -> Result<(), String> {
     let now = world.now;
     let start = OpId::new(start, 0);
     let stream = world.stream(name)?;
     stream.checkpoint = stream.checkpoint.max(start);
     let (number, puller) = (stream.number, stream.puller);
-    match world.machine().handle_slot(now, number, puller, start, name) {
-        Ok(_) => {}
+    match world.machine().handle_slot(now, number, puller, start, name, tables) {
+        Ok(promise) => world.stream(name)?.base = promise.value,
         Err(e) => world.refused(&e),
     }
     Ok(())

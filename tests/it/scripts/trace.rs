@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use untorn::coordinator::{
-    Coordinator, Entry, Item, Missing, Outcome, Output, ReadPoint, State, Status, Transaction, Work,
+    Coordinator, CopyState, Entry, Item, Missing, Outcome, Output, ReadPoint, State, Status, Transaction, Turn, Work,
 };
 use untorn::wal::{BranchId, HybridTime, OpId, SourceTabletId, SourceTransactionId, TransactionId};
 
@@ -47,6 +47,14 @@ fn list<T: ToString>(all: impl IntoIterator<Item = T>) -> String {
     all.into_iter().map(|one| one.to_string()).collect::<Vec<_>>().join(" ")
 }
 
+/// Servers by name, where not all of them are asked.
+fn servers(state: &State, of: &[SourceTabletId]) -> String {
+    match state.streams.iter().filter(|stream| !stream.left).all(|stream| of.contains(&stream.stream)) {
+        true => "every server".into(),
+        false => list(of.iter().map(|stream| state.stream_name(*stream))),
+    }
+}
+
 /// One line for what an output asks.
 pub fn output(state: &State, tablets: &[String], output: &Output) -> String {
     match output {
@@ -62,10 +70,26 @@ pub fn output(state: &State, tablets: &[String], output: &Output) -> String {
                 Work::Discard { branches: parts } => {
                     format!("{tablet}: discard {}, {position}", branches(state, parts))
                 }
+                Work::Turn { stream, table, turn } => {
+                    let part = format!("{table} of {}", state.stream_name(*stream));
+                    match turn {
+                        Turn::Begun { base } => {
+                            format!("{tablet}: a copy of {part} begins at {}, {position}", time(*base))
+                        }
+                        Turn::Shown { base, time: from } => {
+                            format!("{tablet}: show {part} as of {} from {}, {position}", time(*base), time(*from))
+                        }
+                        Turn::Hidden { time: from } => {
+                            format!("{tablet}: hide {part} from {}, {position}", time(*from))
+                        }
+                    }
+                }
             }
         }
-        Output::TakeRound { begun_after } => format!("ask every server how far it is (begun after {begun_after})"),
-        Output::TakeFence => "ask every server for the start fence".into(),
+        Output::TakeRound { begun_after, of } => {
+            format!("ask {} how far it is (begun after {begun_after})", servers(state, of))
+        }
+        Output::TakeFence { of } => format!("ask {} for the start fence", servers(state, of)),
         Output::CheckPrepared { stream, transactions } => {
             format!("ask {} whether it still has prepared: {}", state.stream_name(*stream), list(transactions))
         }
@@ -149,7 +173,39 @@ impl Shown {
             Item::Table { name, version, .. } => format!("table {name} version {version}"),
             Item::Slot { stream, start, .. } => format!("slot {} at {}", state.stream_name(*stream), at(*start)),
             Item::Copy { stream, table, state: copy } => {
-                format!("copy {} {table} {copy:?}", state.stream_name(*stream))
+                let part = format!("{table} of {}", state.stream_name(*stream));
+                match copy {
+                    CopyState::Pending => format!("copy of {part} pending"),
+                    CopyState::Running { base, .. } => format!("copy of {part} begins at {}", time(*base)),
+                    CopyState::Done { snapshot, rows, .. } => {
+                        format!("copy of {part} done as of {}, {rows} rows", at(*snapshot))
+                    }
+                }
+            }
+            Item::CopyAsked { stream, table, after } => {
+                let after = if *after == OpId::MAX { "a look".into() } else { at(*after) };
+                format!("copy of {table} of {} asked for, after {after}", state.stream_name(*stream))
+            }
+            Item::Published { stream, table } => {
+                format!("{} publishes {}@{}", state.stream_name(*stream), table.name, table.relation)
+            }
+            Item::Spoken { stream, table, relation, .. } => {
+                format!("{} speaks of {table}@{relation}", state.stream_name(*stream))
+            }
+            Item::CopyHidden { stream, table, time: from, gone } => {
+                let gone = if *gone { ", which is gone" } else { "" };
+                format!("hide {table} of {} from {}{gone}", state.stream_name(*stream), time(*from))
+            }
+            Item::CopyShown { stream, table, base, time: from } => {
+                format!("SHOW {table} of {} as of {} from {}", state.stream_name(*stream), time(*base), time(*from))
+            }
+            Item::StreamCounted { stream } => format!("rounds ask {}", state.stream_name(*stream)),
+            Item::JoinFence { streams, fence } => {
+                let names = list(streams.iter().map(|stream| state.stream_name(*stream)));
+                format!("fence for {names} {}", positions(state, &fence.positions))
+            }
+            Item::StreamShown { stream, time: from } => {
+                format!("{} takes part from {}", state.stream_name(*stream), time(*from))
             }
             Item::Fence(fence) => format!("fence {}", positions(state, &fence.positions)),
             Item::FenceResolved { stream, transactions, position } => {

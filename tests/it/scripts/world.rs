@@ -18,6 +18,8 @@ pub struct Stream {
     pub acknowledged: OpId,
     /// Where the newest branch of each transaction opened.
     pub opened: BTreeMap<String, OpId>,
+    /// The base of the copies that began last.
+    pub base: HybridTime,
 }
 
 /// What a transaction's decision asked of tablets, as far as it was seen.
@@ -102,9 +104,8 @@ impl World {
         self.epoch += 1;
         let tablets: Vec<_> = self.tablet_names.iter().map(|name| (name.clone(), None)).collect();
         machine.handle_opened(self.now, Epoch(self.epoch), "leader", &tablets)?;
-        for name in names {
-            machine.handle_stream_joined(self.now, name);
-        }
+        machine.handle_configured(self.now, &names.iter().map(String::as_str).collect::<Vec<_>>());
+        self.streams.retain(|name, _| names.contains(name));
         self.machine = Some(machine);
         for name in names {
             self.open_stream(name).map_err(|e| e.to_string())?;
@@ -190,7 +191,7 @@ impl World {
         self.lines.push(trace::output(machine.state(), &self.tablet_names, &output));
         match output {
             Output::Apply { tablet, decided } => self.apply(tablet, decided),
-            Output::TakeRound { begun_after } => {
+            Output::TakeRound { begun_after, .. } => {
                 self.round_begun_after = Some(begun_after);
                 Ok(())
             }

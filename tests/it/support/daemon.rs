@@ -17,6 +17,7 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 pub struct Daemon {
     folder: TempDir,
     admin: u16,
+    listeners: String,
     metrics: u16,
     command: &'static str,
     process: Option<Child>,
@@ -43,7 +44,9 @@ impl Daemon {
         let (admin, metrics) = (free_port(), free_port());
         let listeners =
             format!("[admin]\nlisten = \"127.0.0.1:{admin}\"\n[metrics]\nlisten = \"127.0.0.1:{metrics}\"\n");
-        Self::of("run", admin, metrics, &format!("{sections}{listeners}"))
+        let mut daemon = Self::of("run", admin, metrics, &format!("{sections}{listeners}"));
+        daemon.listeners = listeners;
+        daemon
     }
 
     /// `untorn tablet` that serves these tablets, started, and where it listens.
@@ -64,9 +67,14 @@ impl Daemon {
 
     fn of(command: &'static str, admin: u16, metrics: u16, sections: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let daemon = Self { folder, admin, metrics, command, process: None };
+        let daemon = Self { folder, admin, listeners: String::new(), metrics, command, process: None };
         daemon.configure(sections);
         daemon
+    }
+
+    /// Gives an `untorn run` other sections at its next start.
+    pub fn reconfigure(&self, sections: &str) {
+        self.configure(&format!("{sections}{}", self.listeners));
     }
 
     /// Writes the configuration anew.

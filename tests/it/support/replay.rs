@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use untorn::source::{Catalog, CopyEvent, NewSlot, OpenBranch, Resume, Source, SourceError, Stream, StreamEvent};
+use untorn::source::{Catalog, NewSlot, OpenBranch, Resume, Source, SourceError, Stream, StreamEvent};
 use untorn::wal::{
     Cell, Column, Involved, Key, OpId, Record, SourceBatch, SourceTabletId, SourceTransactionId, StagedChunk, TableId,
     TableSchema, Write, WriteOp,
@@ -20,7 +20,7 @@ pub struct MemoryCatalog(Mutex<Vec<TableSchema>>);
 
 #[async_trait]
 impl Catalog for MemoryCatalog {
-    async fn table(&self, name: &str, columns: Vec<Column>) -> Result<TableSchema, SourceError> {
+    async fn table(&self, name: &str, columns: Vec<Column>, _: Option<u32>) -> Result<TableSchema, SourceError> {
         let mut known = self.0.lock().unwrap();
         if let Some(schema) = known.iter().find(|schema| schema.name == name && schema.columns == columns) {
             return Ok(schema.clone());
@@ -84,7 +84,7 @@ impl Replay {
 
     /// Creates the slot and reads its copy, and opens the stream behind it.
     pub async fn begin(&mut self, source: &dyn Source) {
-        let slot = source.create_slot(self.catalog.clone()).await.unwrap().unwrap();
+        let slot = source.create_slot().await.unwrap();
         self.copy(slot).await;
         self.open(source).await.unwrap();
     }
@@ -93,22 +93,16 @@ impl Replay {
     pub async fn copy(&mut self, slot: NewSlot) {
         self.resume.after = slot.start;
         self.resume.identity = slot.identity;
-        let mut copy = slot.copy;
-        let mut table = None;
-        while let Some(event) = copy.next().await.unwrap() {
-            match event {
-                CopyEvent::Table { schema, .. } => {
-                    self.resume.copied.push((schema.name.clone(), slot.start));
-                    assert!(table.replace(schema).is_none(), "a table begins inside another");
+        let snapshot = slot.snapshot.unwrap();
+        assert_eq!(snapshot.position(), slot.start);
+        for table in snapshot.tables() {
+            let mut reader = snapshot.read(&table.published.name, self.catalog.clone()).await.unwrap();
+            let name = reader.schema().name.clone();
+            while let Some((rows, _)) = reader.next().await.unwrap() {
+                for (key, row) in rows {
+                    let before = self.rows.insert((name.clone(), key), row.cells);
+                    assert!(before.is_none(), "a row was copied twice");
                 }
-                CopyEvent::Rows(rows) => {
-                    let name = &table.as_ref().unwrap().name;
-                    for (key, row) in rows {
-                        let before = self.rows.insert((name.clone(), key), row.cells);
-                        assert!(before.is_none(), "a row was copied twice");
-                    }
-                }
-                CopyEvent::End => assert!(table.take().is_some()),
             }
         }
     }

@@ -447,25 +447,6 @@ fn a_keepalive_moves_the_checkpoint_from_time_to_time_and_never_within_a_transac
 }
 
 #[test]
-fn a_table_that_was_copied_again_drops_what_committed_before() {
-    let copied = vec![("public.accounts".to_owned(), OpId::end_of_term(300))];
-    let after = OpId::end_of_term(100);
-    let mut bench = Bench::resume(&Resume { stream: SourceTabletId(3), after, copied, ..Resume::default() });
-    let event = Message::Insert { relation_id: EVENTS, tuple: tuple("e") };
-    bench.send([begin(7, 290), insert("1"), event, commit(298), begin(8, 300), insert("2"), commit(310)]);
-    let told = bench.told();
-    assert!(told[0].starts_with("298.1 a:7 put v1 t2"));
-    assert_eq!((told[1].as_str(), told[3].as_str()), ("298.2 a:7 applying 1", "310.1 a:8 put v1 t1(2)"));
-    bench.send([begin_prepare(320, "after"), insert("3"), prepare(320, "after")]);
-    assert_eq!(bench.told().len(), 2);
-
-    let copied = vec![("public.accounts".to_owned(), OpId::end_of_term(300))];
-    let mut bench = Bench::resume(&Resume { after, copied, ..Resume::default() });
-    bench.send([begin_prepare(200, "across"), insert("3")]);
-    assert!(bench.fails(prepare(200, "across")).contains("copy that table again"));
-}
-
-#[test]
 fn truncate_is_one_write_a_table() {
     let mut bench = Bench::new();
     let truncate = Message::Truncate { relation_ids: vec![ACCOUNTS, EVENTS], flags: 1 };
