@@ -4,6 +4,9 @@ use std::time::Duration;
 
 /// Bytes of one gRPC message, either way. tonic's default of 4 MiB is below one batch with a row of a few megabytes.
 pub const GRPC_MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// Bytes of one gRPC message that carries rows to a tablet, or from one to whoever scans: PostgreSQL's rows go up to
+/// 1 GiB, and a row is never cut. What a sender gathers is far smaller ([`BATCH_BYTES`], [`PAGE_BYTES`]).
+pub const GRPC_ROWS_BYTES_MAX: usize = (1 << 30) + GRPC_MESSAGE_BYTES_MAX;
 /// Bytes that one gRPC stream may have in flight before the receiver has read them, and a connection four times that.
 /// HTTP/2's default of 64 KiB would hold a batch to 0.6 MB/s over 100 ms of distance.
 pub const GRPC_WINDOW_BYTES: u32 = 4 << 20;

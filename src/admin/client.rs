@@ -50,7 +50,7 @@ impl AdminClient {
         let daemon = daemon.into();
         let unreachable = |error| ClientError::Unreachable { url: daemon.to_string(), error };
         let channel = daemon.connect().await.map_err(unreachable)?;
-        Ok(Self(AdminServiceClient::new(channel).max_decoding_message_size(limits::GRPC_MESSAGE_BYTES_MAX)))
+        Ok(Self(AdminServiceClient::new(channel).max_decoding_message_size(limits::GRPC_ROWS_BYTES_MAX)))
     }
 
     /// What the daemon does right now.

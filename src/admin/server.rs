@@ -47,7 +47,7 @@ pub async fn admin(
         scans: Arc::new(Semaphore::new(limits::SCANS_MAX)),
         verifications: Arc::new(Semaphore::new(1)),
     })
-    .max_encoding_message_size(limits::GRPC_MESSAGE_BYTES_MAX);
+    .max_encoding_message_size(limits::GRPC_ROWS_BYTES_MAX);
     let http = Router::new()
         .route("/status", get(status))
         .route("/explain/{transaction}", get(explain))

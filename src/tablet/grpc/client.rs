@@ -6,7 +6,7 @@ use super::super::{
 };
 use super::error::from_status;
 use crate::access::{Address, BadAddress};
-use crate::limits::{CALL_MS, GRPC_MESSAGE_BYTES_MAX};
+use crate::limits::{CALL_MS, GRPC_ROWS_BYTES_MAX};
 use crate::proto::tablet as pb;
 use crate::proto::tablet::tablet_service_client::TabletServiceClient;
 use crate::proto::wire::Malformed;
@@ -34,8 +34,8 @@ impl GrpcTablet {
     pub fn new(server: impl Into<Address>, tablet: &str) -> Result<Self, BadAddress> {
         let server = server.into();
         let client = TabletServiceClient::new(server.channel()?)
-            .max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(GRPC_MESSAGE_BYTES_MAX);
+            .max_decoding_message_size(GRPC_ROWS_BYTES_MAX)
+            .max_encoding_message_size(GRPC_ROWS_BYTES_MAX);
         Ok(Self { client, url: server.to_string(), tablet: tablet.to_owned() })
     }
 
@@ -43,9 +43,9 @@ impl GrpcTablet {
     /// did not happen.
     fn request<T: Message>(&self, message: T) -> Result<Request<T>, TabletError> {
         let bytes = message.encoded_len();
-        if bytes > GRPC_MESSAGE_BYTES_MAX {
+        if bytes > GRPC_ROWS_BYTES_MAX {
             return Err(TabletError::Refused(format!(
-                "{bytes} bytes for tablet {} are above the {GRPC_MESSAGE_BYTES_MAX} of a message",
+                "{bytes} bytes for tablet {} are above the {GRPC_ROWS_BYTES_MAX} of a message",
                 self.tablet
             )));
         }

@@ -2,7 +2,7 @@
 
 use super::super::TabletLeader;
 use super::error::{malformed, to_status};
-use crate::limits::GRPC_MESSAGE_BYTES_MAX;
+use crate::limits::GRPC_ROWS_BYTES_MAX;
 use crate::proto::tablet as pb;
 use crate::proto::tablet::tablet_service_server::{TabletService, TabletServiceServer};
 use crate::tablet::TabletError;
@@ -19,8 +19,8 @@ pub type Tablets = BTreeMap<String, Arc<dyn TabletLeader>>;
 #[must_use]
 pub fn tablet_service(tablets: Tablets) -> TabletServiceServer<impl TabletService> {
     TabletServiceServer::new(Service { tablets })
-        .max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(GRPC_MESSAGE_BYTES_MAX)
+        .max_decoding_message_size(GRPC_ROWS_BYTES_MAX)
+        .max_encoding_message_size(GRPC_ROWS_BYTES_MAX)
 }
 
 struct Service {

@@ -6,7 +6,7 @@ use super::super::{
 };
 use super::error::{from_status, to_status};
 use super::{GrpcTablet, Tablets};
-use crate::limits::GRPC_MESSAGE_BYTES_MAX;
+use crate::limits::{GRPC_MESSAGE_BYTES_MAX, GRPC_ROWS_BYTES_MAX};
 use crate::proto::tablet as pb;
 use crate::proto::wire::Malformed;
 use crate::tablet::server::serve;
@@ -387,20 +387,30 @@ async fn a_server_that_is_gone_leaves_the_outcome_open() {
     assert!(matches!(&error, TabletError::Indeterminate(why) if why.contains(&url)), "{error}");
 }
 
-#[tokio::test]
-async fn a_batch_above_a_message_is_refused_before_it_is_sent() {
-    let url = refusing(TabletError::Fenced { held: Epoch(1) }).await;
-    let key = Key(vec![b'x'; GRPC_MESSAGE_BYTES_MAX].into());
-    let batch = CopyBatch {
+/// A copied row with a key of so many bytes.
+fn copied_row(bytes: usize) -> CopyBatch {
+    CopyBatch {
         stream: SourceTabletId(1),
         owner: Epoch(1),
         base: HybridTime::from_u64(1),
         last: true,
         schema: TableSchema { table: TableId(1), name: "public.a".to_owned(), version: 1, columns: Vec::new() },
-        rows: vec![(key, Row::default())],
-    };
-    let error = GrpcTablet::new(&url, "r0").unwrap().copy_rows(batch).await.unwrap_err();
-    assert!(matches!(&error, TabletError::Refused(why) if why.contains("above the 67108864")), "{error}");
+        rows: vec![(Key(vec![0; bytes].into()), Row::default())],
+    }
+}
+
+#[tokio::test]
+async fn a_row_above_other_messages_arrives() {
+    let fenced = TabletError::Fenced { held: Epoch(1) };
+    let tablet = GrpcTablet::new(&refusing(fenced.clone()).await, "r0").unwrap();
+    assert_eq!(tablet.copy_rows(copied_row(GRPC_MESSAGE_BYTES_MAX + 1)).await, Err(fenced));
+}
+
+#[tokio::test]
+async fn a_batch_above_a_message_is_refused_before_it_is_sent() {
+    let url = refusing(TabletError::Fenced { held: Epoch(1) }).await;
+    let error = GrpcTablet::new(&url, "r0").unwrap().copy_rows(copied_row(GRPC_ROWS_BYTES_MAX)).await.unwrap_err();
+    assert!(matches!(&error, TabletError::Refused(why) if why.contains("above the 1140850688")), "{error}");
 }
 
 #[tokio::test]
