@@ -17,11 +17,8 @@ mod sim;
 mod tally;
 mod universe;
 
-use report::{Options, Report};
+use report::Campaign;
 use std::process::ExitCode;
-
-/// A campaign: its name, what it does, and itself.
-type Campaign = (&'static str, fn(&Options) -> Report);
 
 const CAMPAIGNS: &[Campaign] = &[
     ("sim", sim::run),
@@ -33,17 +30,5 @@ const CAMPAIGNS: &[Campaign] = &[
 
 fn main() -> ExitCode {
     universe::note_panics();
-    let options = match Options::parse(std::env::args().skip(1)) {
-        Ok(options) => options,
-        Err(usage) => {
-            eprintln!("{usage}");
-            return ExitCode::from(2);
-        }
-    };
-    let Some((name, run)) = CAMPAIGNS.iter().find(|(name, _)| *name == options.campaign) else {
-        let names: Vec<&str> = CAMPAIGNS.iter().map(|(name, _)| *name).collect();
-        eprintln!("no campaign {:?}: {}", options.campaign, names.join(", "));
-        return ExitCode::from(2);
-    };
-    run(&options).print(name, &options)
+    report::main(CAMPAIGNS)
 }

@@ -5,6 +5,26 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+/// A campaign: its name, and itself.
+pub type Campaign = (&'static str, fn(&Options) -> Report);
+
+/// Runs the campaign that the command line names.
+pub fn main(campaigns: &[Campaign]) -> ExitCode {
+    let options = match Options::parse(std::env::args().skip(1)) {
+        Ok(options) => options,
+        Err(usage) => {
+            eprintln!("{usage}");
+            return ExitCode::from(2);
+        }
+    };
+    let Some((name, run)) = campaigns.iter().find(|(name, _)| *name == options.campaign) else {
+        let names: Vec<&str> = campaigns.iter().map(|(name, _)| *name).collect();
+        eprintln!("no campaign {:?}: {}", options.campaign, names.join(", "));
+        return ExitCode::from(2);
+    };
+    run(&options).print(name, &options)
+}
+
 /// The command line.
 #[derive(Clone, Debug)]
 pub struct Options {

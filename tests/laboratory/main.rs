@@ -34,11 +34,8 @@ mod report;
 #[path = "../it/support/mod.rs"]
 mod support;
 
-use report::{Options, Report};
+use report::Campaign;
 use std::process::ExitCode;
-
-/// A campaign: its name and itself.
-type Campaign = (&'static str, fn(&Options) -> Report);
 
 const CAMPAIGNS: &[Campaign] = &[
     ("crashpoints", syscalls::crashpoints),
@@ -55,18 +52,6 @@ fn main() -> ExitCode {
         tokio::runtime::Runtime::new().unwrap().block_on(power_cut::append());
         return ExitCode::SUCCESS;
     }
-    let options = match Options::parse(std::env::args().skip(1)) {
-        Ok(options) => options,
-        Err(usage) => {
-            eprintln!("{usage}");
-            return ExitCode::from(2);
-        }
-    };
-    let Some((name, run)) = CAMPAIGNS.iter().find(|(name, _)| *name == options.campaign) else {
-        let names: Vec<&str> = CAMPAIGNS.iter().map(|(name, _)| *name).collect();
-        eprintln!("no campaign {:?}: {}", options.campaign, names.join(", "));
-        return ExitCode::from(2);
-    };
     trial::note_panics();
-    run(&options).print(name, &options)
+    report::main(CAMPAIGNS)
 }
