@@ -216,9 +216,11 @@ impl Assembler {
             }
             Message::StreamAbort { xid, subtransaction_xid, .. } => {
                 if xid == subtransaction_xid {
-                    self.streamed.remove(&xid);
+                    let ended = self.streamed.remove(&xid);
+                    ended.iter().for_each(|transaction| self.goes_nowhere(transaction));
                 } else if let Some(transaction) = self.streamed.get_mut(&xid) {
-                    transaction.roll_back(subtransaction_xid);
+                    let dropped = transaction.roll_back(self.connection, subtransaction_xid);
+                    self.ready.extend(dropped.map(StreamEvent::Dropped));
                 }
                 Ok(())
             }
@@ -294,6 +296,7 @@ impl Assembler {
 
     fn commit(&mut self, transaction: Transaction, end: u64, time: HybridTime) -> Result<(), String> {
         if end <= self.position {
+            self.goes_nowhere(&transaction);
             return Ok(());
         }
         let id = SourceTransactionId::ordinary(&self.name, transaction.xid());
@@ -311,7 +314,9 @@ impl Assembler {
     fn prepare(&mut self, transaction: Transaction, end: u64, time: HybridTime, gid: String) -> Result<(), String> {
         if end <= self.position {
             let taken = self.branches.get(&gid).is_some_and(|open| open.opened.term == end);
-            if !taken && !planted(Bug::LatePrepareDropped) {
+            if taken || planted(Bug::LatePrepareDropped) {
+                self.goes_nowhere(&transaction);
+            } else {
                 self.late.insert(gid, Late { transaction, prepared_at: time });
             }
             return Ok(());
@@ -326,6 +331,7 @@ impl Assembler {
     fn commit_prepared(&mut self, end: u64, time: HybridTime, gid: &str) -> Result<(), String> {
         let late = self.late.remove(gid);
         if end <= self.position {
+            late.iter().for_each(|late| self.goes_nowhere(&late.transaction));
             return Ok(());
         }
         let ended = match (late, self.branches.remove(gid)) {
@@ -347,7 +353,8 @@ impl Assembler {
     }
 
     fn rollback_prepared(&mut self, end: u64, gid: &str) {
-        self.late.remove(gid);
+        let late = self.late.remove(gid);
+        late.iter().for_each(|late| self.goes_nowhere(&late.transaction));
         if end <= self.position {
             return;
         }
@@ -387,6 +394,11 @@ impl Assembler {
     fn stage(&mut self, transaction: &mut Transaction) {
         let chunks = transaction.take_chunks(self.connection);
         self.hand_over(chunks);
+    }
+
+    /// It was rolled back, or it was taken before: what was handed over of it is not to wait for its end.
+    fn goes_nowhere(&mut self, transaction: &Transaction) {
+        self.ready.extend(transaction.dropped(self.connection).map(StreamEvent::Dropped));
     }
 
     fn hand_over(&mut self, chunks: Vec<StagedChunk>) {

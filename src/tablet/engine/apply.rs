@@ -134,8 +134,7 @@ impl<S: Store> State<S> {
         }
         for id in finished {
             if let Some(branch) = self.branches.remove(&id) {
-                self.held.writes -= branch.writes;
-                self.held.bytes -= branch.bytes;
+                self.held.remove(&branch);
             }
             if let Some(conflicts) = &mut self.conflicts {
                 conflicts.forget(id);

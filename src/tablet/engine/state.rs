@@ -104,13 +104,27 @@ impl Branch {
     }
 }
 
-/// Sums over all undecided branches.
+/// Sums over undecided branches, or over what is staged for some.
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
 pub(super) struct Held {
     /// Their writes.
     pub(super) writes: u64,
     /// Their bytes.
     pub(super) bytes: u64,
+}
+
+impl Held {
+    /// Counts a branch in.
+    pub(super) fn add(&mut self, branch: &Branch) {
+        self.writes += branch.writes;
+        self.bytes += branch.bytes;
+    }
+
+    /// Counts it out.
+    pub(super) fn remove(&mut self, branch: &Branch) {
+        self.writes -= branch.writes;
+        self.bytes -= branch.bytes;
+    }
 }
 
 /// One tablet, as its worker holds it.
@@ -258,10 +272,7 @@ impl<S: Store> State<S> {
         }
         self.recover_writers()?;
         self.recover_wal()?;
-        for branch in self.branches.values() {
-            self.held.writes += branch.writes;
-            self.held.bytes += branch.bytes;
-        }
+        self.branches.values().for_each(|branch| self.held.add(branch));
         Ok(())
     }
 
@@ -345,6 +356,7 @@ impl<S: Store> State<S> {
     ) -> Result<StreamMark, TabletError> {
         self.admit_owner(owner)?;
         let Mark { stored, puller } = self.admit_puller(stream, puller)?;
+        self.drop_staged(stream)?;
         self.check_one_writer(stream)?;
         Ok(StreamMark { stream, stored, puller })
     }
@@ -365,8 +377,8 @@ impl<S: Store> State<S> {
     pub(super) fn stats(&self) -> TabletStats {
         TabletStats {
             provisional_branches: self.branches.len() as u64,
-            provisional_records: self.held.writes,
-            provisional_bytes: self.held.bytes,
+            provisional_records: self.held.writes + self.staging.held.writes,
+            provisional_bytes: self.held.bytes + self.staging.held.bytes,
             disk_bytes: self.store.bytes(),
         }
     }

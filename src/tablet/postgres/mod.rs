@@ -70,7 +70,7 @@ pub use shape::Missing;
 use super::engine::Engine;
 use super::store::Store;
 use super::{
-    Announced, Applied, ApplyBatch, ChunkBatch, CopyBatch, FillRequest, Frozen, ProvisionalBatch, ReadPage,
+    Announced, Applied, ApplyBatch, ChunkBatch, CopyBatch, DropChunks, FillRequest, Frozen, ProvisionalBatch, ReadPage,
     ReadRequest, Stored, StreamMark, TabletError, TabletLeader, TabletStats,
 };
 use crate::coordinator::{Decided, Work};
@@ -367,6 +367,10 @@ impl<S: Store> TabletLeader for PostgresTablet<S> {
 
     async fn stage_chunk(&self, chunk: ChunkBatch) -> Result<(), TabletError> {
         self.staging.stage_chunk(chunk).await
+    }
+
+    async fn drop_chunks(&self, drop: DropChunks) -> Result<(), TabletError> {
+        self.staging.drop_chunks(drop).await
     }
 
     async fn fill(&self, request: FillRequest) -> Result<Row, TabletError> {
