@@ -91,8 +91,7 @@ async fn a_slot_that_is_gone_stops_the_stream() {
 async fn rolled_back_chunks_go(daemon: &Daemon, server: &Postgres) {
     let sum = |name: &str| -> Option<f64> {
         let text = daemon.metrics();
-        let values =
-            text.lines().filter_map(|line| Some(line.strip_prefix(name)?.split_once(' ')?.1.parse::<f64>().ok()?));
+        let values = text.lines().filter_map(|line| line.strip_prefix(name)?.split_once(' ')?.1.parse::<f64>().ok());
         (!text.is_empty()).then(|| values.sum())
     };
     let held = || sum("untorn_provisional_records{");
