@@ -498,7 +498,7 @@ fn a_row_without_a_key_has_the_same_one_whenever_it_is_sent() {
         keys
     };
     let sent = keys(1, false);
-    let content = Key(Bytes::copy_from_slice(Key::shared(&sent[0].0)));
+    let content = Key(Key::shared(&sent[0].0).to_vec().into());
     assert_eq!(sent, [(10, 0), (10, 1), (20, 0)].map(|(place, nth)| content.at_place(place, nth)));
     assert_eq!(sent, keys(2, true));
 }
