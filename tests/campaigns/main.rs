@@ -10,6 +10,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 mod bugs;
 mod circumstances;
 mod determinism;
+mod fuzz;
 mod liveness;
 mod published;
 mod report;
@@ -26,6 +27,7 @@ const CAMPAIGNS: &[Campaign] = &[
     ("liveness", liveness::run),
     ("bugs", bugs::run),
     ("published", published::run),
+    ("fuzz", fuzz::run),
 ];
 
 fn main() -> ExitCode {
