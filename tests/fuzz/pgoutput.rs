@@ -48,6 +48,7 @@ pub fn stream(data: &[u8]) {
 fn check(event: StreamEvent, upto: &mut OpId) -> usize {
     let batch = match event {
         StreamEvent::Chunk(chunk) => return chunk.writes.len(),
+        StreamEvent::Dropped(_) => return 0,
         StreamEvent::Batch(batch) => batch,
     };
     let mut last = *upto;

@@ -49,7 +49,7 @@ pub fn part(bytes: &[u8]) -> Vec<u8> {
     [&(bytes.len() as u16).to_be_bytes()[..], bytes].concat()
 }
 
-const TABLET: [&str; 10] = [
+const TABLET: [&str; 11] = [
     "untorn.tablet.v1.TabletService/Announce",
     "untorn.tablet.v1.TabletService/AnnouncePuller",
     "untorn.tablet.v1.TabletService/WriteProvisional",
@@ -60,6 +60,7 @@ const TABLET: [&str; 10] = [
     "untorn.tablet.v1.TabletService/Read",
     "untorn.tablet.v1.TabletService/Sync",
     "untorn.tablet.v1.TabletService/Stats",
+    "untorn.tablet.v1.TabletService/DropChunks",
 ];
 
 const CDC: [&str; 7] = [
@@ -348,8 +349,14 @@ pub fn tablet_calls() -> Vec<Vec<u8>> {
         vec![(2, write_provisional()), (6, apply()), (8, sync), (7, read(3, false)), (7, read(3, true)), (9, stats)];
     let staged =
         vec![(3, chunk.encode_to_vec()), (4, fill.encode_to_vec()), (2, adopting.encode_to_vec()), (6, apply())];
+    let drop = |sub_xid| {
+        let drop =
+            pb::DropChunksRequest { tablet: tablet(), stream: 0, owner: 1, puller: 1, connection: 1, xid: 7, sub_xid };
+        drop.encode_to_vec()
+    };
+    let dropped = vec![(3, chunk.encode_to_vec()), (10, drop(Some(8))), (10, drop(None))];
     let copied = vec![(5, copy.encode_to_vec()), (6, apply()), (7, read(3, false))];
-    [written, staged, copied].map(|rest| calls(&[begun(), rest].concat())).into()
+    [written, staged, dropped, copied].map(|rest| calls(&[begun(), rest].concat())).into()
 }
 
 /// Calls of a reader of a tablet's WAL.

@@ -17,6 +17,7 @@ mod world;
 
 use report::{Options, Report};
 use serde_json::{Map, Value, json};
+use stateright::report::WriteReporter;
 use stateright::{Checker, HasDiscoveries, Model};
 use std::process::ExitCode;
 use untorn::planted::Bug;
@@ -38,8 +39,6 @@ const BUGS: [Bug; 8] = [
 ];
 
 fn main() -> ExitCode {
-    // A panic is a property that does not hold; it is told with its history.
-    std::panic::set_hook(Box::new(|_| {}));
     report::main(&[("model", run)])
 }
 
@@ -48,7 +47,8 @@ fn run(options: &Options) -> Report {
     let deaths = options.n.unwrap_or(DEATHS);
     let protocol = Protocol { deaths, bug: None };
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
-    let checker = protocol.checker().threads(cores).spawn_dfs().join();
+    let checker =
+        protocol.checker().threads(cores).spawn_dfs().join_and_report(&mut WriteReporter::new(&mut std::io::stderr()));
     let replay = format!("tests/prove model --n {deaths}");
     let failures = checker.discoveries().into_iter().map(|(property, path)| {
         let steps: Vec<String> = path.into_actions().iter().map(|action| format!("{action:?}")).collect();
@@ -60,6 +60,8 @@ fn run(options: &Options) -> Report {
     report.exercised.insert("longest_history".into(), json!(checker.max_depth()));
     options.say(&format!("{} states, {} transitions", checker.unique_state_count(), checker.state_count()));
     let mut found = Map::new();
+    // A panic is a property that does not hold, and with a mistake planted there are many.
+    std::panic::set_hook(Box::new(|_| {}));
     for bug in BUGS {
         let protocol = Protocol { deaths, bug: Some(bug) };
         let checker = protocol.checker().finish_when(HasDiscoveries::Any).threads(cores).spawn_dfs().join();

@@ -7,6 +7,7 @@ use super::source::{ALL, STREAMS, TABLETS, Txn, at, batch_at, batches, stream, t
 use super::tablets::Tablet;
 use stateright::{Model, Property};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use untorn::coordinator::{
@@ -66,22 +67,26 @@ pub struct World {
     broken: Option<String>,
 }
 
-impl World {
-    fn text(&self) -> String {
-        // The coordinator says in its debug form everything that it is.
-        format!("{self:?}")
+/// What is written goes into a hash.
+struct Hashed<'h, H>(&'h mut H);
+
+impl<H: Hasher> fmt::Write for Hashed<'_, H> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0.write(text.as_bytes());
+        Ok(())
     }
 }
 
 impl Hash for World {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.text().hash(state);
+        // The coordinator says in its debug form everything that it is.
+        let _ = fmt::write(&mut Hashed(state), format_args!("{self:?}"));
     }
 }
 
 impl PartialEq for World {
     fn eq(&self, other: &Self) -> bool {
-        self.text() == other.text()
+        format!("{self:?}") == format!("{other:?}")
     }
 }
 
@@ -198,11 +203,12 @@ impl World {
     fn next_heard(&self, number: usize) -> Option<(Option<&Decided>, LogPosition)> {
         let heard = self.tablets[number].held.heard;
         let through = self.leader.handed_through(tablet(number));
-        let mut unheard = self.kept[number].iter().filter(|decided| decided.position > heard);
-        match (unheard.next(), unheard.next()) {
-            (Some(next), Some(_)) => Some((Some(next), next.position)),
-            (Some(next), None) => Some((Some(next), through.max(next.position))),
-            (None, _) => (through > heard).then_some((None, through)),
+        let next = self.kept[number].iter().find(|decided| decided.position > heard);
+        // That nothing is to be done is heard once, at the end: it changes nothing that the model looks at.
+        let ended = (0..STREAMS).all(|stream| self.forgotten[stream] == batches(stream).len());
+        match next {
+            Some(next) => Some((Some(next), next.position)),
+            None => (ended && through > heard).then_some((None, through)),
         }
     }
 
@@ -365,7 +371,9 @@ impl Model for Protocol {
         }
         for stream in 0..STREAMS {
             let (checkpoint, puller) = (world.checkpoints[stream], world.pullers[stream]);
-            actions.extend((1..=checkpoint).map(|upto| Action::ReportAgain { stream, upto, puller }));
+            if checkpoint > 0 {
+                actions.push(Action::ReportAgain { stream, upto: checkpoint, puller });
+            }
             if let Some(upto) = world.next_batch(stream).filter(|_| world.deaths > 0) {
                 actions.push(Action::ReportAgain { stream, upto, puller: Epoch(puller.0 - 1) });
             }
