@@ -148,14 +148,16 @@ pub fn batches(number: usize) -> Vec<Batch> {
             batch().writes(Txn::Later, branch(3, 1), &[1], Some(within(3, 2))).promises(1_000),
         ],
         _ => vec![
-            batch().writes(Txn::Aborted, branch(1, 1), &[1], None).promises(50),
             batch()
-                .writes(Txn::Both, branch(2, 1), &[1], Some(within(2, 2)))
-                .aborts(Txn::Aborted, within(2, 3))
-                .writes(Txn::Later, branch(2, 4), &[0], Some(within(2, 5)))
-                .commits(Txn::Later, within(2, 6), [1, 1])
+                .writes(Txn::Aborted, branch(1, 1), &[1], None)
+                .writes(Txn::Both, branch(1, 2), &[1], Some(within(1, 3)))
+                .promises(50),
+            batch()
+                .aborts(Txn::Aborted, within(2, 1))
+                .writes(Txn::Later, branch(2, 2), &[0], Some(within(2, 3)))
+                .commits(Txn::Later, within(2, 4), [1, 1])
                 // Said by the other stream, too: whichever comes second says nothing new.
-                .commits(Txn::Both, within(2, 7), [2, 1])
+                .commits(Txn::Both, within(2, 5), [2, 1])
                 .promises(1_000),
         ],
     }

@@ -6,18 +6,24 @@
 use super::source::{ALL, STREAMS, TABLETS, Txn, at, batch_at, batches, stream, tablet};
 use super::tablets::Tablet;
 use stateright::{Model, Property};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use untorn::coordinator::{
-    Applied, Coordinator, Decided, Item, Outcome, Output, ReadPoint, Report, Settings, invariants,
+    Applied, Coordinator, Decided, Fact, Item, Outcome, Output, ReadPoint, Report, Settings, invariants,
 };
 use untorn::planted::{Bug, plant};
-use untorn::wal::{BranchId, Epoch, HybridTime, LogPosition, OpId};
+use untorn::wal::{BranchId, Epoch, HybridTime, LogPosition, OpId, SourceTransactionId};
 
-/// The clock stands still: nothing in the protocol waits for it.
-const NOW: HybridTime = HybridTime::from_micros(1_000_000);
+/// What the clock shows after so many waits: it moves only where nothing else does, because nothing but a question that is
+/// asked again depends on it.
+fn clock(waits: u64) -> HybridTime {
+    HybridTime::from_micros(1_000_000 + waits * 60_000_000)
+}
+
+/// Waits after which everything must have come to its end.
+const WAITS: u64 = 3;
 
 /// The protocol in its world.
 pub struct Protocol {
@@ -42,6 +48,10 @@ pub enum Action {
     Sync { tablet: usize },
     /// A tablet dies and starts again: what it only heard is gone.
     TabletDies { tablet: usize },
+    /// The source answers that it does not know the transactions that it was asked about.
+    Answer { stream: usize },
+    /// Nothing else happens for a while.
+    Wait,
     /// The leader dies, and another recovers from the log.
     LeaderDies,
 }
@@ -52,12 +62,15 @@ pub struct World {
     leader: Coordinator,
     epoch: Epoch,
     deaths: u64,
+    waits: u64,
     tablets: [Tablet; TABLETS],
     /// Decisions handed to each tablet, until it has durably applied them.
-    kept: [VecDeque<Decided>; TABLETS],
+    kept: [Vec<Decided>; TABLETS],
     /// What each tablet last said that it had durably applied.
     said: [LogPosition; TABLETS],
     pullers: [Epoch; STREAMS],
+    /// Transactions that the source is asked about: it has ended them all.
+    asked: [Vec<SourceTransactionId>; STREAMS],
     /// How many batches of each stream the log holds.
     checkpoints: [usize; STREAMS],
     /// What each source tablet may have forgotten.
@@ -96,6 +109,8 @@ impl World {
             leader: Coordinator::restore(Settings::default(), None).unwrap(),
             epoch: Epoch(0),
             deaths: 0,
+            waits: 0,
+            asked: Default::default(),
             tablets: Default::default(),
             kept: Default::default(),
             said: Default::default(),
@@ -109,6 +124,10 @@ impl World {
         world
     }
 
+    fn now(&self) -> HybridTime {
+        clock(self.waits)
+    }
+
     /// A leader takes the log over.
     fn recover(&mut self) {
         let (position, bytes) = self.leader.snapshot().unwrap();
@@ -116,16 +135,17 @@ impl World {
         self.leader = Coordinator::restore(Settings::default(), snapshot).unwrap();
         self.epoch.0 += 1;
         let names: Vec<_> = (0..TABLETS).map(|number| (format!("r{number}"), None)).collect();
-        self.leader.handle_opened(NOW, self.epoch, "model", &names).unwrap();
+        self.leader.handle_opened(self.now(), self.epoch, "model", &names).unwrap();
         let streams: Vec<String> = (0..STREAMS).map(|number| format!("s{number}")).collect();
-        self.leader.handle_configured(NOW, &streams.iter().map(String::as_str).collect::<Vec<_>>());
+        self.leader.handle_configured(self.now(), &streams.iter().map(String::as_str).collect::<Vec<_>>());
         self.kept = Default::default();
+        self.asked = Default::default();
         for number in 0..TABLETS {
             self.tablets[number].owner = self.epoch;
             self.announce(number);
         }
         for (number, name) in streams.iter().enumerate() {
-            let opened = self.leader.handle_open_stream(NOW, name).unwrap().value;
+            let opened = self.leader.handle_open_stream(self.now(), name).unwrap().value;
             self.pullers[number] = opened.puller;
             self.tablets.iter_mut().for_each(|tablet| tablet.streams[number].0 = opened.puller);
             if batch_at(opened.checkpoint) != self.checkpoints[number] {
@@ -141,7 +161,7 @@ impl World {
         self.said[number] = durable.heard;
         self.kept[number].retain(|decided| decided.position > durable.heard);
         self.leader.handle_applied(tablet(number), Applied { heard: held.heard, applied: durable.heard });
-        self.leader.handle_tick(NOW);
+        self.leader.handle_tick(self.now());
     }
 
     /// What follows by itself: the log takes what the leader says, and the leader's outputs go out.
@@ -150,19 +170,28 @@ impl World {
             for item in &entry.items {
                 let Item::Decision { transaction, outcome } = item else { continue };
                 let found = self.leader.state().transactions.get(*transaction);
-                let Some(txn) = found.and_then(|found| ALL.into_iter().find(|txn| txn.id() == found.source)) else {
-                    self.broken = Some(format!("{transaction} is decided and not held"));
-                    continue;
-                };
-                if let Some((earlier, _)) = self.decided.insert(txn, (entry.position, *outcome)) {
-                    self.broken = Some(format!("{txn:?} is decided at {earlier} and {}", entry.position));
+                let txn = found.and_then(|found| ALL.into_iter().find(|txn| txn.id() == found.source));
+                match (txn, outcome) {
+                    (Some(txn), _) => {
+                        let earlier = self.decided.insert(txn, (entry.position, *outcome));
+                        // What was aborted and forgotten may be begun and aborted again.
+                        if earlier.is_some_and(|(_, before)| before != *outcome || before != Outcome::Abort) {
+                            self.broken = Some(format!("{txn:?} is decided again at {}", entry.position));
+                        }
+                    }
+                    (None, Outcome::Abort) => {}
+                    (None, Outcome::Commit(_)) => {
+                        self.broken = Some(format!("{transaction} is committed and not held"))
+                    }
                 }
             }
             self.leader.handle_durable(entry.position);
         }
         while let Some(output) = self.leader.poll_output() {
-            if let Output::Apply { tablet, decided } = output {
-                self.kept[tablet.0 as usize].push_back(decided);
+            match output {
+                Output::Apply { tablet, decided } => self.kept[tablet.0 as usize].push(decided),
+                Output::CheckRunning { stream, transactions } => self.asked[stream.0 as usize] = transactions,
+                _ => {}
             }
         }
         if let Some(broken) = invariants::all_broken(&self.leader).into_iter().next() {
@@ -199,17 +228,10 @@ impl World {
         self.tablets[to].streams[number].1 < upto
     }
 
-    /// The decision that a tablet hears next, if any, and how far it has then heard the log.
-    fn next_heard(&self, number: usize) -> Option<(Option<&Decided>, LogPosition)> {
+    /// The position of the decisions that a tablet hears next.
+    fn next_heard(&self, number: usize) -> Option<LogPosition> {
         let heard = self.tablets[number].held.heard;
-        let through = self.leader.handed_through(tablet(number));
-        let next = self.kept[number].iter().find(|decided| decided.position > heard);
-        // That nothing is to be done is heard once, at the end: it changes nothing that the model looks at.
-        let ended = (0..STREAMS).all(|stream| self.forgotten[stream] == batches(stream).len());
-        match next {
-            Some(next) => Some((Some(next), next.position)),
-            None => (ended && through > heard).then_some((None, through)),
-        }
+        self.kept[number].iter().map(|decided| decided.position).find(|position| *position > heard)
     }
 
     /// What brings the world further.
@@ -219,6 +241,8 @@ impl World {
             let Some(next) = self.next_batch(stream) else {
                 if self.forgotten[stream] < self.checkpoints[stream] {
                     actions.push(Action::Report { stream });
+                } else if !self.asked[stream].is_empty() {
+                    actions.push(Action::Answer { stream });
                 }
                 continue;
             };
@@ -235,6 +259,9 @@ impl World {
             if held != durable || self.said[number] < durable.heard {
                 actions.push(Action::Sync { tablet: number });
             }
+        }
+        if actions.is_empty() && !self.arrived() && self.waits < WAITS {
+            actions.push(Action::Wait);
         }
         actions
     }
@@ -256,7 +283,7 @@ impl World {
                 let follows = self.checkpoints[stream];
                 let upto = self.next_batch(stream).unwrap_or(follows);
                 let report = self.report(stream, self.pullers[stream], follows, upto);
-                if let Err(refused) = self.leader.handle_report(NOW, report) {
+                if let Err(refused) = self.leader.handle_report(self.now(), report) {
                     self.broken = Some(format!("s{stream} stops: {refused}"));
                 }
                 self.forgotten[stream] = follows;
@@ -264,13 +291,14 @@ impl World {
             }
             Action::ReportAgain { stream, upto, puller } => {
                 let report = self.report(stream, puller, upto - 1, upto);
-                if self.leader.handle_report(NOW, report).is_ok() {
+                if self.leader.handle_report(self.now(), report).is_ok() {
                     self.broken = Some(format!("the report of s{stream} up to {upto} by {puller} is taken again"));
                 }
             }
             Action::Hear { tablet } => {
-                let Some((decided, through)) = self.next_heard(tablet) else { return };
-                let work: Vec<Decided> = decided.cloned().into_iter().collect();
+                let Some(through) = self.next_heard(tablet) else { return };
+                let kept = self.kept[tablet].iter();
+                let work: Vec<Decided> = kept.filter(|decided| decided.position == through).cloned().collect();
                 let follows = self.tablets[tablet].held.heard;
                 if self.tablets[tablet].apply(self.epoch, follows, through, &work).is_err() {
                     self.broken = Some(format!("tablet {tablet} refuses decisions"));
@@ -284,6 +312,19 @@ impl World {
                 self.tablets[tablet].held = self.tablets[tablet].durable.clone();
                 self.announce(tablet);
             }
+            Action::Answer { stream } => {
+                let held = self.checkpoints[stream];
+                let transactions = std::mem::take(&mut self.asked[stream]);
+                let mut report = self.report(stream, self.pullers[stream], held, held);
+                report.facts.push(Fact::NotRunning { transactions });
+                if let Err(refused) = self.leader.handle_report(self.now(), report) {
+                    self.broken = Some(format!("s{stream} stops: {refused}"));
+                }
+            }
+            Action::Wait => {
+                self.waits += 1;
+                self.leader.handle_tick(self.now());
+            }
             Action::LeaderDies => {
                 self.deaths += 1;
                 self.recover();
@@ -296,7 +337,7 @@ impl World {
         self.leader.latest().into_iter().chain(self.leader.safe())
     }
 
-    /// Whether every tablet that has heard enough shows the transaction exactly where the point lies behind its decision.
+    /// Whether every tablet that has heard every decision up to the point shows the transaction exactly where the point lies behind its decision.
     fn shows(&self, point: ReadPoint, txn: Txn) -> bool {
         let below = |position: LogPosition, time: HybridTime| position <= point.position && time <= point.time;
         let inside = match self.decided.get(&txn) {
@@ -304,9 +345,11 @@ impl World {
             _ => false,
         };
         txn.branches().into_iter().all(|(branch, written)| {
-            written.into_iter().map(|to| &self.tablets[to].held).all(|held| {
-                let seen = held.versions.get(&branch).is_some_and(|(position, time)| below(*position, *time));
-                held.heard < point.position || seen == inside
+            written.into_iter().all(|to| {
+                let seen = self.tablets[to].held.versions.get(&branch);
+                let seen = seen.is_some_and(|(position, time)| below(*position, *time));
+                let waits = self.next_heard(to).is_some_and(|position| position <= point.position);
+                waits || seen == inside
             })
         })
     }
