@@ -10,6 +10,7 @@ use super::state::State;
 use crate::coordinator::Turn;
 use crate::limits::APPLY_BYTES;
 use crate::mvcc::TurnAt;
+use crate::planted::{Bug, planted};
 use crate::tablet::format::{
     Copying, Raw, StoredOp, StoredTurn, StoredVersion, StoredWrite, Unfilled, decode, encode, encode_row,
 };
@@ -76,6 +77,7 @@ impl<S: Store> State<S> {
                 return if known { Ok(()) } else { self.keep_copying(step, table, stream, begun) };
             }
             Turn::Shown { base, time } => (time, Some(base)),
+            Turn::Hidden { .. } if planted(Bug::LeftStreamStays) => return Ok(()),
             Turn::Hidden { time } => (time, None),
         };
         step.batch.put(Space::Undecided, keys::turn(table, stream, position), encode(&StoredTurn { time, base })?);
