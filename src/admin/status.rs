@@ -214,7 +214,7 @@ pub struct Status {
     /// The epoch of the leader's ownership, as far as this process has heard of one.
     #[serde(with = "decimal")]
     pub epoch: Epoch,
-    /// Reads at this time are complete; none before the first safe point.
+    /// Reads at this time are complete; none before the first safe point. The highest there is, where there is no source.
     #[serde(with = "decimal::optional_time")]
     pub safe_time: Option<HybridTime>,
     /// How far safe time lies behind the wall clock, about 0 when idle.
@@ -237,6 +237,7 @@ impl fmt::Display for Status {
         };
         write!(f, "{ready} · {role}, epoch {} · ", self.epoch.0)?;
         match self.safe_time {
+            Some(HybridTime::MAX) => f.write_str("no source: a safe read shows the latest")?,
             Some(time) => write!(f, "safe time {time}, {:.1} s behind", self.safe_time_lag_seconds)?,
             None => f.write_str("no safe point yet")?,
         }
@@ -410,6 +411,15 @@ b is stopped: the counts do not match
 transactions: 1 pending, 2 waiting to commit (oldest 4.5 s), 3 committed and not applied
 ";
         assert_eq!(sample().to_string(), text);
+    }
+
+    #[test]
+    fn a_replica_without_a_source_has_no_safe_time_to_show() {
+        let status = Status { safe_time: Some(HybridTime::MAX), held_by: None, streams: Vec::new(), ..sample() };
+        assert_eq!(
+            status.to_string().lines().next().unwrap(),
+            "not ready · leader, epoch 3 · no source: a safe read shows the latest"
+        );
     }
 
     #[test]

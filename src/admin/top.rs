@@ -6,6 +6,7 @@ use super::explain::Explanation;
 use super::screen::{History, block, color, grouped, is_interactive, lag_bar, quits_pressed, rate, seconds};
 use super::status::{CopyPhase, Role, State, Status, StreamStatus};
 use crate::access::Address;
+use crate::wal::HybridTime;
 use ratatui::Frame;
 use ratatui::layout::{Alignment, Constraint, Layout, Rect};
 use ratatui::style::{Color, Style, Stylize};
@@ -223,6 +224,7 @@ fn draw_whole(frame: &mut Frame<'_>, area: Rect, status: &Status, committed: u64
         _ => Color::Red,
     };
     let safe = match status.safe_time {
+        Some(HybridTime::MAX) => vec![" no source".dim()],
         Some(_) => vec![Span::styled(format!("{:>9}", seconds(lag)), lag_color).bold(), " behind the source".dim()],
         None => vec![Span::styled(" no safe point yet", lag_color)],
     };

@@ -9,7 +9,7 @@ use crate::limits::{BATCH_BYTES, REPORT_IDLE_MS, REPORTS_IN_FLIGHT, STALL_SHOWS_
 use crate::metrics::{STREAM, STREAM_BATCHES, STREAM_BYTES, STREAM_RECORDS};
 use crate::planted::{Bug, planted};
 use crate::source::{Stream, StreamEvent};
-use crate::tablet::Stored;
+use crate::tablet::{DropChunks, Stored};
 use crate::wal::{OpId, ReplicaTabletId};
 use ::metrics::counter;
 use futures::future::{BoxFuture, OptionFuture, try_join_all};
@@ -174,6 +174,10 @@ impl Pull<'_> {
                                 staging = Some(stage(self.tablets, chunk)).into();
                             }
                         }
+                        StreamEvent::Dropped(dropped) => {
+                            is_staging = true;
+                            staging = Some(drop_staged(self.tablets, self.assembler.dropped(dropped))).into();
+                        }
                     }
                 }
                 () = freed, if !may_pull => {}
@@ -242,6 +246,17 @@ fn stage(tablets: &[Tablet], mut chunk: RoutedChunk) -> BoxFuture<'_, Result<(),
         let parts = chunk.parts.into_iter().map(|(id, chunk)| async move {
             let tablet = find(tablets, id)?;
             tablet.leader.stage_chunk(chunk).await.map_err(|error| tablet.trouble(&error))
+        });
+        try_join_all(parts).await.map(|_| ())
+    })
+}
+
+/// Throws staged chunks away.
+fn drop_staged(tablets: &[Tablet], parts: Vec<(ReplicaTabletId, DropChunks)>) -> BoxFuture<'_, Result<(), Trouble>> {
+    Box::pin(async move {
+        let parts = parts.into_iter().map(|(id, drop)| async move {
+            let tablet = find(tablets, id)?;
+            tablet.leader.drop_chunks(drop).await.map_err(|error| tablet.trouble(&error))
         });
         try_join_all(parts).await.map(|_| ())
     })

@@ -4,10 +4,10 @@ use crate::coordinator::{ApplyingFact, Fact, InvolvedStream, Involvement, Report
 use crate::limits::APPLIED_BRANCHES_REMEMBERED;
 use crate::planted::{Bug, planted};
 use crate::router::Router;
-use crate::tablet::{Adopt, BranchWrites, ChunkBatch, Conflict, FillRequest, ProvisionalBatch};
+use crate::tablet::{Adopt, BranchWrites, ChunkBatch, Conflict, DropChunks, FillRequest, ProvisionalBatch};
 use crate::wal::{
-    BranchId, Cell, ChunkOrigin, Epoch, HybridTime, Involved, Key, OpId, Record, ReplicaTabletId, Row, SourceBatch,
-    SourceTabletId, SourceTransactionId, StagedChunk, TableId, TableSchema, Write, WriteOp,
+    BranchId, Cell, ChunkOrigin, DroppedChunks, Epoch, HybridTime, Involved, Key, OpId, Record, ReplicaTabletId, Row,
+    SourceBatch, SourceTabletId, SourceTransactionId, StagedChunk, TableId, TableSchema, Write, WriteOp,
 };
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
@@ -435,6 +435,19 @@ impl Assembler {
             parts.push((tablet.id, batch));
         }
         Ok(RoutedChunk { parts, fill, first })
+    }
+
+    /// Which tablets staged chunks that go nowhere.
+    pub fn dropped(&mut self, dropped: DroppedChunks) -> Vec<(ReplicaTabletId, DropChunks)> {
+        let DroppedChunks { connection, xid, sub_xid } = dropped;
+        let numbers = match sub_xid {
+            None => self.chunks.remove(&(connection, xid)),
+            // Its numbers stay taken.
+            Some(_) => self.chunks.get(&(connection, xid)).cloned(),
+        };
+        let drop = DropChunks { stream: self.stream, owner: self.owner, puller: self.puller, dropped };
+        let tablets = self.tablets.iter().zip(numbers.unwrap_or_default());
+        tablets.filter(|(_, last_chunk)| *last_chunk > 0).map(|(tablet, _)| (tablet.id, drop)).collect()
     }
 
     /// What is to be asked before a chunk can be staged whose first write changed its key and not all of its cells.

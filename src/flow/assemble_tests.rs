@@ -284,6 +284,11 @@ fn chunks_are_numbered_at_each_tablet_and_adopted_by_name() {
             assert_eq!(batch.number, before + 1);
         }
     }
+    let both: Vec<_> = last.keys().copied().collect();
+    let dropped = |xid, sub_xid| DroppedChunks { connection: 9, xid, sub_xid };
+    let mut told = |dropped| assembler.dropped(dropped).into_iter().map(|(tablet, _)| tablet).collect::<Vec<_>>();
+    assert_eq!(told(dropped(77, Some(78))), both, "and the transaction goes on");
+    assert_eq!(told(dropped(76, None)), []);
     let origin =
         ChunkOrigin { transaction: id(1), opened: at(1), connection: 9, xid: 77, rolled_back: vec![78], records: 41 };
     let adopting = SourceBatch { adopted: vec![origin], ..batch(vec![write(42, 1, 3), applying(43, 1, 42)]) };

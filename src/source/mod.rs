@@ -10,7 +10,8 @@ pub mod postgres;
 use crate::coordinator::PublishedTable;
 use crate::flow::Retention;
 use crate::wal::{
-    Column, HybridTime, Key, OpId, Row, SourceBatch, SourceTabletId, SourceTransactionId, StagedChunk, TableSchema,
+    Column, DroppedChunks, HybridTime, Key, OpId, Row, SourceBatch, SourceTabletId, SourceTransactionId, StagedChunk,
+    TableSchema,
 };
 use async_trait::async_trait;
 use std::future::Future;
@@ -53,6 +54,8 @@ pub enum StreamEvent {
     Batch(SourceBatch),
     /// A chunk of a transaction that has not ended.
     Chunk(StagedChunk),
+    /// Chunks handed over before that go nowhere.
+    Dropped(DroppedChunks),
 }
 
 /// Why a stream cannot go on.

@@ -3,13 +3,13 @@
 //! An engine's tests say `tablet_conformance!(open)`, where `open` makes a [`Rig`]; each rule becomes a test of its own.
 
 use super::{
-    Adopt, ApplyBatch, BranchWrites, ChunkBatch, CopyBatch, Decided, FillRequest, ProvisionalBatch, ReadPoint,
-    ReadRequest, Stored, TabletError, TabletLeader, Turn, Work,
+    Adopt, ApplyBatch, BranchWrites, ChunkBatch, CopyBatch, Decided, DropChunks, FillRequest, ProvisionalBatch,
+    ReadPoint, ReadRequest, Stored, TabletError, TabletLeader, Turn, Work,
 };
 use crate::limits::PAGE_BYTES;
 use crate::wal::{
-    BranchId, Cell, Column, Epoch, HybridTime, Key, LogPosition, OpId, ReplicaTabletId, Row, SourceTabletId, TableId,
-    TableSchema, TransactionId, Write, WriteOp,
+    BranchId, Cell, Column, DroppedChunks, Epoch, HybridTime, Key, LogPosition, OpId, ReplicaTabletId, Row,
+    SourceTabletId, TableId, TableSchema, TransactionId, Write, WriteOp,
 };
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -198,6 +198,15 @@ impl Rig {
             writes,
         };
         self.tablet().stage_chunk(chunk).await
+    }
+
+    fn dropping(&self, sub_xid: Option<u32>) -> DropChunks {
+        let dropped = DroppedChunks { connection: 1, xid: 7, sub_xid };
+        DropChunks { stream: S1, owner: OWNER, puller: PULLER, dropped }
+    }
+
+    async fn drop_chunks(&self, sub_xid: Option<u32>) {
+        self.tablet().drop_chunks(self.dropping(sub_xid)).await.unwrap();
     }
 
     /// What a row that was `from` before, and kept its value, is filled with: by connection 1, behind `upto`.
@@ -565,6 +574,43 @@ pub async fn drops_chunks_of_earlier_connections(rig: Rig) {
     assert_eq!(rig.rows(2, LATEST).await, pairs(&[("adopted", "1"), ("again", "1")]));
 }
 
+/// Chunks that nothing will adopt go: a whole transaction's, or one sub-transaction's while the others go on; what
+/// was adopted stays.
+pub async fn drops_chunks_that_go_nowhere(rig: Rig) {
+    let mut rig = rig.announced().await;
+    let held = async |rig: &Rig| rig.tablet().stats().await.unwrap().provisional_records;
+    rig.chunk(1, 7, 1, vec![put(1, "a", "1")]).await.unwrap();
+    rig.chunk(1, 8, 2, vec![put(2, "rolled-back", "1"), put(3, "rolled-back", "2")]).await.unwrap();
+    assert_eq!(held(&rig).await, 3);
+    rig.drop_chunks(Some(8)).await;
+    rig.drop_chunks(Some(8)).await;
+    assert_eq!(held(&rig).await, 1);
+    rig.chunk(1, 7, 3, vec![put(4, "b", "1")]).await.unwrap();
+    rig.store(adopting(0, 9, 1, vec![8], 3)).await;
+    rig.drop_chunks(None).await;
+    assert_eq!(held(&rig).await, 2, "what was adopted stays");
+    rig.decide(0, vec![commit(1, 10, vec![branch(S1, 9)])]).await;
+    assert_eq!(rig.rows(1, LATEST).await, pairs(&[("a", "1"), ("b", "1")]));
+
+    rig.chunk(1, 7, 1, vec![put(1, "c", "1")]).await.unwrap();
+    rig.chunk(1, 7, 2, vec![put(2, "c", "2")]).await.unwrap();
+    rig.drop_chunks(None).await;
+    let stats = rig.tablet().stats().await.unwrap();
+    assert_eq!((stats.provisional_records, stats.provisional_bytes), (0, 0));
+    let fenced = rig.tablet().drop_chunks(DropChunks { owner: Epoch(0), ..rig.dropping(None) }).await;
+    assert_eq!(fenced, Err(TabletError::Fenced { held: OWNER }));
+
+    // A transaction may use the number again, and a puller that begins anew finds nothing of it, after a crash neither.
+    rig.chunk(1, 7, 1, vec![put(1, "c", "3")]).await.unwrap();
+    rig.tablet().sync().await.unwrap();
+    rig.restart();
+    assert_eq!(held(&rig).await, 1);
+    rig.tablet().announce_puller(S2, OWNER, PULLER).await.unwrap();
+    assert_eq!(held(&rig).await, 1);
+    rig.tablet().announce_puller(S1, OWNER, PULLER).await.unwrap();
+    assert_eq!(held(&rig).await, 0);
+}
+
 /// Unchanged cells come from the newest earlier write of the key by the same stream (trace 37).
 pub async fn fills_unchanged_cells(rig: Rig) {
     let rig = rig.announced().await;
@@ -811,7 +857,7 @@ macro_rules! tablet_conformance {
             keeps_older_commits_as_history, resolves_writes_of_one_transaction, truncates_one_streams_rows,
             shows_a_copy_from_its_turn_on, hides_what_left_and_shows_what_comes_back,
             fills_cells_from_a_copy_on_its_way, fills_a_row_that_moves_while_its_table_is_copied, a_copy_mends_cells_that_were_filled_from_what_was_wrong, adopts_chunks,
-            drops_chunks_of_earlier_connections, fills_unchanged_cells,
+            drops_chunks_of_earlier_connections, drops_chunks_that_go_nowhere, fills_unchanged_cells,
             fills_a_row_from_the_key_it_had, reports_conflicts, reads_wait_for_the_log, reads_long_chains, refuses_malformed_batches, collects_old_versions,
             forgets_truncations, lets_a_key_have_one_writer);
     };

@@ -25,8 +25,8 @@ pub mod store;
 
 pub use crate::coordinator::{Applied, Decided, ReadPoint, Turn, Work};
 use crate::wal::{
-    BranchId, Epoch, HybridTime, Key, LogPosition, OpId, ReplicaTabletId, Row, SourceTabletId, TableId, TableSchema,
-    TransactionId, Write,
+    BranchId, DroppedChunks, Epoch, HybridTime, Key, LogPosition, OpId, ReplicaTabletId, Row, SourceTabletId, TableId,
+    TableSchema, TransactionId, Write,
 };
 use async_trait::async_trait;
 
@@ -123,7 +123,7 @@ pub struct ChunkBatch {
     /// The puller's epoch.
     pub puller: Epoch,
     /// The connection that brought it. A number not seen before makes the tablet throw away what it staged for other
-    /// connections of this stream and nobody adopted.
+    /// connections of this stream and nobody adopted, as [`TabletLeader::announce_puller`] does.
     pub connection: u64,
     /// The transaction's number within it.
     pub xid: u32,
@@ -135,6 +135,19 @@ pub struct ChunkBatch {
     pub schemas: Vec<TableSchema>,
     /// The writes; their positions are only their order.
     pub writes: Vec<Write>,
+}
+
+/// Staged chunks that nothing will adopt.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DropChunks {
+    /// The stream.
+    pub stream: SourceTabletId,
+    /// The owner's epoch.
+    pub owner: Epoch,
+    /// The puller's epoch.
+    pub puller: Epoch,
+    /// Which; the numbers of those that are dropped stay taken as long as their transaction goes on.
+    pub dropped: DroppedChunks,
 }
 
 /// A row that an update gave another key without sending the cells that did not change: they are filled before it is
@@ -254,7 +267,7 @@ pub struct ReadPage {
 pub struct TabletStats {
     /// Branches with provisional records.
     pub provisional_branches: u64,
-    /// Provisional records (writes).
+    /// Provisional records (writes), those in staged chunks among them.
     pub provisional_records: u64,
     /// Their bytes.
     pub provisional_bytes: u64,
@@ -368,7 +381,8 @@ pub trait TabletLeader: Send + Sync {
     /// tablet that is bound to another refuses.
     async fn announce(&self, log_id: &str, tablet: ReplicaTabletId, owner: Epoch) -> Result<Announced, TabletError>;
 
-    /// A new puller of a stream announces its epoch and learns the mark held for its stream.
+    /// A puller of a stream announces its epoch, before each connection, and learns the mark held for its stream. Chunks
+    /// that earlier connections staged and nobody adopted are thrown away.
     async fn announce_puller(
         &self,
         stream: SourceTabletId,
@@ -381,6 +395,10 @@ pub trait TabletLeader: Send + Sync {
 
     /// Stages a chunk. Its writes are filled already.
     async fn stage_chunk(&self, chunk: ChunkBatch) -> Result<(), TabletError>;
+
+    /// Throws staged chunks away; none may be there. Need not last: whatever a crash brings back, the next puller's
+    /// announcement throws away.
+    async fn drop_chunks(&self, drop: DropChunks) -> Result<(), TabletError>;
 
     /// The row with its unchanged cells filled. Everything that the stream carried before it must be stored here.
     async fn fill(&self, request: FillRequest) -> Result<Row, TabletError>;

@@ -59,6 +59,18 @@ pub struct StagedChunk {
     pub bytes: usize,
 }
 
+/// Chunks of a transaction that has not ended, and that nothing will adopt: the source rolled it back, or sent again what was
+/// taken before.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DroppedChunks {
+    /// Which connection brought them.
+    pub connection: u64,
+    /// The transaction's number within that connection.
+    pub xid: u32,
+    /// Only those of this sub-transaction, and others go on to come; `None` is all of them.
+    pub sub_xid: Option<u32>,
+}
+
 impl StagedChunk {
     /// Whether the first write is filled from another key.
     #[must_use]

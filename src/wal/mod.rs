@@ -6,6 +6,7 @@
 
 mod batch;
 pub mod codec;
+mod content;
 mod hybrid_time;
 mod ids;
 mod key;
@@ -13,7 +14,7 @@ mod op_id;
 mod record;
 mod row;
 
-pub use batch::{ChunkOrigin, SourceBatch, StagedChunk};
+pub use batch::{ChunkOrigin, DroppedChunks, SourceBatch, StagedChunk};
 pub use hybrid_time::HybridTime;
 pub use ids::{
     BranchId, Epoch, LogPosition, ReplicaTabletId, SourceTabletId, SourceTransactionId, TableId, TransactionId,

@@ -87,6 +87,30 @@ async fn a_slot_that_is_gone_stops_the_stream() {
     until_cause(&daemon, "stopped", &["slot \"shard_a\" is gone", "copy this source tablet again"]).await;
 }
 
+/// What is sent of a large transaction before its end stays on the tablets no longer than the source keeps it.
+async fn rolled_back_chunks_go(daemon: &Daemon, server: &Postgres) {
+    let sum = |name: &str| -> Option<f64> {
+        let text = daemon.metrics();
+        let values = text.lines().filter_map(|line| line.strip_prefix(name)?.split_once(' ')?.1.parse::<f64>().ok());
+        (!text.is_empty()).then(|| values.sum())
+    };
+    let held = || sum("untorn_provisional_records{");
+    daemon.until("no provisional record", || held().filter(|held| *held == 0.0)).await;
+    let reconnects = sum("untorn_stream_reconnects_total").unwrap_or_default();
+    let session = server.connect().await;
+    execute(&session, "BEGIN; INSERT INTO t SELECT 50000 + n, repeat('z', 200) FROM generate_series(1, 20000) n").await;
+    // Its walsender sends a block whenever something else makes it decode on.
+    let staged = daemon.until("provisional records of it", || held().filter(|held| *held > 0.0)).await;
+    execute(&session, "SAVEPOINT s; INSERT INTO t SELECT 80000 + n, repeat('z', 200) FROM generate_series(1, 20000) n")
+        .await;
+    daemon.until("more of them", || held().filter(|held| *held > staged + 10_000.0)).await;
+    execute(&session, "ROLLBACK TO s").await;
+    daemon.until("those before the savepoint only", || held().filter(|held| *held <= 20_000.0)).await;
+    execute(&session, "ROLLBACK").await;
+    daemon.until("no provisional record of it", || held().filter(|held| *held == 0.0)).await;
+    assert_eq!(sum("untorn_stream_reconnects_total").unwrap_or_default(), reconnects, "over one connection");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn everything_that_a_server_can_send_arrives_as_it_is() {
     let servers = [Postgres::start_with(&["logical_decoding_work_mem=64kB"]).await];
@@ -132,6 +156,7 @@ async fn everything_that_a_server_can_send_arrives_as_it_is() {
         execute(&session, &format!("PREPARE TRANSACTION '{gid}'")).await;
         execute(&session, &format!("{end} PREPARED '{gid}'")).await;
     }
+    rolled_back_chunks_go(&daemon, server).await;
     server
         .execute("BEGIN; INSERT INTO t SELECT 50000 + n, repeat('z', 200) FROM generate_series(1, 5000) n; ROLLBACK")
         .await;

@@ -20,8 +20,8 @@ use untorn::applier::{Applier, Components, Leadership, Tablets};
 use untorn::coordinator::Settings;
 use untorn::proto::transport;
 use untorn::tablet::{
-    Announced, Applied, ApplyBatch, ChunkBatch, CopyBatch, FillRequest, ProvisionalBatch, ReadPage, ReadRequest,
-    Stored, StreamMark, TabletError, TabletLeader, TabletStats,
+    Announced, Applied, ApplyBatch, ChunkBatch, CopyBatch, DropChunks, FillRequest, ProvisionalBatch, ReadPage,
+    ReadRequest, Stored, StreamMark, TabletError, TabletLeader, TabletStats,
 };
 use untorn::wal::{Epoch, ReplicaTabletId, Row, SourceTabletId};
 
@@ -60,6 +60,10 @@ impl TabletLeader for Moody {
 
     async fn stage_chunk(&self, chunk: ChunkBatch) -> Result<(), TabletError> {
         self.inner.stage_chunk(chunk).await
+    }
+
+    async fn drop_chunks(&self, drop: DropChunks) -> Result<(), TabletError> {
+        self.inner.drop_chunks(drop).await
     }
 
     async fn copy_rows(&self, batch: CopyBatch) -> Result<(), TabletError> {

@@ -216,9 +216,11 @@ impl Assembler {
             }
             Message::StreamAbort { xid, subtransaction_xid, .. } => {
                 if xid == subtransaction_xid {
-                    self.streamed.remove(&xid);
+                    let ended = self.streamed.remove(&xid);
+                    ended.iter().for_each(|transaction| self.goes_nowhere(transaction));
                 } else if let Some(transaction) = self.streamed.get_mut(&xid) {
-                    transaction.roll_back(subtransaction_xid);
+                    let dropped = transaction.roll_back(self.connection, subtransaction_xid);
+                    self.ready.extend(dropped.map(StreamEvent::Dropped));
                 }
                 Ok(())
             }
@@ -226,13 +228,14 @@ impl Assembler {
                 let Some(shape) = self.shape(relation_id)? else { return Ok(()) };
                 let name = self.name.clone();
                 let transaction = self.transaction(&shape)?;
-                let keyless = || invented_key(&name, change.wal_at, transaction.nth_from(change.wal_at));
-                let (key, op) = shape.insert(tuple, keyless).map_err(|e| format!("{}: {e}", shape.schema.name))?;
+                let place = (change.wal_at, transaction.nth_from(change.wal_at));
+                let (key, op) = shape.insert(tuple, &name, place).map_err(|e| format!("{}: {e}", shape.schema.name))?;
                 self.write(change.sub_xid, &shape, key, op)
             }
             Message::Update { relation_id, old_tuple, new_tuple, .. } => {
                 let Some(shape) = self.shape(relation_id)? else { return Ok(()) };
-                let updated = shape.update(old_tuple, new_tuple);
+                let place = (change.wal_at, 0);
+                let updated = shape.update(old_tuple, new_tuple, &self.name, place);
                 let (old, key, op) = updated.map_err(|e| format!("{}: {e}", shape.schema.name))?;
                 // The new row comes first: what did not change is filled from the old key's newest earlier write, and
                 // that must not be this update's own delete.
@@ -241,7 +244,7 @@ impl Assembler {
             }
             Message::Delete { relation_id, old_tuple, .. } => {
                 let Some(shape) = self.shape(relation_id)? else { return Ok(()) };
-                let key = shape.delete(old_tuple).map_err(|e| format!("{}: {e}", shape.schema.name))?;
+                let key = shape.delete(old_tuple, &self.name).map_err(|e| format!("{}: {e}", shape.schema.name))?;
                 self.write(change.sub_xid, &shape, key, WriteOp::Delete)
             }
             Message::Truncate { relation_ids, .. } => {
@@ -294,6 +297,7 @@ impl Assembler {
 
     fn commit(&mut self, transaction: Transaction, end: u64, time: HybridTime) -> Result<(), String> {
         if end <= self.position {
+            self.goes_nowhere(&transaction);
             return Ok(());
         }
         let id = SourceTransactionId::ordinary(&self.name, transaction.xid());
@@ -311,7 +315,9 @@ impl Assembler {
     fn prepare(&mut self, transaction: Transaction, end: u64, time: HybridTime, gid: String) -> Result<(), String> {
         if end <= self.position {
             let taken = self.branches.get(&gid).is_some_and(|open| open.opened.term == end);
-            if !taken && !planted(Bug::LatePrepareDropped) {
+            if taken || planted(Bug::LatePrepareDropped) {
+                self.goes_nowhere(&transaction);
+            } else {
                 self.late.insert(gid, Late { transaction, prepared_at: time });
             }
             return Ok(());
@@ -326,6 +332,7 @@ impl Assembler {
     fn commit_prepared(&mut self, end: u64, time: HybridTime, gid: &str) -> Result<(), String> {
         let late = self.late.remove(gid);
         if end <= self.position {
+            late.iter().for_each(|late| self.goes_nowhere(&late.transaction));
             return Ok(());
         }
         let ended = match (late, self.branches.remove(gid)) {
@@ -347,7 +354,8 @@ impl Assembler {
     }
 
     fn rollback_prepared(&mut self, end: u64, gid: &str) {
-        self.late.remove(gid);
+        let late = self.late.remove(gid);
+        late.iter().for_each(|late| self.goes_nowhere(&late.transaction));
         if end <= self.position {
             return;
         }
@@ -389,6 +397,11 @@ impl Assembler {
         self.hand_over(chunks);
     }
 
+    /// It was rolled back, or it was taken before: what was handed over of it is not to wait for its end.
+    fn goes_nowhere(&mut self, transaction: &Transaction) {
+        self.ready.extend(transaction.dropped(self.connection).map(StreamEvent::Dropped));
+    }
+
     fn hand_over(&mut self, chunks: Vec<StagedChunk>) {
         if !chunks.is_empty() {
             self.flush();
@@ -427,13 +440,6 @@ impl Assembler {
         let shape = own.or_else(|| self.relations.get(&relation));
         shape.cloned().ok_or_else(|| format!("a change of relation {relation}, whose columns were never sent"))
     }
-}
-
-/// A key for a row of a table that has none: only inserts come there, so it must be unique, and the same when the row
-/// is sent again. Its place in the WAL is both.
-fn invented_key(stream: &str, wal_at: u64, nth: u64) -> Key {
-    let numbers = [wal_at.to_string(), nth.to_string()];
-    Key::from_columns([stream.as_bytes(), numbers[0].as_bytes(), numbers[1].as_bytes()])
 }
 
 /// Bytes that a record without a row takes, about.

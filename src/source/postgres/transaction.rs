@@ -1,7 +1,7 @@
 //! A transaction on its way in: its writes, in memory or already handed over in chunks.
 
 use super::tuple::Shape;
-use crate::wal::{Cell, ChunkOrigin, Key, OpId, StagedChunk, TableId, Write, WriteOp};
+use crate::wal::{Cell, ChunkOrigin, DroppedChunks, Key, OpId, StagedChunk, TableId, Write, WriteOp};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -95,13 +95,21 @@ impl Transaction {
         }
     }
 
-    /// Forgets a sub-transaction that was rolled back.
-    pub fn roll_back(&mut self, sub_xid: u32) {
+    /// Forgets a sub-transaction that was rolled back; answers what is to be dropped of what went out.
+    #[must_use]
+    pub fn roll_back(&mut self, connection: u64, sub_xid: u32) -> Option<DroppedChunks> {
         self.parts.retain(|part| part.sub_xid != sub_xid);
         self.bytes = self.parts.iter().map(|part| part.bytes).sum();
-        if self.staged.remove(&sub_xid).is_some() {
-            self.rolled_back.push(sub_xid);
-        }
+        self.staged.remove(&sub_xid)?;
+        self.rolled_back.push(sub_xid);
+        Some(DroppedChunks { connection, xid: self.xid, sub_xid: Some(sub_xid) })
+    }
+
+    /// What is to be dropped when the whole of it goes nowhere, if anything went out.
+    #[must_use]
+    pub fn dropped(&self, connection: u64) -> Option<DroppedChunks> {
+        let went_out = !self.staged.is_empty() || !self.rolled_back.is_empty();
+        went_out.then_some(DroppedChunks { connection, xid: self.xid, sub_xid: None })
     }
 
     /// Takes what is in memory out as chunks, in order; each is of one sub-transaction.

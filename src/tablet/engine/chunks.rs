@@ -4,14 +4,14 @@
 //! and that batch's barrier makes it durable: all of it stands in one journal, in order.
 
 use super::conflicts::key_hash;
-use super::state::{Branch, State};
+use super::state::{Branch, Held, State};
 use crate::limits::STAGED_KEYS_MAX;
 use crate::planted::{Bug, planted};
 use crate::tablet::format::{Chunk, ProvisionalRecord, StoredWrite, decode, encode, encoded_rows, stored_writes};
 use crate::tablet::keys::{self, Kind, Parts};
 use crate::tablet::store::{Space, Store, StoreBatch};
-use crate::tablet::{Adopt, ChunkBatch, TabletError};
-use crate::wal::{SourceTabletId, TableId};
+use crate::tablet::{Adopt, ChunkBatch, DropChunks, TabletError};
+use crate::wal::{DroppedChunks, SourceTabletId, TableId};
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet};
@@ -58,6 +58,8 @@ impl WrittenKeys {
 #[derive(Default, Debug)]
 struct Staged {
     chunks: Vec<StagedChunk>,
+    /// The number of the last one that came, whether it is still here or not.
+    last: u64,
     keys: WrittenKeys,
 }
 
@@ -66,6 +68,8 @@ struct Staged {
 pub(super) struct Staging {
     /// Those that nobody adopted yet.
     transactions: BTreeMap<Transaction, Staged>,
+    /// What their chunks hold, all together.
+    pub(super) held: Held,
     /// Whose chunks an undecided branch holds: their numbers are taken.
     adopted: BTreeSet<Transaction>,
 }
@@ -86,7 +90,7 @@ impl Branch {
         self.truncations.extend(adds.truncations.iter().map(|&(table, before)| (table, self.writes + before)));
         self.writes += adds.writes;
         self.bytes += adds.bytes;
-        self.fills_from_key |= adds.fills_from_key;
+        self.looks_back |= adds.looks_back;
     }
 }
 
@@ -101,7 +105,7 @@ impl Staging {
             let mut id = || Some(((SourceTabletId(parts.u32()?), parts.u64()?, parts.u32()?), parts.u64()?));
             let (id, number) = id().ok_or_else(|| TabletError::Poisoned("a chunk key is damaged".into()))?;
             let (sub_xid, adds) = summary(value.as_ref())?;
-            staging.transactions.entry(id).or_default().chunks.push(StagedChunk { number, sub_xid, adds });
+            staging.push(id, StagedChunk { number, sub_xid, adds });
         }
         Ok(staging)
     }
@@ -114,7 +118,7 @@ impl Staging {
         chunks: &[u64],
         branch: &mut Branch,
     ) -> Result<(), TabletError> {
-        self.transactions.remove(&(stream, connection, xid));
+        self.take((stream, connection, xid));
         self.adopted.insert((stream, connection, xid));
         for &number in chunks {
             let value = read_chunk(store, &keys::chunk(stream, connection, xid, number))?;
@@ -136,7 +140,41 @@ impl Staging {
     }
 
     fn last(&self, id: Transaction) -> u64 {
-        self.transactions.get(&id).and_then(|staged| staged.chunks.last()).map_or(0, |chunk| chunk.number)
+        self.transactions.get(&id).map_or(0, |staged| staged.last)
+    }
+
+    fn push(&mut self, id: Transaction, chunk: StagedChunk) -> &mut Staged {
+        self.held.add(&chunk.adds);
+        let staged = self.transactions.entry(id).or_default();
+        staged.last = chunk.number;
+        staged.chunks.push(chunk);
+        staged
+    }
+
+    /// Takes out what is staged of a transaction, as it ends.
+    fn take(&mut self, id: Transaction) -> Vec<StagedChunk> {
+        let chunks = self.transactions.remove(&id).unwrap_or_default().chunks;
+        chunks.iter().for_each(|chunk| self.held.remove(&chunk.adds));
+        chunks
+    }
+
+    /// Throws away what is staged of a transaction, or of one of its sub-transactions.
+    fn drop(&mut self, stream: SourceTabletId, dropped: DroppedChunks, batch: &mut StoreBatch) {
+        let DroppedChunks { connection, xid, sub_xid } = dropped;
+        let id = (stream, connection, xid);
+        let gone = match sub_xid {
+            None => self.take(id),
+            Some(_) if planted(Bug::RolledBackChunksCount) => Vec::new(),
+            Some(sub_xid) => {
+                let Some(staged) = self.transactions.get_mut(&id) else { return };
+                let gone: Vec<_> = staged.chunks.extract_if(.., |chunk| chunk.sub_xid == sub_xid).collect();
+                gone.iter().for_each(|chunk| self.held.remove(&chunk.adds));
+                gone
+            }
+        };
+        for chunk in gone {
+            batch.delete(Space::Undecided, keys::chunk(stream, connection, xid, chunk.number));
+        }
     }
 
     /// Binds what is staged to a branch, without the chunks of rolled-back sub-transactions, which are deleted. `None`
@@ -149,9 +187,9 @@ impl Staging {
         batch: &mut StoreBatch,
     ) -> Option<ProvisionalRecord<'static>> {
         let &Adopt { connection, xid, .. } = adopt;
-        let staged = self.transactions.remove(&(stream, connection, xid)).unwrap_or_default();
-        let mut chunks = Vec::with_capacity(staged.chunks.len());
-        for StagedChunk { number, sub_xid, adds } in staged.chunks {
+        let staged = self.take((stream, connection, xid));
+        let mut chunks = Vec::with_capacity(staged.len());
+        for StagedChunk { number, sub_xid, adds } in staged {
             if adopt.rolled_back.contains(&sub_xid) && !planted(Bug::RolledBackChunksCount) {
                 batch.delete(Space::Undecided, keys::chunk(stream, connection, xid, number));
             } else {
@@ -170,14 +208,12 @@ impl Staging {
         self.adopted.remove(&id);
     }
 
-    /// Throws away what other connections of the stream staged.
-    fn keep_only(&mut self, stream: SourceTabletId, connection: u64, batch: &mut StoreBatch) {
+    /// Throws away what other connections of the stream staged, or all of them.
+    fn keep_only(&mut self, stream: SourceTabletId, connection: Option<u64>, batch: &mut StoreBatch) {
         let of_stream = (stream, 0, 0)..=(stream, u64::MAX, u32::MAX);
-        let stale = self.transactions.range(of_stream).map(|(&id, _)| id).filter(|id| id.1 != connection);
-        for id in stale.collect::<Vec<_>>() {
-            for chunk in self.transactions.remove(&id).unwrap_or_default().chunks {
-                batch.delete(Space::Undecided, keys::chunk(id.0, id.1, id.2, chunk.number));
-            }
+        let stale = self.transactions.range(of_stream).map(|(&id, _)| id).filter(|id| Some(id.1) != connection);
+        for (_, connection, xid) in stale.collect::<Vec<_>>() {
+            self.drop(stream, DroppedChunks { connection, xid, sub_xid: None }, batch);
         }
     }
 }
@@ -203,17 +239,32 @@ impl<S: Store> State<S> {
         }
         let mut batch = StoreBatch::default();
         self.learn(&chunk.schemas)?;
-        self.staging.keep_only(chunk.stream, chunk.connection, &mut batch);
+        self.staging.keep_only(chunk.stream, Some(chunk.connection), &mut batch);
         let rows = encoded_rows(&chunk.writes)?;
         let stored = Chunk { sub_xid: chunk.sub_xid, writes: stored_writes(&chunk.writes, &rows) };
         let value = encode(&stored)?;
         let (sub_xid, adds) = summary(&value)?;
         batch.put(Space::Undecided, keys::chunk(id.0, id.1, id.2, next), value);
         self.store.write(batch)?;
-        let staged = self.staging.transactions.entry(id).or_default();
+        let staged = self.staging.push(id, StagedChunk { number: next, sub_xid, adds });
         staged.keys.note(next, &stored.writes);
-        staged.chunks.push(StagedChunk { number: next, sub_xid, adds });
         Ok(())
+    }
+
+    /// See [`crate::tablet::TabletLeader::drop_chunks`].
+    pub(super) fn drop_chunks(&mut self, drop: DropChunks) -> Result<(), TabletError> {
+        self.admit_owner(drop.owner)?;
+        self.admit_puller(drop.stream, drop.puller)?;
+        let mut batch = StoreBatch::default();
+        self.staging.drop(drop.stream, drop.dropped, &mut batch);
+        Ok(self.store.write(batch)?)
+    }
+
+    /// A puller begins anew: nothing that its stream staged and nobody adopted will be.
+    pub(super) fn drop_staged(&mut self, stream: SourceTabletId) -> Result<(), TabletError> {
+        let mut batch = StoreBatch::default();
+        self.staging.keep_only(stream, None, &mut batch);
+        Ok(self.store.write(batch)?)
     }
 
     /// Hands every write of a chunk to `with`, in order.

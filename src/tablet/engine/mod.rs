@@ -21,6 +21,9 @@ mod fill;
 mod one_writer;
 mod provisional;
 mod read;
+mod removal;
+#[cfg(test)]
+mod removal_tests;
 mod state;
 mod truncate;
 mod wal;
@@ -32,8 +35,8 @@ pub use worker::Worker;
 
 use super::store::Store;
 use super::{
-    Announced, Applied, ApplyBatch, ChunkBatch, CopyBatch, FillRequest, ProvisionalBatch, ReadPage, ReadRequest,
-    Stored, StreamMark, TabletError, TabletLeader, TabletStats,
+    Announced, Applied, ApplyBatch, ChunkBatch, CopyBatch, DropChunks, FillRequest, ProvisionalBatch, ReadPage,
+    ReadRequest, Stored, StreamMark, TabletError, TabletLeader, TabletStats,
 };
 use crate::limits::READ_WAIT_MS;
 use crate::planted::{Bug, planted};
@@ -139,6 +142,10 @@ impl<S: Store> TabletLeader for Engine<S> {
 
     async fn stage_chunk(&self, chunk: ChunkBatch) -> Result<(), TabletError> {
         self.call(Answered::Now, move |state| state.stage_chunk(chunk)).await
+    }
+
+    async fn drop_chunks(&self, drop: DropChunks) -> Result<(), TabletError> {
+        self.call(Answered::Now, move |state| state.drop_chunks(drop)).await
     }
 
     async fn fill(&self, request: FillRequest) -> Result<Row, TabletError> {

@@ -1,8 +1,8 @@
 //! The client: a [`TabletLeader`] whose tablet lives in another process.
 
 use super::super::{
-    Announced, Applied, ApplyBatch, ChunkBatch, CopyBatch, FillRequest, ProvisionalBatch, ReadPage, ReadRequest,
-    Stored, StreamMark, TabletError, TabletLeader, TabletStats,
+    Announced, Applied, ApplyBatch, ChunkBatch, CopyBatch, DropChunks, FillRequest, ProvisionalBatch, ReadPage,
+    ReadRequest, Stored, StreamMark, TabletError, TabletLeader, TabletStats,
 };
 use super::error::from_status;
 use crate::access::{Address, BadAddress};
@@ -83,6 +83,10 @@ impl From<pb::StageChunkResponse> for () {
     fn from(_: pb::StageChunkResponse) -> Self {}
 }
 
+impl From<pb::DropChunksResponse> for () {
+    fn from(_: pb::DropChunksResponse) -> Self {}
+}
+
 impl From<pb::CopyRowsResponse> for () {
     fn from(_: pb::CopyRowsResponse) -> Self {}
 }
@@ -123,6 +127,11 @@ impl TabletLeader for GrpcTablet {
     async fn stage_chunk(&self, chunk: ChunkBatch) -> Result<(), TabletError> {
         let request = pb::StageChunkRequest { tablet: self.tablet.clone(), ..chunk.into() };
         self.answer(self.client.clone().stage_chunk(self.request(request)?).await)
+    }
+
+    async fn drop_chunks(&self, drop: DropChunks) -> Result<(), TabletError> {
+        let request = pb::DropChunksRequest { tablet: self.tablet.clone(), ..drop.into() };
+        self.answer(self.client.clone().drop_chunks(self.request(request)?).await)
     }
 
     async fn fill(&self, request: FillRequest) -> Result<Row, TabletError> {

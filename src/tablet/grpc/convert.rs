@@ -1,15 +1,16 @@
 //! Messages of `tablet.proto` to and from the contract's types.
 
 use super::super::{
-    Adopt, Announced, Applied, ApplyBatch, BranchWrites, ChunkBatch, Conflict, CopyBatch, Decided, FillRequest,
-    ProvisionalBatch, ReadPage, ReadPoint, ReadRequest, Stored, StreamMark, TabletStats, Turn, VersionedRow, Work,
+    Adopt, Announced, Applied, ApplyBatch, BranchWrites, ChunkBatch, Conflict, CopyBatch, Decided, DropChunks,
+    FillRequest, ProvisionalBatch, ReadPage, ReadPoint, ReadRequest, Stored, StreamMark, TabletStats, Turn,
+    VersionedRow, Work,
 };
 use crate::proto::cdc;
 use crate::proto::tablet as pb;
 use crate::proto::wire::{Malformed, op_id, required};
 use crate::wal::{
-    BranchId, Epoch, HybridTime, Key, LogPosition, ReplicaTabletId, Row, SourceTabletId, TableId, TableSchema,
-    TransactionId, Write, WriteOp,
+    BranchId, DroppedChunks, Epoch, HybridTime, Key, LogPosition, ReplicaTabletId, Row, SourceTabletId, TableId,
+    TableSchema, TransactionId, Write, WriteOp,
 };
 
 /// Converts every element.
@@ -204,6 +205,34 @@ impl TryFrom<pb::StageChunkRequest> for ChunkBatch {
             schemas: into_all(request.schemas),
             writes: try_all(request.writes)?,
         })
+    }
+}
+
+impl From<DropChunks> for pb::DropChunksRequest {
+    /// The request without its tablet's name.
+    fn from(drop: DropChunks) -> Self {
+        let DroppedChunks { connection, xid, sub_xid } = drop.dropped;
+        Self {
+            tablet: String::new(),
+            stream: drop.stream.0,
+            owner: drop.owner.0,
+            puller: drop.puller.0,
+            connection,
+            xid,
+            sub_xid,
+        }
+    }
+}
+
+impl From<pb::DropChunksRequest> for DropChunks {
+    fn from(request: pb::DropChunksRequest) -> Self {
+        let pb::DropChunksRequest { connection, xid, sub_xid, .. } = request;
+        Self {
+            stream: SourceTabletId(request.stream),
+            owner: Epoch(request.owner),
+            puller: Epoch(request.puller),
+            dropped: DroppedChunks { connection, xid, sub_xid },
+        }
     }
 }
 

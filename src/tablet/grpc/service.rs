@@ -78,6 +78,15 @@ impl TabletService for Service {
         Ok(Response::new(pb::StageChunkResponse {}))
     }
 
+    async fn drop_chunks(
+        &self,
+        request: Request<pb::DropChunksRequest>,
+    ) -> Result<Response<pb::DropChunksResponse>, Status> {
+        let request = request.into_inner();
+        self.tablet(&request.tablet)?.drop_chunks(request.into()).await.map_err(to_status)?;
+        Ok(Response::new(pb::DropChunksResponse {}))
+    }
+
     async fn fill(&self, request: Request<pb::FillRequest>) -> Result<Response<pb::FillResponse>, Status> {
         let request = request.into_inner();
         let tablet = self.tablet(&request.tablet)?;

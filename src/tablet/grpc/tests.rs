@@ -1,8 +1,9 @@
 //! What goes over the wire comes back as it was; what should never come is refused and harms nothing.
 
 use super::super::{
-    Adopt, Announced, Applied, ApplyBatch, BranchWrites, ChunkBatch, CopyBatch, Decided, FillRequest, ProvisionalBatch,
-    ReadPage, ReadPoint, ReadRequest, Stored, StreamMark, TabletError, TabletLeader, TabletStats, VersionedRow, Work,
+    Adopt, Announced, Applied, ApplyBatch, BranchWrites, ChunkBatch, CopyBatch, Decided, DropChunks, FillRequest,
+    ProvisionalBatch, ReadPage, ReadPoint, ReadRequest, Stored, StreamMark, TabletError, TabletLeader, TabletStats,
+    VersionedRow, Work,
 };
 use super::error::{from_status, to_status};
 use super::{GrpcTablet, Tablets};
@@ -11,8 +12,8 @@ use crate::proto::tablet as pb;
 use crate::proto::wire::Malformed;
 use crate::tablet::server::serve;
 use crate::wal::{
-    BranchId, Cell, Column, Epoch, HybridTime, Key, LogPosition, OpId, ReplicaTabletId, Row, SourceTabletId, TableId,
-    TableSchema, TransactionId, Write, WriteOp,
+    BranchId, Cell, Column, DroppedChunks, Epoch, HybridTime, Key, LogPosition, OpId, ReplicaTabletId, Row,
+    SourceTabletId, TableId, TableSchema, TransactionId, Write, WriteOp,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -91,6 +92,13 @@ fn provisional() -> impl Strategy<Value = ProvisionalBatch> {
             report_conflicts,
         },
     )
+}
+
+fn dropped() -> impl Strategy<Value = DropChunks> {
+    any::<(u32, u64, u64, u64, u32, Option<u32>)>().prop_map(|(stream, owner, puller, connection, xid, sub_xid)| {
+        let dropped = DroppedChunks { connection, xid, sub_xid };
+        DropChunks { stream: SourceTabletId(stream), owner: Epoch(owner), puller: Epoch(puller), dropped }
+    })
 }
 
 fn chunk() -> impl Strategy<Value = ChunkBatch> {
@@ -231,13 +239,15 @@ fn read_as<M: Message + Default, T: TryFrom<M>>(bytes: &[u8]) {
 proptest! {
     #[test]
     fn messages_come_back_as_they_were(
-        (provisional, chunk, fill, copy, apply) in (provisional(), chunk(), fill(), copy(), apply()),
+        (provisional, chunk, dropped, fill, copy, apply) in
+            (provisional(), chunk(), dropped(), fill(), copy(), apply()),
         (read, page, error) in (read(), page(), error()),
         (mark, conflicts) in (op_id(), vec((branch(), vec(branch(), 0..3)), 0..3)),
         (heard, applied, stats) in (any::<u64>(), any::<u64>(), any::<[u64; 4]>()),
     ) {
         prop_assert_eq!(through::<_, pb::WriteProvisionalRequest>(provisional.clone()), provisional);
         prop_assert_eq!(through::<_, pb::StageChunkRequest>(chunk.clone()), chunk);
+        prop_assert_eq!(through::<_, pb::DropChunksRequest>(dropped), dropped);
         prop_assert_eq!(through::<_, pb::FillResponse>(fill.row.clone()), fill.row.clone());
         prop_assert_eq!(through::<_, pb::FillRequest>(fill.clone()), fill);
         prop_assert_eq!(through::<_, pb::CopyRowsRequest>(copy.clone()), copy);
@@ -267,6 +277,7 @@ proptest! {
         for bytes in [noise, damaged] {
             read_as::<pb::WriteProvisionalRequest, ProvisionalBatch>(&bytes);
             read_as::<pb::StageChunkRequest, ChunkBatch>(&bytes);
+            read_as::<pb::DropChunksRequest, DropChunks>(&bytes);
             read_as::<pb::FillRequest, FillRequest>(&bytes);
             read_as::<pb::CopyRowsRequest, CopyBatch>(&bytes);
             read_as::<pb::ApplyRequest, ApplyBatch>(&bytes);
@@ -319,6 +330,9 @@ impl TabletLeader for Refusing {
     async fn stage_chunk(&self, _: ChunkBatch) -> Result<(), TabletError> {
         Err(self.0.clone())
     }
+    async fn drop_chunks(&self, _: DropChunks) -> Result<(), TabletError> {
+        Err(self.0.clone())
+    }
     async fn fill(&self, _: FillRequest) -> Result<Row, TabletError> {
         Err(self.0.clone())
     }
@@ -364,6 +378,7 @@ async fn every_call_gives_the_tablets_own_error_back() {
     let batch = provisional().new_tree(&mut any).unwrap().current();
     assert_eq!(tablet.write_provisional(batch).await, Err(error.clone()));
     assert_eq!(tablet.stage_chunk(chunk().new_tree(&mut any).unwrap().current()).await, Err(error.clone()));
+    assert_eq!(tablet.drop_chunks(dropped().new_tree(&mut any).unwrap().current()).await, Err(error.clone()));
     assert_eq!(tablet.fill(fill().new_tree(&mut any).unwrap().current()).await, Err(error.clone()));
     assert_eq!(tablet.copy_rows(copy().new_tree(&mut any).unwrap().current()).await, Err(error.clone()));
     assert_eq!(tablet.apply(apply().new_tree(&mut any).unwrap().current()).await, Err(error.clone()));

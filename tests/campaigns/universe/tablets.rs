@@ -12,8 +12,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use untorn::tablet::engine::{Engine, TabletOptions, start};
 use untorn::tablet::{
-    Announced, Applied, ApplyBatch, ChunkBatch, CopyBatch, FillRequest, ProvisionalBatch, ReadPage, ReadRequest,
-    Stored, StreamMark, TabletError, TabletLeader, TabletStats,
+    Announced, Applied, ApplyBatch, ChunkBatch, CopyBatch, DropChunks, FillRequest, ProvisionalBatch, ReadPage,
+    ReadRequest, Stored, StreamMark, TabletError, TabletLeader, TabletStats,
 };
 use untorn::wal::{Epoch, ReplicaTabletId, Row, SourceTabletId};
 
@@ -194,6 +194,10 @@ impl TabletLeader for TabletClient {
             Box::pin(async move { engine.stage_chunk(chunk).await })
         })
         .await
+    }
+
+    async fn drop_chunks(&self, drop: DropChunks) -> Result<(), TabletError> {
+        self.call("chunks to drop", move |engine| Box::pin(async move { engine.drop_chunks(drop).await })).await
     }
 
     async fn fill(&self, request: FillRequest) -> Result<Row, TabletError> {

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use untorn::source::{Catalog, NewSlot, OpenBranch, Resume, Source, SourceError, Stream, StreamEvent};
 use untorn::wal::{
-    Cell, Column, Involved, Key, OpId, Record, SourceBatch, SourceTabletId, SourceTransactionId, StagedChunk, TableId,
-    TableSchema, Write, WriteOp,
+    Cell, Column, DroppedChunks, Involved, Key, OpId, Record, SourceBatch, SourceTabletId, SourceTransactionId,
+    StagedChunk, TableId, TableSchema, Write, WriteOp,
 };
 
 /// How long a test waits for a stream to say what it expects; only a broken one takes as long.
@@ -155,6 +155,10 @@ impl Replay {
                 self.largest = self.largest.max(chunk.bytes);
                 self.chunks += 1;
                 self.staged.entry((chunk.connection, chunk.xid)).or_default().push(chunk);
+            }
+            StreamEvent::Dropped(DroppedChunks { connection, xid, sub_xid }) => {
+                let staged = self.staged.entry((connection, xid)).or_default();
+                staged.retain(|chunk| sub_xid.is_some_and(|sub_xid| sub_xid != chunk.sub_xid));
             }
         }
         Ok(())

@@ -56,6 +56,12 @@ impl Bench {
         while let Some(event) = self.assembler.poll(true) {
             let batch = match event {
                 StreamEvent::Batch(batch) => batch,
+                StreamEvent::Dropped(dropped) => {
+                    assert_eq!(dropped.connection, 9);
+                    let sub_xid = dropped.sub_xid.map(|sub_xid| format!("/{sub_xid}")).unwrap_or_default();
+                    told.push(format!("drop {}{sub_xid}", dropped.xid));
+                    continue;
+                }
                 StreamEvent::Chunk(chunk) => {
                     told.push(format!("chunk {}/{} of {}", chunk.xid, chunk.sub_xid, chunk.writes.len()));
                     self.chunks.push(chunk);
@@ -292,6 +298,7 @@ fn a_streamed_transaction_is_staged_and_adopted_at_its_end() {
         "200.3 a:9 commit",
         "chunk 7/10 of 1",
         "chunk 7/8 of 1",
+        "drop 7/8",
         "210.1 adopts 3 of 7 without [8]",
         "210.6 a:7 applying 3",
         "210.7 a:7 commit",
@@ -341,7 +348,7 @@ fn a_row_is_not_filled_from_what_was_rolled_back_before_it() {
     let change = Change { sub_xid: 9, ..Change::default() };
     bench.assembler.message(change, HybridTime::MIN, moved("1", "2")).unwrap();
     bench.send([Message::StreamStop]);
-    assert_eq!(bench.told(), ["chunk 7/7 of 1", "chunk 7/8 of 1", "chunk 7/9 of 2"]);
+    assert_eq!(bench.told(), ["chunk 7/7 of 1", "chunk 7/8 of 1", "drop 7/8", "chunk 7/9 of 2"]);
     assert_eq!(bench.chunks[2].rolled_back, [8]);
 }
 
@@ -370,8 +377,16 @@ fn a_streamed_transaction_that_is_rolled_back_leaves_nothing() {
     let mut bench = Bench::new();
     block(&mut bench, 7, &[(7, "1"), (8, "2")]);
     bench.send([stream_abort(7, 8), stream_abort(7, 7), stream_abort(70, 71)]);
-    assert_eq!(bench.told(), ["chunk 7/7 of 1", "chunk 7/8 of 1"]);
+    assert_eq!(bench.told(), ["chunk 7/7 of 1", "chunk 7/8 of 1", "drop 7/8", "drop 7"]);
     assert!(bench.fails(stream_commit(7, 210)).contains("never began"));
+}
+
+#[test]
+fn chunks_of_what_was_taken_before_are_dropped_at_its_end() {
+    let mut bench = Bench::new();
+    block(&mut bench, 7, &[(7, "1")]);
+    bench.send([stream_commit(7, 90)]);
+    assert_eq!(bench.told(), ["chunk 7/7 of 1", "drop 7"]);
 }
 
 #[test]
@@ -472,17 +487,20 @@ fn a_row_without_a_key_has_the_same_one_whenever_it_is_sent() {
         while let Some(event) = assembler.poll(true) {
             let writes: Vec<Write> = match event {
                 StreamEvent::Chunk(chunk) => chunk.writes,
+                StreamEvent::Dropped(dropped) => panic!("{dropped:?}"),
                 StreamEvent::Batch(batch) => {
                     let write = |(_, record)| if let Record::Write { write, .. } = record { Some(write) } else { None };
                     batch.records.into_iter().filter_map(write).collect()
                 }
             };
-            keys.extend(writes.into_iter().map(|write| format!("{:?}", write.key)));
+            keys.extend(writes.into_iter().map(|write| write.key));
         }
         keys
     };
-    assert_eq!(keys(1, false), ["(a,10,0)", "(a,10,1)", "(a,20,0)"]);
-    assert_eq!(keys(1, false), keys(2, true));
+    let sent = keys(1, false);
+    let content = Key(Key::shared(&sent[0].0).to_vec().into());
+    assert_eq!(sent, [(10, 0), (10, 1), (20, 0)].map(|(place, nth)| content.at_place(place, nth)));
+    assert_eq!(sent, keys(2, true));
 }
 
 #[test]
