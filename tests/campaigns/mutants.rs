@@ -20,7 +20,7 @@ use untorn::planted::mutate;
 /// Mutants that are drawn where nobody says how many.
 const DRAWN: u64 = 100;
 /// Seeds within which a mutant must show.
-const SEEDS: u64 = 400;
+const SEEDS: u64 = 100;
 /// One seed in so many is one of `liveness`, as the product's own bugs were found there, too.
 const LIVELY: u64 = 8;
 /// Seconds after which a seed counts as one that does not end; an ordinary one takes less than one.

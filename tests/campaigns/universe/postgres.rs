@@ -90,9 +90,10 @@ impl Snapshot for Held {
         let schema = catalog.table(table, columns(), None).await?;
         let shape = Shape { schema: schema.clone(), identity: Identity::Key };
         let number = relations().find(|(_, name)| *name == table).map(|(number, _)| number as usize);
-        let rows = self.rows.iter().filter(|((of, _), _)| Some(*of) == number).map(|((_, id), value)| {
+        let of_table = self.rows.iter().filter(|((of, _), _)| Some(*of) == number);
+        let rows = (1..).zip(of_table).map(|(line, ((_, id), value))| {
             let cells = [id, &value[0], &value[1]].map(|text| untorn::wal::Cell::Text(text.clone().into()));
-            shape.copied(cells.into(), Default::default).unwrap()
+            shape.copied(cells.into(), "", line).unwrap()
         });
         let rows: Vec<_> = rows.collect();
         let pages: Vec<_> = rows.chunks(50).map(<[_]>::to_vec).collect();

@@ -8,6 +8,9 @@ use untorn::wal::{Epoch, HybridTime, LogPosition, OpId, SourceTabletId, Transact
 /// What is reached when a stream leaves.
 pub const LEAVES: &str = "a stream leaves";
 
+/// The entry and the time from which a part of a table is shown, or hidden.
+type Turned = (LogPosition, HybridTime, bool);
+
 /// Sees every entry of the log.
 #[derive(Default)]
 pub struct LogWatch {
@@ -17,8 +20,8 @@ pub struct LogWatch {
     streams: BTreeMap<SourceTabletId, (String, OpId, Epoch)>,
     decided: BTreeSet<TransactionId>,
     slots: BTreeSet<SourceTabletId>,
-    /// From which entry and time on a stream's part of a table is shown, or hidden.
-    turns: BTreeMap<(String, String), Vec<(LogPosition, HybridTime, bool)>>,
+    /// By stream and table.
+    turns: BTreeMap<(String, String), Vec<Turned>>,
 }
 
 impl LogWatch {
