@@ -12,6 +12,7 @@ mod circumstances;
 mod determinism;
 mod fuzz;
 mod liveness;
+mod mutants;
 mod published;
 mod report;
 mod sim;
@@ -28,6 +29,8 @@ const CAMPAIGNS: &[Campaign] = &[
     ("bugs", bugs::run),
     ("published", published::run),
     ("fuzz", fuzz::run),
+    ("mutants", mutants::run),
+    ("mutant", mutants::run_one),
 ];
 
 fn main() -> ExitCode {
