@@ -83,7 +83,7 @@ fn shape(message: Message) -> Shape {
 
 /// A data frame.
 fn data(payload: &[u8]) -> Vec<u8> {
-    [&[b'w'], &[0; 16][..], &[0, 0, 0, 1, 0, 0, 0, 0], payload].concat()
+    [&b"w"[..], &[0; 16], &[0, 0, 0, 1, 0, 0, 0, 0], payload].concat()
 }
 
 fn relation() -> Vec<u8> {

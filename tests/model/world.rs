@@ -381,7 +381,7 @@ impl World {
             .collect();
         shown == visible
             && self.tablets.iter().all(|tablet| tablet.held.provisional.is_empty())
-            && self.leader.state().transactions.len() == 0
+            && self.leader.state().transactions.is_empty()
             && (0..STREAMS).all(|number| self.forgotten[number] == batches(number).len())
     }
 }
