@@ -10,7 +10,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 mod bugs;
 mod circumstances;
 mod determinism;
+mod fuzz;
 mod liveness;
+mod mutants;
 mod published;
 mod report;
 mod sim;
@@ -26,6 +28,9 @@ const CAMPAIGNS: &[Campaign] = &[
     ("liveness", liveness::run),
     ("bugs", bugs::run),
     ("published", published::run),
+    ("fuzz", fuzz::run),
+    ("mutants", mutants::run),
+    ("mutant", mutants::run_one),
 ];
 
 fn main() -> ExitCode {
