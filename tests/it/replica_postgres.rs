@@ -111,8 +111,8 @@ pub async fn until_equal(daemon: &Daemon, replica: &Postgres, servers: &[Postgre
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_is_ready_only_once_the_first_cut_can_be_read() {
-    let (source, replica) = (Postgres::start().await, Postgres::start().await);
-    source
+    let (source, replica) = ([Postgres::start().await], Postgres::start().await);
+    source[0]
         .execute(
             "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1); CREATE PUBLICATION untorn FOR ALL TABLES",
         )
@@ -120,7 +120,7 @@ async fn it_is_ready_only_once_the_first_cut_can_be_read() {
     replica.execute("CREATE TABLE t (id int PRIMARY KEY)").await;
     let session = replica.connect().await;
     execute(&session, "BEGIN; LOCK TABLE t IN ACCESS EXCLUSIVE MODE").await;
-    let mut daemon = Daemon::new(&into(&replica, &[source], ""));
+    let mut daemon = Daemon::new(&into(&replica, &source, ""));
     daemon.start();
     let deadline = Instant::now() + PATIENCE;
     let waits = "SELECT 1 FROM pg_locks WHERE NOT granted";
