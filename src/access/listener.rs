@@ -132,7 +132,7 @@ async fn handshake(
     Some(Connection { io: Either::Right(Box::new(Trusted::new(tls, distrusted))), peer, _permit: permit })
 }
 
-/// A connection that may send requests, for as long as its caller's certificate counts ([`Trusted`]).
+/// A connection that may send requests, for as long as its caller's certificate counts.
 pub struct Connection {
     io: Either<TcpStream, Box<Trusted<TlsStream<TcpStream>>>>,
     peer: Peer,
