@@ -63,7 +63,7 @@ mod tests {
         assert_eq!(of("citus_0_87551_10_15"), of("citus_0_87551_10_16"));
         assert_ne!(of("citus_0_87551_10_15"), of("citus_0_87551_11_17"));
         assert_ne!(of("citus_0_87551_10_15"), of("citus_2_87551_10_15"), "another node initiated it");
-        assert_eq!(of("citus_4294967295_4294967295_18446744073709551615_4294967295").len(), 47);
+        assert_eq!(of("citus_4294967295_4294967295_18446744073709551615_4294967295").len(), 48);
 
         let xa = GidPattern::parse("xa").unwrap();
         let of = |gid: &str| xa.transaction(gid).to_owned();
