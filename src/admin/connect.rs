@@ -1,6 +1,7 @@
 //! What `untorn check --connect` asks the servers that a configuration names: whether they answer, and whether they
 //! have what the configuration says they have. All of them at once, every finding told.
 
+use super::client::AdminClient;
 use crate::access::{Address, ClientFiles, ClientKeys};
 use crate::config::{
     CdcTabletConfig, DaemonConfig, Fault, Faults, GrpcTabletConfig, LeaderConfig, PostgresReplicaConfig,
@@ -88,6 +89,7 @@ pub async fn ask(config: &DaemonConfig) -> Asked {
             Ok(_) => {}
         }
     }
+    asked.leaving(config).await;
     asked
 }
 
@@ -107,6 +109,29 @@ async fn postgres(source: &PostgresSourceConfig, tablet: &PostgresTabletConfig) 
 }
 
 impl Asked {
+    /// Where the daemon runs that this configuration is to be the next one of, it knows which source tablets leave. (Where it
+    /// does not run, or asks who calls, the start says it.)
+    async fn leaving(&mut self, config: &DaemonConfig) {
+        let (listen, names) = (&config.admin, config.source.names());
+        if listen.tls.is_some() || names.is_empty() {
+            return;
+        }
+        let url = format!("http://{}", listen.address);
+        let status = async { AdminClient::connect(&url).await?.status().await };
+        let Ok(Ok(status)) = timeout(ANSWER, status).await else { return };
+        for gone in status.streams.iter().filter(|stream| names.iter().all(|name| *name != stream.name)) {
+            self.warnings.push(
+                "source.tablets",
+                format!(
+                    "the daemon at {url} has source tablet {:?}, which is not named here: at its next start that leaves, its rows \
+                     are not seen from then on, and what it had prepared is discarded; its slot stays on its server",
+                    gone.name
+                ),
+                format!("leave the entry in, or run `untorn source drop --tablet {}` before you take it out", gone.name),
+            );
+        }
+    }
+
     /// Asks a replica server about the tables that it is to have.
     async fn replica(&mut self, server: &PostgresReplicaConfig, mut tables: Vec<TableSchema>) {
         tables.sort_by(|a, b| a.name.cmp(&b.name));

@@ -71,8 +71,26 @@ const COLUMNS: &[(&str, [&str; 3])] = &[
     ("cube", ["'(1,2),(3,4)'", "NULL", "NULL"]),
 ];
 
+/// The table of every type, as SQL names it.
+pub(crate) const NAME: &str = "\"Odd schema\".\"Jede Säule \"\"x\"\"\"";
+
+/// Creates it, empty, with the types that it needs; answers its name.
+pub(crate) async fn create(server: &Postgres) -> &'static str {
+    let columns = COLUMNS.iter().enumerate().map(|(n, (kind, _))| format!("c{n:02} {kind}"));
+    let columns = columns.collect::<Vec<_>>().join(", ");
+    server
+        .execute(&format!(
+            "CREATE EXTENSION hstore; CREATE EXTENSION citext; CREATE EXTENSION ltree; CREATE EXTENSION cube;
+             CREATE TYPE mood AS ENUM ('sad', 'so ''so'''); CREATE DOMAIN positive AS int4 CHECK (VALUE > 0);
+             CREATE TYPE pair AS (a int, b text); CREATE TYPE spans AS RANGE (subtype = numeric);
+             CREATE SCHEMA \"Odd schema\"; CREATE TABLE {NAME} (id int PRIMARY KEY, {columns})"
+        ))
+        .await;
+    NAME
+}
+
 /// The three rows' values, with ids from `first` on.
-fn values(first: usize) -> String {
+pub(crate) fn values(first: usize) -> String {
     let row = |number: usize| {
         let cells = COLUMNS.iter().map(|(kind, values)| format!("({})::{kind}", values[number]));
         format!("({}, {})", first + number, cells.collect::<Vec<_>>().join(", "))
@@ -114,15 +132,10 @@ fn json(daemon: &Daemon, table: &str) -> Vec<Value> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn every_row_is_as_it_was() {
     let server = Postgres::start().await;
-    let columns = COLUMNS.iter().enumerate().map(|(n, (kind, _))| format!("c{n:02} {kind}"));
-    let columns = columns.collect::<Vec<_>>().join(", ");
+    create(&server).await;
     server
         .execute(&format!(
-            "CREATE EXTENSION hstore; CREATE EXTENSION citext; CREATE EXTENSION ltree; CREATE EXTENSION cube;
-             CREATE TYPE mood AS ENUM ('sad', 'so ''so'''); CREATE DOMAIN positive AS int4 CHECK (VALUE > 0);
-             CREATE TYPE pair AS (a int, b text); CREATE TYPE spans AS RANGE (subtype = numeric);
-             CREATE SCHEMA \"Odd schema\"; CREATE TABLE \"Odd schema\".\"Jede Säule \"\"x\"\"\" (id int PRIMARY KEY, {columns});
-             INSERT INTO \"Odd schema\".\"Jede Säule \"\"x\"\"\" VALUES {};
+            "INSERT INTO {NAME} VALUES {};
 
              CREATE TABLE made (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, a int, twice int GENERATED ALWAYS AS (a * 2) STORED);
              INSERT INTO made (a) VALUES (1), (2);

@@ -22,6 +22,7 @@ mod page;
 mod postgres_copies;
 mod postgres_e2e;
 mod postgres_faults;
+mod postgres_life;
 mod postgres_waits;
 mod power_cut;
 mod power_cut_tablet;

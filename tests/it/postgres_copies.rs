@@ -136,6 +136,10 @@ async fn tables_and_servers_come_and_go_while_money_moves() {
 
     // It leaves: its rows are not seen any more, and nobody waits for it.
     daemon.reconfigure(&source_of(old));
+    let checked = daemon.configured(&["check", "--connect"]);
+    let told = String::from_utf8_lossy(&checked.stderr);
+    assert!(checked.status.success() && told.contains("\"shard-c\", which is not named here"), "{checked:?}");
+    assert!(!told.contains("\"shard-b\", which"), "{told}");
     daemon.kill();
     daemon.start();
     for table in ["public.accounts", "public.stuffing"] {

@@ -95,7 +95,7 @@ fn differences(report: &Value) -> BTreeMap<String, Vec<String>> {
 }
 
 /// Changes rows of a server behind the replica's back: in this transaction the publication says nothing of them.
-async fn damage(server: &Postgres, sql: &str) {
+pub(crate) async fn damage(server: &Postgres, sql: &str) {
     let publish = |what: &str| format!("ALTER PUBLICATION untorn SET (publish = '{what}');");
     let all = publish("insert, update, delete, truncate");
     server.execute(&format!("BEGIN; {} {sql}; {all} COMMIT", publish(""))).await;

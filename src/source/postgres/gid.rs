@@ -15,9 +15,11 @@ impl GidPattern {
     pub fn parse(text: &str) -> Result<Self, String> {
         let expression = match text {
             "" => return Ok(Self::default()),
-            // citus_<coordinator group>_<process>_<transaction>_<connection>: one number a connection.
+            // citus_<group of the initiating node>_<its process>_<transaction>_<connection>: Citus gives every connection a
+            // number, and the rest is the transaction's (PREPARED_TRANSACTION_NAME_FORMAT in its remote_transaction.c).
             "citus" => r"^(?<txn>citus_\d+_\d+_\d+)_\d+$",
-            // pgjdbc writes an XA id as <format>_<global id>_<branch qualifier>, both in base64.
+            // pgjdbc writes an XA id as <format>_<global id>_<branch qualifier>, both in base64, whose alphabet has no
+            // underscore (xidToString in its RecoveredXid.java). The branch qualifier may be empty.
             "xa" => r"^(?<txn>-?\d+_[A-Za-z0-9+/=]+)_[A-Za-z0-9+/=]*$",
             other => other,
         };
@@ -51,6 +53,36 @@ mod tests {
         let own = GidPattern::parse(r"^(?<txn>.+)@\w+$").unwrap();
         assert_eq!(own.transaction("pay-1@a"), own.transaction("pay-1@b"));
         assert_eq!(GidPattern::parse("").unwrap().transaction("pay-1@a"), "pay-1@a");
+    }
+
+    #[test]
+    fn what_transaction_managers_write_falls_into_transactions() {
+        let citus = GidPattern::parse("citus").unwrap();
+        // A coordinator's backend 87551, its transaction 10, over two connections; and its next transaction.
+        let of = |gid: &str| citus.transaction(gid).to_owned();
+        assert_eq!(of("citus_0_87551_10_15"), of("citus_0_87551_10_16"));
+        assert_ne!(of("citus_0_87551_10_15"), of("citus_0_87551_11_17"));
+        assert_ne!(of("citus_0_87551_10_15"), of("citus_2_87551_10_15"), "another node initiated it");
+        assert_eq!(of("citus_4294967295_4294967295_18446744073709551615_4294967295").len(), 48);
+
+        let xa = GidPattern::parse("xa").unwrap();
+        let of = |gid: &str| xa.transaction(gid).to_owned();
+        // Global ids and branch qualifiers in the layouts of Narayana (0x20005), Atomikos ("ATOM") and Bitronix ("Btnx").
+        for (global, one, two) in [
+            (
+                "131077_AAAAAAAAAAAAAP//fwAAAaPz0uFlobLDAAAAKjE=",
+                "AAAAAAAAAAAAAP//fwAAAaPz0uFlobLDAAAAKjUAAAAA",
+                "AAAAAAAAAAAAAP//fwAAAaPz0uFlobLDAAAAKjYAAAAA",
+            ),
+            ("1096044365_MTAuMC4wLjcudG0xNjMyMjk0NzYwMDAwMDAwNDI=", "MTAuMC4wLjcudG0x", "MTAuMC4wLjcudG0y"),
+            ("1114926712_bm9kZS0xAAABjT8qG0wAAAAH", "bm9kZS0xAAABjT8qG0wAAAAI", "bm9kZS0xAAABjT8qG0wAAAAJ"),
+            ("-1_Zw==", "", "YQ=="),
+        ] {
+            assert_eq!(of(&format!("{global}_{one}")), global);
+            assert_eq!(of(&format!("{global}_{two}")), global);
+        }
+        assert_ne!(of("131077_Zw==_YQ=="), of("131078_Zw==_YQ=="), "another manager's format");
+        assert_eq!(of("my_own_gid"), "my_own_gid", "what no driver wrote stays whole");
     }
 
     #[test]

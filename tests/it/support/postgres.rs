@@ -21,6 +21,23 @@ pub struct Postgres {
     server: Option<Child>,
 }
 
+/// A program that ends when it is dropped.
+pub struct Running(Child);
+
+impl Running {
+    /// Waits until it has done its work.
+    pub fn wait(mut self) {
+        assert!(self.0.wait().expect("it can be waited for").success());
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 impl Postgres {
     /// Starts a server that suits a stream: logical WAL, prepared transactions, no fsync.
     pub async fn start() -> Self {
@@ -98,6 +115,14 @@ impl Postgres {
         assert!(self.server.is_none(), "it is shut down");
         let place = |of: &Self| of.folder.path().join("data/pg_replslot");
         run(Command::new("cp").arg("-a").arg(place(from).join(slot)).arg(place(self)));
+    }
+
+    /// Starts pgbench against it.
+    pub fn pgbench(&self, arguments: &[&str]) -> Running {
+        let mut pgbench = Command::new(program("pgbench"));
+        pgbench.args(["-h", "127.0.0.1", "-U", "postgres", "-p"]).arg(self.port.to_string()).args(arguments);
+        pgbench.arg("postgres").stdout(Stdio::null()).stderr(Stdio::null());
+        Running(pgbench.spawn().expect("pgbench starts"))
     }
 
     /// Shuts it down and starts it again.
