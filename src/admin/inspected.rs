@@ -12,7 +12,7 @@ use crate::applier::leader::StreamState;
 use crate::applier::{CopyProgress, Inspector, NotReady, Progress, Retried, Skipped};
 use crate::coordinator::{self, Coordinator, CopyState, Release, StreamView, TableCopy};
 use crate::limits::{COUNTED_TRANSACTIONS, WAITING_LISTED};
-use crate::wal::{HybridTime, OpId, SourceTabletId};
+use crate::wal::{HybridTime, LogPosition, OpId, SourceTabletId};
 use async_trait::async_trait;
 use explanation::explained;
 use futures::stream::BoxStream;
@@ -72,7 +72,7 @@ impl Inspected {
         here.or_else(|| self.inspector.heard(stream)).map_or(0.0, |at| at.seconds_behind(now))
     }
 
-    fn stream(&self, seen: &Seen, view: &StreamView) -> StreamStatus {
+    fn stream(&self, seen: &Seen, view: &StreamView, seen_at: Option<LogPosition>) -> StreamStatus {
         let progress = self.inspector.progress(&view.name).unwrap_or_default();
         let (mut state, mut cause) = self.held(seen, view);
         let is_first = |copy: &TableCopy| copy.shown.is_none() && !matches!(copy.state, CopyState::Done { .. });
@@ -95,7 +95,7 @@ impl Inspected {
                 .answer_age(view.stream, &view.name, seen.now)
                 .max(invisible.map_or(0.0, |time| time.seconds_behind(seen.now))),
             records_total: progress.records,
-            copy: copy(&view.copies, &progress.copy, view.slot_stands),
+            copy: copy(&view.copies, &progress.copy, view.slot_stands, seen_at),
         }
     }
 
@@ -146,7 +146,7 @@ impl Inspected {
                 checkpointed: self.position(progress.checkpointed),
                 lag_seconds: 0.0,
                 records_total: progress.records,
-                copy: copy(&[], &progress.copy, true),
+                copy: copy(&[], &progress.copy, true, None),
             }
         };
         Status {
@@ -181,8 +181,9 @@ impl Inspect for Inspected {
     async fn status(&self) -> Status {
         let Ok(seen) = self.inspector.look(Seen::of).await else { return self.follower() };
         let safe = self.inspector.reader().and_then(|reader| reader.safe().ok());
+        let seen_at = safe.map(|safe| safe.position);
         let name = |stream| seen.streams.iter().find(|view| view.stream == stream).map(|view| view.name.clone());
-        let streams: Vec<_> = seen.streams.iter().map(|view| self.stream(&seen, view)).collect();
+        let streams: Vec<_> = seen.streams.iter().map(|view| self.stream(&seen, view, seen_at)).collect();
         let invisible = seen.oldest_invisible.map_or(0.0, |time| time.seconds_behind(seen.now));
         let lag = match (seen.release, safe) {
             // With a common clock, safe time follows the source's clock even when nothing is committed.
@@ -282,15 +283,20 @@ fn state(state: StreamState) -> (State, Option<String>) {
 }
 
 /// How far the copies of a stream's tables are: what the log knows of each, and the rows of those on their way.
-/// Before the stream's slot stands, nobody knows its tables.
-fn copy(copies: &[TableCopy], progress: &CopyProgress, slot_stands: bool) -> CopyStatus {
+/// Before the stream's slot stands, nobody knows its tables. Once readers are served, at `seen_at`, a copy is done when they
+/// see its rows: whoever waits for it means to read them.
+fn copy(copies: &[TableCopy], progress: &CopyProgress, slot_stands: bool, seen_at: Option<LogPosition>) -> CopyStatus {
     let done = copies.iter().filter_map(|copy| match copy.state {
         CopyState::Done { rows, .. } if !progress.tables.contains_key(&copy.table) => Some(rows),
         _ => None,
     });
     let done: u64 = done.sum();
     let (rows, total) = progress.rows();
-    let over = copies.iter().filter(|copy| matches!(copy.state, CopyState::Done { .. })).count();
+    let is_over = |copy: &&TableCopy| match seen_at {
+        Some(seen_at) => copy.is_over() && copy.shown_at <= seen_at,
+        None => matches!(copy.state, CopyState::Done { .. }),
+    };
+    let over = copies.iter().filter(is_over).count();
     let state = if slot_stands && over == copies.len() && progress.tables.is_empty() {
         CopyPhase::Done
     } else if copies.iter().all(|copy| copy.state == CopyState::Pending) && progress.tables.is_empty() {

@@ -131,7 +131,7 @@ pub enum CopyPhase {
     Pending,
     /// Rows come.
     Running,
-    /// Every row is durable, or there was nothing to copy.
+    /// Every row is durable and readers see it, as far as they are served; or there was nothing to copy.
     Done,
 }
 
