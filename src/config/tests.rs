@@ -197,7 +197,10 @@ fn one_fault_each() {
         ),
         (
             "a table on two servers",
-            format!("data_dir='d'\n[replica]\nkind='postgres'\n{P}tables=['s.t']\n{}tables=['s.t']\n", P.replace("'p'", "'q'")),
+            format!(
+                "data_dir='d'\n[replica]\nkind='postgres'\n{P}tables=['s.t']\n{}tables=['s.t']\n",
+                P.replace("'p'", "'q'")
+            ),
             "replica.tablets[1].tables: names \"s.t\"",
         ),
         (

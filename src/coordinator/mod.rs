@@ -118,7 +118,8 @@ pub use copies::{PublishedColumn, PublishedTable, TableCopy};
 pub use decided::{Applied, Decided, ReadPoint, Turn, Work};
 pub use discovery::Start;
 pub use entry::{
-    CopyState, Entry, FORMAT_VERSION, Fence, Item, MappedTablet, Outcome, Release, ReleaseId, SNAPSHOT_VERSION, TabletMap,
+    CopyState, Entry, FORMAT_VERSION, Fence, Item, MappedTablet, Outcome, Release, ReleaseId, SNAPSHOT_VERSION,
+    TabletMap,
 };
 pub use explain::{Cause, Explanation, InvolvedView, StreamView, TransactionCounts, Wait};
 pub use fact::{ApplyingFact, Fact, InvolvedStream, Involvement, Report};

@@ -36,7 +36,8 @@ async fn until_prepared(daemon: &Daemon, server: &Postgres, wanted: &[&str]) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn servers_commit_together_and_nothing_stays_prepared() {
-    let (bank, mut first, mut second) = (bank(2, 200).await, empty_bank(&[]).await, empty_bank(&["max_prepared_transactions=0"]).await);
+    let (bank, mut first, mut second) =
+        (bank(2, 200).await, empty_bank(&[]).await, empty_bank(&["max_prepared_transactions=0"]).await);
     let sections = into_both(&first, &second, &bank);
     let mut daemon = Daemon::new(&sections);
     // A server that cannot prepare is named.
@@ -44,10 +45,16 @@ async fn servers_commit_together_and_nothing_stays_prepared() {
     let said = String::from_utf8_lossy(&checked.stderr).into_owned() + &String::from_utf8_lossy(&checked.stdout);
     assert!(!checked.status.success() && said.contains("max_prepared_transactions is 0"), "{said}");
     daemon.start();
-    daemon.until("a server that cannot prepare is named", || daemon.log().contains("max_prepared_transactions is 0").then_some(())).await;
+    daemon
+        .until("a server that cannot prepare is named", || {
+            daemon.log().contains("max_prepared_transactions is 0").then_some(())
+        })
+        .await;
     second.set("max_prepared_transactions=1");
     second.restart().await;
-    first.execute("CREATE TABLE theirs (id int); BEGIN; INSERT INTO theirs VALUES (1); PREPARE TRANSACTION 'theirs'").await;
+    first
+        .execute("CREATE TABLE theirs (id int); BEGIN; INSERT INTO theirs VALUES (1); PREPARE TRANSACTION 'theirs'")
+        .await;
     daemon.until_ready().await;
 
     let tellers = Tellers::start(&bank, 2);
@@ -72,7 +79,8 @@ async fn servers_commit_together_and_nothing_stays_prepared() {
     // The second server refuses to prepare: the release is rolled back at the first, said, and tried again.
     let holder = second.connect().await;
     let deadline = Instant::now() + PATIENCE;
-    let theirs = "CREATE TABLE IF NOT EXISTS theirs (id int); BEGIN; INSERT INTO theirs VALUES (1); PREPARE TRANSACTION 'hers'";
+    let theirs =
+        "CREATE TABLE IF NOT EXISTS theirs (id int); BEGIN; INSERT INTO theirs VALUES (1); PREPARE TRANSACTION 'hers'";
     while holder.simple_query(theirs).await.is_err() {
         execute(&holder, "ROLLBACK").await;
         assert!(Instant::now() < deadline, "the one place is never free");
@@ -94,7 +102,10 @@ async fn servers_commit_together_and_nothing_stays_prepared() {
     assert_eq!(first.execute(position).await, second.execute(position).await);
     // A scan finds a table where it is.
     assert!(moved > 0 && seen > 0);
-    assert_eq!(daemon.scan("public.legs", "latest", "csv").expect("a scan").lines().count(), second.execute("SELECT FROM legs").await.len());
+    assert_eq!(
+        daemon.scan("public.legs", "latest", "csv").expect("a scan").lines().count(),
+        second.execute("SELECT FROM legs").await.len()
+    );
     assert!(daemon.terminate().success(), "{}", daemon.log());
     // A table that stands on one server is not placed on another.
     daemon.reconfigure(&sections.replace("public.legs", "public.filler"));

@@ -138,7 +138,11 @@ impl<S: Store> PostgresTablet<S> {
     }
 
     /// Finds tables at the server. Version 0 is the newest that is known here.
-    pub(super) async fn find_shapes(&self, session: &mut Sessions, tables: &[(TableId, u32)]) -> Result<(), GroupError> {
+    pub(super) async fn find_shapes(
+        &self,
+        session: &mut Sessions,
+        tables: &[(TableId, u32)],
+    ) -> Result<(), GroupError> {
         let learned = self.staging.learned().await?;
         for &(table, version) in tables {
             let wanted = |schema: &&crate::wal::TableSchema| {
@@ -151,7 +155,8 @@ impl<S: Store> PostgresTablet<S> {
             for other in session.but(&schema.name)? {
                 if other.writers_of_table(schema.table).await? {
                     return Err(TabletError::Refused(format!(
-                        "{}: table {} is kept there already, and the configuration places it elsewhere now; place it there again",
+                        "{}: table {} is kept there already, and the configuration places it elsewhere now; place it there \
+                         again",
                         other.label(),
                         schema.name
                     ))
@@ -159,13 +164,10 @@ impl<S: Store> PostgresTablet<S> {
                 }
             }
             let at = session.at(&schema.name)?;
-            let found =
-                shape::find(&mut at.sql, schema, self.options.missing).await.map_err(|error| match error {
-                    ShapeError::Server(failure) => GroupError::from(failure),
-                    ShapeError::Lacks(what) => {
-                        GroupError::Tablet(TabletError::Refused(format!("{}: {what}", at.label())))
-                    }
-                })?;
+            let found = shape::find(&mut at.sql, schema, self.options.missing).await.map_err(|error| match error {
+                ShapeError::Server(failure) => GroupError::from(failure),
+                ShapeError::Lacks(what) => GroupError::Tablet(TabletError::Refused(format!("{}: {what}", at.label()))),
+            })?;
             self.learn_shape(found);
         }
         Ok(())

@@ -11,7 +11,8 @@ use crate::wal::TableSchema;
 /// The oldest version, as `server_version_num` says it: rights to set a parameter came with it.
 const VERSION_MIN: u32 = 150_000;
 
-/// Asks a server whether these tables can be written to, as one of several or alone, and answers what is the matter and what the server is, one line.
+/// Asks a server, one of several or the only one, whether these tables can be written to, and answers what is the matter and
+/// what the server is, one line.
 ///
 /// # Errors
 /// The server cannot be asked at all, for people.

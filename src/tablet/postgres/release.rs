@@ -204,7 +204,9 @@ mod tests {
         let prefix = gid_prefix("log", "reports");
         assert_eq!(gid(&prefix, THIS), "untorn log reports 4.2");
         assert_eq!(release_of(&prefix, &gid(&prefix, THIS)), Some(THIS));
-        for foreign in ["untorn log reports2 4.2", "untorn other reports 4.2", "transfer-1", "untorn log reports x.2", ""] {
+        for foreign in
+            ["untorn log reports2 4.2", "untorn other reports 4.2", "transfer-1", "untorn log reports x.2", ""]
+        {
             assert_eq!(release_of(&prefix, foreign), None, "{foreign}");
         }
     }
