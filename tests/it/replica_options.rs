@@ -44,6 +44,8 @@ async fn commits_that_do_not_wait_lose_nothing_and_what_is_missing_is_made() {
             replica.start_server().await;
         }
     }
+    // The table itself may be among what is gone.
+    until_made(&daemon, &replica, "documents").await;
     until_equal(&daemon, &replica, &servers, &["documents"]).await;
     source
         .execute(
