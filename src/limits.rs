@@ -23,6 +23,9 @@ pub const GRPC_HEADER_BYTES_MAX: u32 = 16 << 10;
 /// Milliseconds until a server gives up a call that it has not begun to answer: far above every deadline of untorn's own
 /// callers, so that only a caller without one meets it.
 pub const GRPC_CALL_MS_MAX: u64 = 120_000;
+/// Milliseconds between looks at the authorities for connections that stand: whoever takes an authority away wants its
+/// peers gone at once, and three small files a second are read by nobody's notice.
+pub const AUTHORITIES_LOOK_MS: u64 = 1_000;
 /// Connections that one listener holds; more wait at the kernel. Every stream of a daemon has one of its own.
 pub const CONNECTIONS_MAX: usize = 4_096;
 /// TLS handshakes in work at one listener: what strangers can make it hold. Each costs a fraction of a millisecond.
@@ -195,6 +198,9 @@ pub const COPY_SAID_EVERY_MS: u64 = 10_000;
 pub const COPY_PARALLEL: usize = 2;
 /// The most tables of one server that are copied at once: each takes a connection there and a page of rows here.
 pub const COPY_PARALLEL_MAX: usize = 32;
+/// Pages of one table ([`PAGE_BYTES`] each) that are on their way to the tablets at once: enough to share a durability
+/// barrier and to hide its wait, few enough to forget about their memory.
+pub const COPY_PAGES: usize = 4;
 /// Milliseconds that a source has to answer a probe before it counts as silent.
 pub const PROBE_DEADLINE_MS: u64 = 5_000;
 /// Milliseconds without a word after which a stream counts as pulled by nobody: several words, and a slow network.
