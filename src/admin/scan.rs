@@ -168,8 +168,12 @@ fn quote(text: &str) -> String {
 fn value(text: &str, form: JsonForm, out: &mut String) {
     let is_json = || serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok();
     match form {
-        // NaN and the infinities are no JSON numbers, and become strings.
-        JsonForm::Number if text.starts_with(['-', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9']) && is_json() => {
+        // NaN and the infinities are no JSON numbers, and become strings; so does one with white space around it.
+        JsonForm::Number
+            if text.starts_with(['-', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9'])
+                && text.ends_with(|last: char| last.is_ascii_digit())
+                && is_json() =>
+        {
             out.push_str(text);
         }
         JsonForm::Bool if text == "t" => out.push_str("true"),
@@ -274,6 +278,8 @@ mod tests {
 
     #[test]
     fn what_is_not_its_type_is_a_string() {
+        // A line's end is white space to JSON, and a value never spans lines.
+        assert_eq!(json("int8", Some("0\n")), "\"0\\n\"");
         assert_eq!(json("int4", Some("[1]")), "\"[1]\"");
         assert_eq!(json("int4", Some("")), "\"\"");
         assert_eq!(json("json", Some("{")), "\"{\"");

@@ -84,12 +84,19 @@ fn one_target(program: &Path, target: &str, options: &Options) -> Outcome {
     let mut outcome = Outcome::default();
     let mut last = VecDeque::new();
     let mut input = None;
+    let mut panicked: Option<String> = None;
     for line in BufReader::new(running.stderr.take().unwrap()).split(b'\n') {
         let line = String::from_utf8_lossy(&line.unwrap()).into_owned();
         outcome.edges = number_after(&line, " cov: ").unwrap_or(outcome.edges);
         outcome.executions = number_after(&line, "stat::number_of_executed_units: ").unwrap_or(outcome.executions);
         if let Some((_, path)) = line.split_once("Test unit written to ") {
             input = Some(PathBuf::from(path));
+        }
+        match &mut panicked {
+            None => panicked = line.contains("panicked at").then(|| line.clone()),
+            // What it says stands in the next line.
+            Some(what) if what.ends_with(':') => *what += &format!(" {line}"),
+            Some(_) => {}
         }
         last.push_back(line);
         if last.len() > LAST_LINES {
@@ -99,9 +106,7 @@ fn one_target(program: &Path, target: &str, options: &Options) -> Outcome {
     let ended = running.wait().unwrap();
     if !ended.success() {
         last.iter().for_each(|line| options.say(line));
-        let panicked = last.iter().position(|line| line.contains("panicked at"));
-        let what = panicked.map(|place| last.iter().skip(place).take(2).cloned().collect::<Vec<_>>().join(" "));
-        outcome.failed = Some((what.unwrap_or_else(|| format!("it ended with {ended}")), input));
+        outcome.failed = Some((panicked.unwrap_or_else(|| format!("it ended with {ended}")), input));
     } else if outcome.edges == 0 {
         outcome.failed = Some(("its coverage is not counted".into(), None));
     }
