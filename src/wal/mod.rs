@@ -10,6 +10,7 @@ mod hybrid_time;
 mod ids;
 mod key;
 mod op_id;
+mod provisional;
 mod record;
 mod row;
 
@@ -20,5 +21,6 @@ pub use ids::{
 };
 pub use key::Key;
 pub use op_id::OpId;
+pub use provisional::{Adopt, BranchWrites, ChunkBatch, Conflict, DropChunks, FillRequest, ProvisionalBatch};
 pub use record::{Involved, InvolvedTablet, Record, Write, WriteOp};
 pub use row::{Cell, Column, Row, TableSchema};
