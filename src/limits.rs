@@ -115,6 +115,9 @@ pub const SLOT_LOCK_TIMEOUT: Duration = Duration::from_secs(30);
 pub const PREPARED_OLD: Duration = Duration::from_secs(60);
 /// How often a server is asked what it keeps back for a stream: often enough for a forecast, too seldom to be felt.
 pub const RETENTION_EVERY: Duration = Duration::from_secs(10);
+/// Contents of rows without a key whose last removed row a tablet remembers: some 200 bytes each, and forgetting one costs a
+/// longer search.
+pub const REMOVAL_HINTS_MAX: usize = 4_096;
 /// Ranges of one table that `verify` keeps checksums of: 20 MiB. Ten million rows make ranges of ten.
 pub const VERIFY_RANGES_MAX: usize = 1 << 20;
 /// Rows of ranges that differ, both sides together, that `verify` looks into in one pass over a table: about 30 MiB.

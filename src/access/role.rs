@@ -51,7 +51,17 @@ const NEEDS: &[(Role, &str, &[&str])] = &[
     (
         Role::Admin,
         "untorn.tablet.v1.TabletService",
-        &["Announce", "AnnouncePuller", "WriteProvisional", "StageChunk", "Fill", "CopyRows", "Apply", "Sync"],
+        &[
+            "Announce",
+            "AnnouncePuller",
+            "WriteProvisional",
+            "StageChunk",
+            "DropChunks",
+            "Fill",
+            "CopyRows",
+            "Apply",
+            "Sync",
+        ],
     ),
     (Role::Viewer, "untorn.transaction.v1.TransactionService", &["GetTransactionRecord"]),
     (

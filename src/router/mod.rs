@@ -20,13 +20,16 @@ impl Router {
 
     /// The tablet that holds a key of a table; `None` only under an empty map.
     ///
+    /// Rows without a key live where their content does ([`Key::shared`]).
+    ///
     /// By hash: tablet `i` of `n` holds the `i`th of `n` equal parts of the 64-bit hash space. By range: the last tablet
     /// whose first key is at or below the key.
     #[must_use]
     pub fn route(&self, table: TableId, key: &Key) -> Option<ReplicaTabletId> {
         let tablets = &self.map.tablets;
         if self.by_range {
-            let holder = tablets.iter().rev().find(|t| t.from_key.as_deref().unwrap_or_default() <= &key.0[..]);
+            let holder =
+                tablets.iter().rev().find(|t| t.from_key.as_deref().unwrap_or_default() <= Key::shared(&key.0));
             return holder.or(tablets.first()).map(|t| t.id);
         }
         let part = (u128::from(hash(table, key)) * tablets.len() as u128) >> 64;
@@ -49,7 +52,7 @@ impl Router {
 /// of the persisted format and must never change.
 fn hash(table: TableId, key: &Key) -> u64 {
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
-    for &byte in table.0.to_le_bytes().iter().chain(key.0.iter()) {
+    for &byte in table.0.to_le_bytes().iter().chain(Key::shared(&key.0)) {
         hash ^= u64::from(byte);
         hash = hash.wrapping_mul(0x0000_0100_0000_01b3);
     }

@@ -4,7 +4,7 @@
 
 use super::store::Space;
 use crate::mvcc::Truncation;
-use crate::wal::{BranchId, HybridTime, LogPosition, SourceTabletId, TableId};
+use crate::wal::{BranchId, HybridTime, Key, LogPosition, SourceTabletId, TableId};
 
 /// Kinds of persisted keys.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,6 +38,8 @@ pub enum Kind {
     Copying = 13,
     /// A write with cells that wait for a copy, by table, stream, time and row.
     Unfilled = 14,
+    /// A removal of one of several identical rows that found none, by table, stream, time, content and number.
+    Owed = 15,
     /// A provisional record, by branch and number.
     Provisional = 16,
     /// A chunk, by stream, connection, xid and number.
@@ -147,6 +149,53 @@ pub fn all_unfilled(table: TableId, stream: SourceTabletId) -> (Vec<u8>, Vec<u8>
     let from = part(Kind::Unfilled, table, stream, 0);
     let mut below = from.clone();
     below.extend([0xFF; 9]);
+    (from, below)
+}
+
+/// See [`Kind::Owed`].
+#[must_use]
+pub fn owed(of: (TableId, SourceTabletId), time: HybridTime, content: &[u8], number: u32) -> Vec<u8> {
+    let mut out = owed_of(of, time, content).0;
+    out.extend(number.to_be_bytes());
+    out
+}
+
+/// Bounds of what a transaction owes of one content.
+#[must_use]
+pub fn owed_of((table, stream): (TableId, SourceTabletId), time: HybridTime, content: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    let mut from = part(Kind::Owed, table, stream, 12 + content.len());
+    from.extend(time.to_u64().to_be_bytes());
+    from.extend(content);
+    let mut below = from.clone();
+    below.extend([0xFF; 5]);
+    (from, below)
+}
+
+/// Bounds of what is owed to one stream's part of a table, times rising.
+#[must_use]
+pub fn all_owed((table, stream): (TableId, SourceTabletId)) -> (Vec<u8>, Vec<u8>) {
+    let from = part(Kind::Owed, table, stream, 0);
+    let mut below = from.clone();
+    below.extend([0xFF; 9]);
+    (from, below)
+}
+
+/// The time and content of a key of [`owed`].
+#[must_use]
+pub fn parse_owed(key: &[u8]) -> Option<(HybridTime, &[u8])> {
+    let (time, rest) = key.get(9..)?.split_first_chunk::<8>()?;
+    let (content, _) = rest.split_last_chunk::<4>()?;
+    Some((HybridTime::from_u64(u64::from_be_bytes(*time)), content))
+}
+
+/// Bounds of the versions of every row with this content.
+#[must_use]
+pub fn content_versions(table: TableId, content: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    let mut from = key(Kind::Version, 5 + content.len());
+    from.extend(table.0.to_be_bytes());
+    from.extend(content);
+    let mut below = from.clone();
+    below.push(0xFF);
     (from, below)
 }
 
@@ -319,6 +368,7 @@ impl<'a> VersionKey<'a> {
 /// Whether bytes are a [`crate::wal::Key`]: every column ends itself, so no key is the beginning of another.
 #[must_use]
 pub fn ends_itself(key: &[u8]) -> bool {
+    let key = Key::unmarked(key);
     let mut at = 0;
     let mut column_open = false;
     while let Some(&byte) = key.get(at) {
@@ -339,7 +389,7 @@ pub fn ends_itself(key: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wal::{Key, OpId};
+    use crate::wal::OpId;
 
     #[test]
     fn golden_keys() {

@@ -8,7 +8,8 @@ use std::fmt;
 /// router hashes or compares these bytes and nothing else.
 ///
 /// Layout: for each key column its text with every 0x00 written as 0x00 0xFF, then 0x00 0x01. So keys sort column by
-/// column and no key is a prefix of another.
+/// column and no key is a prefix of another. The key of a row that has none of its own begins with 0x00 0x02 (see
+/// [`Key::of_content`]).
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct Key(pub Bytes);
 
@@ -34,7 +35,7 @@ impl Key {
     pub fn columns(&self) -> Option<Vec<Vec<u8>>> {
         let mut columns = Vec::new();
         let mut current = Vec::new();
-        let mut bytes = self.0.iter();
+        let mut bytes = Self::unmarked(&self.0).iter();
         while let Some(&byte) = bytes.next() {
             if byte != 0 {
                 current.push(byte);

@@ -6,6 +6,7 @@
 
 mod batch;
 pub mod codec;
+mod content;
 mod hybrid_time;
 mod ids;
 mod key;

@@ -16,7 +16,8 @@ pub enum WriteOp {
         /// The key that unchanged cells are filled from, when it is another than the write's.
         fill_from: Option<Key>,
     },
-    /// The row is gone.
+    /// The row is gone. Under a key that names a content and no row ([`Key::of_content`]) exactly one of the identical rows
+    /// is, and the replica tablet settles which when it applies the transaction.
     Delete,
     /// All rows of the table that this stream wrote are gone; the key is empty. Goes to every replica tablet.
     Truncate,

@@ -21,6 +21,10 @@ async fn shop() -> Vec<Postgres> {
                  CREATE TABLE \"Odd names\" (\"it's\" text, n numeric, at timestamptz, PRIMARY KEY (\"it's\", n));
                  INSERT INTO \"Odd names\" SELECT 'k\\' || {server} || n, n / 4.0, now() FROM generate_series(1, 50) n;
                  CREATE TABLE events (what text, n int); INSERT INTO events SELECT 'copied', n % 7 FROM generate_series(1, 50) n;
+                 CREATE TABLE bag (what text, n int, note text); ALTER TABLE bag REPLICA IDENTITY FULL;
+                 ALTER TABLE bag ALTER note SET STORAGE EXTERNAL;
+                 INSERT INTO bag SELECT nullif(n % 3, 0), n % 5, CASE n % 5 WHEN 4 THEN repeat('x', 4000) END
+                     FROM generate_series(1, 300) n;
                  CREATE TABLE nothing (id int PRIMARY KEY);
                  ANALYZE; CREATE PUBLICATION untorn FOR ALL TABLES"
             ))
@@ -48,7 +52,10 @@ async fn trade(urls: Vec<String>, stop: Arc<AtomicBool>) {
             let sql = format!(
                 "BEGIN; UPDATE accounts SET balance = balance + 1 WHERE id IN ({}, {cold});
                  INSERT INTO accounts VALUES ({}, 0); DELETE FROM accounts WHERE id = {};
-                 INSERT INTO events VALUES ('traded', {n}); PREPARE TRANSACTION 'trade-{n}'",
+                 INSERT INTO events VALUES ('traded', {n});
+                 UPDATE bag SET n = (n + 1) % 5 WHERE ctid IN (SELECT ctid FROM bag ORDER BY n DESC, what LIMIT 7);
+                 DELETE FROM bag WHERE ctid = (SELECT ctid FROM bag WHERE n = {n} % 5 LIMIT 1);
+                 INSERT INTO bag VALUES ('{server}', ({n} + 1) % 5), (NULL, {n} % 5); PREPARE TRANSACTION 'trade-{n}'",
                 first + 1,
                 first + 10_000 + n as usize,
                 first + 10_000 + n as usize / 2,
@@ -108,7 +115,7 @@ async fn verify_names_damaged_rows_and_nothing_else_while_money_moves() {
     for _ in 0..3 {
         let (code, report) = verify(&daemon, &[]);
         assert_eq!((code, &report["equal"]), (0, &true.into()), "{report}");
-        assert_eq!(report["tables"].as_array().unwrap().len(), 4);
+        assert_eq!(report["tables"].as_array().unwrap().len(), 5);
         let accounts = &report["tables"].as_array().unwrap()[1];
         assert_eq!(accounts["table"], "public.accounts");
         assert!(accounts["source_rows"].as_u64().unwrap() >= 2 * ROWS as u64, "{report}");
@@ -119,7 +126,8 @@ async fn verify_names_damaged_rows_and_nothing_else_while_money_moves() {
         "UPDATE accounts SET note = 'damaged' WHERE id = 2500; DELETE FROM accounts WHERE id = 2600;
          INSERT INTO accounts VALUES (99999, 0);
          UPDATE accounts SET balance = CASE id WHEN 2701 THEN -2702 ELSE -2701 END WHERE id IN (2701, 2702);
-         UPDATE \"Odd names\" SET at = NULL WHERE n = 2.5; DELETE FROM events WHERE n = 3 AND what = 'copied'",
+         UPDATE \"Odd names\" SET at = NULL WHERE n = 2.5; DELETE FROM events WHERE n = 3 AND what = 'copied';
+         INSERT INTO bag SELECT 'a row that', -1 FROM generate_series(1, 2)",
     )
     .await;
     damage(&shop[1], "DELETE FROM accounts WHERE id = 102700").await;
@@ -140,6 +148,7 @@ async fn verify_names_damaged_rows_and_nothing_else_while_money_moves() {
             .map(str::to_owned)
             .to_vec(),
         ),
+        ("public.bag".to_owned(), vec!["missing what=a row that,n=-1,note=".to_owned(); 2]),
         ("public.events".to_owned(), vec!["extra what=copied,n=3".to_owned(); 7]),
     ]);
     assert_eq!(differences(&report), expected, "{report}");
@@ -158,7 +167,7 @@ async fn verify_names_damaged_rows_and_nothing_else_while_money_moves() {
     shop[1].execute("INSERT INTO accounts VALUES (102700, 7)").await;
     let (_, report) = verify(&daemon, &resume);
     assert!(!differences(&report).contains_key("public.accounts"), "{report}");
-    assert_eq!(report["tables"][3]["at"], first["tables"][0]["at"], "a table that was equal is not compared again");
+    assert_eq!(report["tables"][4]["at"], first["tables"][0]["at"], "a table that was equal is not compared again");
 
     stop.store(true, Ordering::Relaxed);
     trading.await.unwrap();

@@ -88,6 +88,18 @@ impl Secret {
     }
 }
 
+impl Columns {
+    /// A row's cells in the order of these columns; one that the row was written without is NULL.
+    #[must_use]
+    pub fn ordered(&self, wanted: &[Column], cells: &[Cell]) -> Vec<Cell> {
+        let cell = |column: &Column| {
+            let place = self.names.iter().position(|name| *name == column.name)?;
+            cells.get(place).cloned()
+        };
+        wanted.iter().map(|column| cell(column).unwrap_or(Cell::Null)).collect()
+    }
+}
+
 /// A value's bytes; `None` is NULL. A value that was never filled equals no other.
 fn value(cell: &Cell) -> Option<&[u8]> {
     match cell {

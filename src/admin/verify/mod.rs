@@ -16,7 +16,8 @@
 //! keep old versions is no trouble: its next page is read at a newer read point.
 //!
 //! Tables without a key have no history to be asked for. Their rows are compared as a bag, and what differs is compared
-//! three times, each at a new moment: what differs every time, the same way, differs.
+//! three times, each at a new moment, with what the replica held before it and after it: what one side has more of than
+//! the other had at both, every time, the same way, differs.
 
 pub mod digest;
 mod keyless;

@@ -79,7 +79,8 @@ impl Table {
         Ok(())
     }
 
-    async fn replica(&self, mut at: ReadPoint, take: &Mutex<impl Take>) -> Result<(), VerifyError> {
+    /// Reads the replica's rows only, at a read point or a newer one.
+    pub(super) async fn replica(&self, mut at: ReadPoint, take: &Mutex<impl Take>) -> Result<(), VerifyError> {
         let Some(shapes) = self.shapes() else { return Ok(()) };
         for tablet in 0..self.world.reader.tablet_count() {
             let mut after: Option<Key> = None;
@@ -124,7 +125,7 @@ impl Table {
     }
 
     pub(super) fn digest(&self, key: Key, columns: &Columns, cells: &[Cell]) -> (Key, Digest) {
-        let key = if self.keyless() { whole_row(cells) } else { key };
+        let key = if self.keyless() { whole_row(&columns.ordered(&self.columns, cells)) } else { key };
         let digest = self.secret.digest(&key, columns, cells);
         (key, digest)
     }

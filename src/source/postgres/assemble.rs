@@ -228,13 +228,14 @@ impl Assembler {
                 let Some(shape) = self.shape(relation_id)? else { return Ok(()) };
                 let name = self.name.clone();
                 let transaction = self.transaction(&shape)?;
-                let keyless = || invented_key(&name, change.wal_at, transaction.nth_from(change.wal_at));
-                let (key, op) = shape.insert(tuple, keyless).map_err(|e| format!("{}: {e}", shape.schema.name))?;
+                let place = (change.wal_at, transaction.nth_from(change.wal_at));
+                let (key, op) = shape.insert(tuple, &name, place).map_err(|e| format!("{}: {e}", shape.schema.name))?;
                 self.write(change.sub_xid, &shape, key, op)
             }
             Message::Update { relation_id, old_tuple, new_tuple, .. } => {
                 let Some(shape) = self.shape(relation_id)? else { return Ok(()) };
-                let updated = shape.update(old_tuple, new_tuple);
+                let place = (change.wal_at, 0);
+                let updated = shape.update(old_tuple, new_tuple, &self.name, place);
                 let (old, key, op) = updated.map_err(|e| format!("{}: {e}", shape.schema.name))?;
                 // The new row comes first: what did not change is filled from the old key's newest earlier write, and
                 // that must not be this update's own delete.
@@ -243,7 +244,7 @@ impl Assembler {
             }
             Message::Delete { relation_id, old_tuple, .. } => {
                 let Some(shape) = self.shape(relation_id)? else { return Ok(()) };
-                let key = shape.delete(old_tuple).map_err(|e| format!("{}: {e}", shape.schema.name))?;
+                let key = shape.delete(old_tuple, &self.name).map_err(|e| format!("{}: {e}", shape.schema.name))?;
                 self.write(change.sub_xid, &shape, key, WriteOp::Delete)
             }
             Message::Truncate { relation_ids, .. } => {
@@ -439,13 +440,6 @@ impl Assembler {
         let shape = own.or_else(|| self.relations.get(&relation));
         shape.cloned().ok_or_else(|| format!("a change of relation {relation}, whose columns were never sent"))
     }
-}
-
-/// A key for a row of a table that has none: only inserts come there, so it must be unique, and the same when the row
-/// is sent again. Its place in the WAL is both.
-fn invented_key(stream: &str, wal_at: u64, nth: u64) -> Key {
-    let numbers = [wal_at.to_string(), nth.to_string()];
-    Key::from_columns([stream.as_bytes(), numbers[0].as_bytes(), numbers[1].as_bytes()])
 }
 
 /// Bytes that a record without a row takes, about.

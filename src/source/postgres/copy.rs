@@ -142,11 +142,10 @@ impl CopyReader for Reader {
             bytes += piece.len();
             for line in lines(&mut self.partial, piece) {
                 let number = self.count;
-                let invented = || invented_key(self.target.name(), number);
                 // A table without columns has empty lines, as one empty text has.
                 let none = self.shape.schema.columns.is_empty();
                 let row = if none { Ok(Vec::new()) } else { cells(&line) };
-                let row = row.and_then(|cells| self.shape.copied(cells, invented));
+                let row = row.and_then(|cells| self.shape.copied(cells, self.target.name(), number));
                 let damage = |e| SourceError::Stop(format!("{label}: copying {}: {e}", self.shape.schema.name));
                 page.push(row.map_err(damage)?);
                 self.count += 1;
@@ -154,11 +153,6 @@ impl CopyReader for Reader {
         }
         Ok((!page.is_empty()).then_some((page, bytes)))
     }
-}
-
-/// A key for a row of a table that has none. Another attempt's rows replace this one's, so its number is enough.
-fn invented_key(stream: &str, number: u64) -> Key {
-    Key::from_columns([stream.as_bytes(), b"copy", number.to_string().as_bytes()])
 }
 
 /// The whole lines of a copy's text form, without their ends: newlines within values are escaped there.

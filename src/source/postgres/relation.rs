@@ -97,7 +97,7 @@ impl Relation {
     /// The shape that the log gives it; `relation` as [`Catalog::table`] takes it.
     ///
     /// # Errors
-    /// What the server or the log said, and a table whose rows cannot be told apart.
+    /// What the server or the log said.
     pub async fn shape(
         self,
         sql: &mut Sql,
@@ -110,10 +110,6 @@ impl Relation {
             b'n' => Identity::Nothing,
             _ => Identity::Key,
         };
-        let keyless = !self.columns.iter().any(|column| column.key);
-        if identity == Identity::Full && keyless {
-            return Err(SourceError::Stop(format!("{server}: {}", self.indistinct())));
-        }
         let types: Vec<u32> = self.columns.iter().map(|column| column.type_id).collect();
         // A domain's values look like those of the type below it.
         let question = "WITH RECURSIVE based(oid, base) AS (
@@ -132,17 +128,6 @@ impl Relation {
         let columns = self.columns.iter().map(column).collect();
         let schema = catalog.table(&self.name(), columns, relation).await?;
         Ok(Shape { schema, identity })
-    }
-
-    /// Why rows cannot be told apart, and what to run.
-    #[must_use]
-    pub fn indistinct(&self) -> String {
-        let table = self.quoted();
-        format!(
-            "table {table} has REPLICA IDENTITY FULL and no primary key, so its rows cannot be told apart; run: \
-             ALTER TABLE {table} ADD PRIMARY KEY (...); or, with a unique index over NOT NULL columns: \
-             ALTER TABLE {table} REPLICA IDENTITY USING INDEX ...;"
-        )
     }
 
     /// Why it cannot be copied while its stream runs, and what to run.

@@ -31,23 +31,51 @@ impl Shape {
         !self.schema.columns.iter().any(|column| column.key)
     }
 
-    /// The writes of an INSERT: `keyless` gives the key of a row that has none.
+    /// The writes of an INSERT. `place` tells identical rows apart, where a row has no key: see [`Key::at_place`].
     ///
     /// # Errors
     /// What does not fit the table's columns.
-    pub fn insert(&self, tuple: TupleData, keyless: impl FnOnce() -> Key) -> Result<(Key, WriteOp), String> {
+    pub fn insert(&self, tuple: TupleData, stream: &str, place: (u64, u64)) -> Result<(Key, WriteOp), String> {
         let cells = self.cells(tuple, None)?;
-        let key = if self.keyless() { keyless() } else { self.key(&cells)? };
+        let key = self.row_key(&cells, stream, place)?;
         Ok((key, self.put(cells, None)))
     }
 
-    /// The writes of an UPDATE: the old key, to be deleted, when the key has changed; the new key and its Put.
+    /// The key of a row, its own or an invented one.
+    fn row_key(&self, cells: &[Cell], stream: &str, (place, nth): (u64, u64)) -> Result<Key, String> {
+        if self.keyless() { Ok(self.content(cells, stream).at_place(place, nth)) } else { self.key(cells) }
+    }
+
+    fn content(&self, cells: &[Cell], stream: &str) -> Key {
+        Key::of_content(stream, &self.schema.columns, cells)
+    }
+
+    /// What an old row without a key is known by.
+    fn old_content(&self, old: &[Cell], stream: &str) -> Result<Key, String> {
+        if self.identity != Identity::Full {
+            return Err("an UPDATE or DELETE of a table without a key, which does not carry the old row".into());
+        }
+        Ok(self.content(old, stream))
+    }
+
+    /// The writes of an UPDATE: the old key, to be deleted, when the key has changed; the new key and its Put. A row without
+    /// a key is another afterwards: its old content is what is to be deleted.
     ///
     /// # Errors
     /// What does not fit the table's columns.
-    pub fn update(&self, old: Option<TupleData>, new: TupleData) -> Result<(Option<Key>, Key, WriteOp), String> {
+    pub fn update(
+        &self,
+        old: Option<TupleData>,
+        new: TupleData,
+        stream: &str,
+        place: (u64, u64),
+    ) -> Result<(Option<Key>, Key, WriteOp), String> {
         if self.keyless() {
-            return Err("an UPDATE of a table without a key".into());
+            let old =
+                self.cells(old.ok_or("an UPDATE of a table without a key, which does not carry the old row")?, None)?;
+            let cells = self.cells(new, Some(&old))?;
+            let key = self.row_key(&cells, stream, place)?;
+            return Ok((Some(self.old_content(&old, stream)?), key, self.put(cells, None)));
         }
         let old = old.map(|tuple| self.cells(tuple, None)).transpose()?;
         let old_key = old.as_deref().map(|cells| self.key(cells)).transpose()?;
@@ -59,26 +87,25 @@ impl Shape {
         Ok((old_key, key, op))
     }
 
-    /// The key of a DELETE.
+    /// The key of a DELETE; the content of a row without one.
     ///
     /// # Errors
     /// What does not fit the table's columns.
-    pub fn delete(&self, old: TupleData) -> Result<Key, String> {
-        if self.keyless() {
-            return Err("a DELETE of a table without a key".into());
-        }
-        self.key(&self.cells(old, None)?)
+    pub fn delete(&self, old: TupleData, stream: &str) -> Result<Key, String> {
+        let cells = self.cells(old, None)?;
+        if self.keyless() { self.old_content(&cells, stream) } else { self.key(&cells) }
     }
 
-    /// The key and row of a line of a copy; `keyless` gives the key of a row that has none.
+    /// The key and row of a line of a copy, by its number. Another attempt's rows replace this one's, so the number is
+    /// enough to tell rows without a key apart.
     ///
     /// # Errors
     /// What does not fit the table's columns.
-    pub fn copied(&self, cells: Vec<Cell>, keyless: impl FnOnce() -> Key) -> Result<(Key, Row), String> {
+    pub fn copied(&self, cells: Vec<Cell>, stream: &str, number: u64) -> Result<(Key, Row), String> {
         if cells.len() != self.schema.columns.len() {
             return Err(format!("{} columns where the table has {}", cells.len(), self.schema.columns.len()));
         }
-        let key = if self.keyless() { keyless() } else { self.key(&cells)? };
+        let key = self.row_key(&cells, stream, (0, number))?;
         Ok((key, Row { schema_version: self.schema.version, cells }))
     }
 
@@ -155,45 +182,48 @@ mod tests {
 
     #[test]
     fn an_update_that_keeps_its_key_is_one_put() {
-        let (old, at, op) = shape(Identity::Key).update(None, tuple(["1", "~", "-"])).unwrap();
+        let (old, at, op) = shape(Identity::Key).update(None, tuple(["1", "~", "-"]), "a", (7, 0)).unwrap();
         assert_eq!((old, at, cells(&op)), (None, key("1"), "1 ~ -".into()));
     }
 
     #[test]
     fn a_changed_key_deletes_the_old_one_and_fills_from_it() {
-        let (old, at, op) = shape(Identity::Key).update(Some(tuple(["1", "-", "-"])), tuple(["2", "~", "n"])).unwrap();
+        let (old, at, op) =
+            shape(Identity::Key).update(Some(tuple(["1", "-", "-"])), tuple(["2", "~", "n"]), "a", (7, 0)).unwrap();
         assert_eq!((old, at, cells(&op)), (Some(key("1")), key("2"), "2 ~ n".into()));
         assert!(matches!(op, WriteOp::Put { fill_from: Some(from), .. } if from == key("1")));
     }
 
     #[test]
     fn a_changed_key_without_unchanged_cells_fills_from_nowhere() {
-        let (old, _, op) = shape(Identity::Key).update(Some(tuple(["1", "-", "-"])), tuple(["2", "b", "n"])).unwrap();
+        let (old, _, op) =
+            shape(Identity::Key).update(Some(tuple(["1", "-", "-"])), tuple(["2", "b", "n"]), "a", (7, 0)).unwrap();
         assert_eq!(old, Some(key("1")));
         assert!(matches!(op, WriteOp::Put { fill_from: None, .. }));
     }
 
     #[test]
     fn a_long_key_that_did_not_change_is_taken_from_the_old_one() {
-        let (old, at, op) = shape(Identity::Key).update(Some(tuple(["1", "-", "-"])), tuple(["~", "b", "~"])).unwrap();
+        let (old, at, op) =
+            shape(Identity::Key).update(Some(tuple(["1", "-", "-"])), tuple(["~", "b", "~"]), "a", (7, 0)).unwrap();
         assert_eq!((old, at, cells(&op)), (None, key("1"), "1 b ~".into()), "NULLs of the old key are no values");
     }
 
     #[test]
     fn identity_full_fills_everything_from_the_old_row() {
         let shape = shape(Identity::Full);
-        let (old, at, op) = shape.update(Some(tuple(["1", "b", "-"])), tuple(["1", "~", "~"])).unwrap();
+        let (old, at, op) = shape.update(Some(tuple(["1", "b", "-"])), tuple(["1", "~", "~"]), "a", (7, 0)).unwrap();
         assert_eq!((old, at, cells(&op)), (None, key("1"), "1 b -".into()));
-        assert_eq!(shape.delete(tuple(["1", "b", "-"])).unwrap(), key("1"));
+        assert_eq!(shape.delete(tuple(["1", "b", "-"]), "a").unwrap(), key("1"));
     }
 
     #[test]
     fn what_does_not_fit_is_an_error() {
         let shape = shape(Identity::Key);
-        assert!(shape.delete(TupleData::new(vec![])).unwrap_err().contains("0 columns"));
-        assert!(shape.delete(tuple(["-", "b", "c"])).unwrap_err().contains("NULL"));
-        assert!(shape.update(None, tuple(["~", "b", "c"])).unwrap_err().contains("not sent"));
+        assert!(shape.delete(TupleData::new(vec![]), "a").unwrap_err().contains("0 columns"));
+        assert!(shape.delete(tuple(["-", "b", "c"]), "a").unwrap_err().contains("NULL"));
+        assert!(shape.update(None, tuple(["~", "b", "c"]), "a", (7, 0)).unwrap_err().contains("not sent"));
         let binary = TupleData::new(vec![ColumnData::binary(vec![1]), ColumnData::null(), ColumnData::null()]);
-        assert!(shape.delete(binary).unwrap_err().contains("unknown form"));
+        assert!(shape.delete(binary, "a").unwrap_err().contains("unknown form"));
     }
 }

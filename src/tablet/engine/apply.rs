@@ -18,7 +18,7 @@ use crate::tablet::format::{
 use crate::tablet::keys::{self, Kind};
 use crate::tablet::store::{Space, Store, StoreBatch};
 use crate::tablet::{ApplyBatch, TabletError};
-use crate::wal::{BranchId, HybridTime, LogPosition, ReplicaTabletId, SourceTabletId, TableId, TransactionId};
+use crate::wal::{BranchId, HybridTime, Key, LogPosition, ReplicaTabletId, SourceTabletId, TableId, TransactionId};
 
 /// What is to be written next, and what becomes true in memory once it is.
 #[derive(Default)]
@@ -41,8 +41,10 @@ pub(super) struct Applying {
     several_streams: bool,
     /// Whether a key has one writer.
     one_writer: bool,
-    /// Set when a write fills cells from another key.
+    /// Set when a write fills cells from another key, or removes one of several identical rows.
     filling: Option<Filling>,
+    /// How many removals were owed so far.
+    pub(super) owed: u32,
 }
 
 fn missing() -> TabletError {
@@ -79,6 +81,7 @@ impl<S: Store> State<S> {
                         time: *time,
                         position: *position,
                         filling: None,
+                        owed: 0,
                         one_writer: batch.one_writer,
                         several_streams: branches
                             .iter()
@@ -178,7 +181,7 @@ impl<S: Store> State<S> {
         if here.is_empty() {
             return Ok(());
         }
-        if here.iter().any(|(_, branch)| branch.fills_from_key) {
+        if here.iter().any(|(_, branch)| branch.looks_back) {
             applying.filling = Some(Filling::default());
             self.undo_part(step, applying.time, &here)?;
         }
@@ -284,6 +287,18 @@ impl<S: Store> State<S> {
                 return Ok(());
             }
         };
+        let removed;
+        let removal;
+        let write = if row.is_none() && Key::is_content(write.key.0) {
+            match self.remove_one(step, applying, id, write)? {
+                Some(key) => removed = key,
+                None => return Ok(()),
+            }
+            removal = StoredWrite { key: Raw(&removed), ..*write };
+            &removal
+        } else {
+            write
+        };
         if applying.filling.is_some() && row.is_none() {
             self.finish(step)?;
             self.remember_deleted(applying, stream, write)?;
@@ -340,8 +355,8 @@ impl<S: Store> State<S> {
         Ok(())
     }
 
-    /// Takes back what a crash left of a transaction that fills cells from other keys: those versions could be taken for
-    /// earlier writes of the transaction.
+    /// Takes back what a crash left of a transaction that looks back: those versions could be taken for earlier writes of
+    /// the transaction.
     fn undo_part(
         &mut self,
         step: &mut Step,
@@ -353,7 +368,9 @@ impl<S: Store> State<S> {
                 continue;
             }
             self.each_write(*id, branch.records, &mut |state, write| {
-                if !matches!(write.op, StoredOp::Truncate) {
+                if write.op == StoredOp::Delete && Key::is_content(write.key.0) {
+                    state.undo_removals(step, time, id.stream, write)?;
+                } else if !matches!(write.op, StoredOp::Truncate) {
                     let key = keys::version(write.table, write.key.0, time, id.stream);
                     step.batch.delete(Space::Versions, key);
                 }

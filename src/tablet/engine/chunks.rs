@@ -90,7 +90,7 @@ impl Branch {
         self.truncations.extend(adds.truncations.iter().map(|&(table, before)| (table, self.writes + before)));
         self.writes += adds.writes;
         self.bytes += adds.bytes;
-        self.fills_from_key |= adds.fills_from_key;
+        self.looks_back |= adds.looks_back;
     }
 }
 

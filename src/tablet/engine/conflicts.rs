@@ -7,7 +7,7 @@ use crate::tablet::TabletError;
 use crate::tablet::format::{Chunk, ProvisionalRecord, StoredOp, StoredWrite, decode};
 use crate::tablet::keys;
 use crate::tablet::store::{Space, Store};
-use crate::wal::{BranchId, OpId, SourceTabletId, TableId};
+use crate::wal::{BranchId, Key, OpId, SourceTabletId, TableId};
 use rustc_hash::{FxHashMap, FxHasher};
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet};
@@ -43,7 +43,7 @@ impl Conflicts {
                 self.wide.insert(branch);
                 continue;
             }
-            let hash = key_hash(write.table, write.key.0);
+            let hash = key_hash(write.table, Key::shared(write.key.0));
             let writers = self.writers.entry(hash).or_default();
             earlier.extend(writers.iter().filter(same_stream));
             if !writers.contains(&branch) {

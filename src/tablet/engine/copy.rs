@@ -43,6 +43,8 @@ impl<S: Store> State<S> {
             return Ok(());
         }
         let mut step = Step::default();
+        // Before it counts as complete: what a crash interrupts goes on with the copy.
+        self.settle_owed(&mut step, table, stream)?;
         self.keep_copying(&mut step, table, stream, Copying { base, complete: true })?;
         self.fill_notes(&mut step, table, stream)?;
         self.finish(&mut step)
@@ -72,11 +74,17 @@ impl<S: Store> State<S> {
             Turn::Begun { base } => {
                 // The last row may have come before this.
                 let known = self.copying.get(&(table, stream)).is_some_and(|copying| copying.base >= base);
-                let begun = Copying { base, complete: false };
-                return if known { Ok(()) } else { self.keep_copying(step, table, stream, begun) };
+                if known {
+                    return Ok(());
+                }
+                self.forget_owed_of(step, table, stream)?;
+                return self.keep_copying(step, table, stream, Copying { base, complete: false });
             }
             Turn::Shown { base, time } => (time, Some(base)),
-            Turn::Hidden { time } => (time, None),
+            Turn::Hidden { time } => {
+                self.forget_owed_of(step, table, stream)?;
+                (time, None)
+            }
         };
         step.batch.put(Space::Undecided, keys::turn(table, stream, position), encode(&StoredTurn { time, base })?);
         if self.copying.remove(&(table, stream)).is_some() {

@@ -21,9 +21,9 @@ use std::time::Duration;
 
 /// A store that remembers every batch.
 #[derive(Clone, Default)]
-struct Recorder {
+pub(super) struct Recorder {
     store: MemoryStore,
-    batches: Arc<Mutex<Vec<StoreBatch>>>,
+    pub(super) batches: Arc<Mutex<Vec<StoreBatch>>>,
 }
 
 impl Read for Recorder {
@@ -61,11 +61,11 @@ impl Store for Recorder {
 }
 
 const OPTIONS: TabletOptions = TabletOptions { keep_age: None, keep_versions: 1, wal: true };
-const S1: SourceTabletId = SourceTabletId(1);
+pub(super) const S1: SourceTabletId = SourceTabletId(1);
 const S2: SourceTabletId = SourceTabletId(2);
-const TABLE: TableId = TableId(1);
+pub(super) const TABLE: TableId = TableId(1);
 
-fn running<S: Store>(store: S) -> Engine<S> {
+pub(super) fn running<S: Store>(store: S) -> Engine<S> {
     let (engines, workers) = start(vec![("r1".to_owned(), store)], OPTIONS).unwrap();
     for worker in workers {
         std::thread::spawn(|| worker.run());
@@ -73,7 +73,7 @@ fn running<S: Store>(store: S) -> Engine<S> {
     engines.into_iter().next().unwrap()
 }
 
-fn schema() -> TableSchema {
+pub(super) fn schema() -> TableSchema {
     let column = |name: &str| Column { name: name.into(), type_name: "text".into(), key: name == "k" };
     TableSchema { table: TABLE, name: "public.t".into(), version: 1, columns: vec![column("k"), column("v")] }
 }
@@ -98,7 +98,7 @@ fn writes(term: u64, ops: Vec<(&str, WriteOp)>) -> Vec<Write> {
     (0..).zip(ops).map(write).collect()
 }
 
-fn batch(stream: SourceTabletId, term: u64, writes: Vec<Write>, adopt: Option<Adopt>) -> ProvisionalBatch {
+pub(super) fn batch(stream: SourceTabletId, term: u64, writes: Vec<Write>, adopt: Option<Adopt>) -> ProvisionalBatch {
     let branch = BranchId { stream, opened: OpId::new(term, 0) };
     ProvisionalBatch {
         stream,

@@ -99,7 +99,6 @@ impl<S: Store> State<S> {
         table: TableId,
         key: &[u8],
     ) -> Result<Option<Earlier>, TabletError> {
-        let copying = self.copying.get(&(table, stream)).map(|copying| copying.base);
         let truncations = self.shared.truncations();
         let before = ReadPoint { position: LogPosition(u64::MAX), time: time.previous() };
         let (from, below) = keys::row_versions(table, key, time);
@@ -123,12 +122,7 @@ impl<S: Store> State<S> {
                 return Ok(Some(Earlier { row, time }));
             }
             let stamp = Stamp { time: parsed.time, position: version.position, stream, deleted: row.is_none() };
-            // What the copy on its way will show counts already, before it is shown.
-            let fate = match copying {
-                Some(base) if stamp.is_of_copy(base) => truncations.removed(table, &stamp, before),
-                _ => truncations.fate(table, &stamp, before),
-            };
-            match fate {
+            match self.fate_in_copy(&truncations, table, &stamp, before) {
                 Fate::Counts => return Ok(row.map(|row| Earlier { row, time: parsed.time })),
                 Fate::Removed(_) => return Ok(None),
                 Fate::Superseded => {}

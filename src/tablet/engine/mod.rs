@@ -21,6 +21,9 @@ mod fill;
 mod one_writer;
 mod provisional;
 mod read;
+mod removal;
+#[cfg(test)]
+mod removal_tests;
 mod state;
 mod truncate;
 mod wal;

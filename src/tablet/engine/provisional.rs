@@ -18,6 +18,9 @@ pub(super) fn check_keys<'a>(writes: impl IntoIterator<Item = (&'a Key, &'a Writ
             WriteOp::Put { .. } | WriteOp::Delete => [Some(key), None],
         };
         keys.into_iter().flatten().try_for_each(check_key)?;
+        if matches!(op, WriteOp::Put { .. }) && Key::is_content(&key.0) {
+            return Err(TabletError::Refused(format!("a row is put under {key:?}, which names a content and no row")));
+        }
     }
     Ok(())
 }
@@ -44,6 +47,7 @@ impl<S: Store> State<S> {
             return Err(TabletError::OutOfOrder { held: held.stored, follows: batch.follows });
         }
         self.check_one_writer(batch.stream)?;
+        self.check_owed(batch.stream)?;
         let mut changes = StoreBatch::default();
         self.learn(&batch.schemas)?;
         self.check(&batch)?;

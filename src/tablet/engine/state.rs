@@ -5,6 +5,7 @@ use super::chunks::Staging;
 use super::collect::Collection;
 use super::conflicts::Conflicts;
 use super::one_writer::Writers;
+use super::removal::Removals;
 use super::wal::{OwnWal, WalEnds};
 use crate::coordinator::{Applied, ReadPoint};
 use crate::mvcc::{Truncation, Truncations, TurnAt};
@@ -16,7 +17,7 @@ use crate::tablet::keys::{self, Kind, Parts};
 use crate::tablet::store::{Space, Store, StoreBatch};
 use crate::tablet::{Announced, StreamMark, TabletError, TabletStats};
 use crate::wal::{
-    BranchId, Epoch, HybridTime, LogPosition, OpId, ReplicaTabletId, SourceTabletId, TableId, TableSchema,
+    BranchId, Epoch, HybridTime, Key, LogPosition, OpId, ReplicaTabletId, SourceTabletId, TableId, TableSchema,
 };
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
@@ -84,8 +85,9 @@ pub(super) struct Branch {
     pub(super) bytes: u64,
     /// Each truncation, and how many of the branch's writes stand before it.
     pub(super) truncations: Vec<(TableId, u64)>,
-    /// Whether a write fills cells from another key.
-    pub(super) fills_from_key: bool,
+    /// Whether what a write does depends on earlier ones: it fills cells from another key, or removes one of several
+    /// identical rows.
+    pub(super) looks_back: bool,
     /// Whether the source has rolled it back.
     pub(super) rolled_back: bool,
 }
@@ -96,8 +98,9 @@ impl Branch {
         for write in writes {
             match write.op {
                 StoredOp::Truncate => self.truncations.push((write.table, self.writes)),
-                StoredOp::Fill { from, .. } => self.fills_from_key |= from.is_some(),
-                StoredOp::Put(_) | StoredOp::Delete => {}
+                StoredOp::Fill { from, .. } => self.looks_back |= from.is_some(),
+                StoredOp::Delete => self.looks_back |= Key::is_content(write.key.0),
+                StoredOp::Put(_) => {}
             }
             self.writes += 1;
         }
@@ -148,6 +151,7 @@ pub(super) struct State<S> {
     pub(super) conflicts: Option<Conflicts>,
     pub(super) collection: Collection,
     pub(super) writers: Writers,
+    pub(super) removals: Removals,
     pub(super) wal: OwnWal,
     /// Versions written since the last collection.
     pub(super) versions_written: usize,
@@ -199,6 +203,7 @@ impl<S: Store> State<S> {
             conflicts: None,
             collection: Collection::default(),
             writers: Writers::default(),
+            removals: Removals::default(),
             wal: OwnWal::default(),
             versions_written: 0,
         };
@@ -271,6 +276,7 @@ impl<S: Store> State<S> {
             let _ = self.shared.number.set(binding.tablet);
         }
         self.recover_writers()?;
+        self.recover_removals()?;
         self.recover_wal()?;
         self.branches.values().for_each(|branch| self.held.add(branch));
         Ok(())

@@ -75,7 +75,10 @@ use super::{
 };
 use crate::coordinator::{Decided, Work};
 use crate::postgres::Target;
-use crate::wal::{Epoch, HybridTime, LogPosition, ReplicaTabletId, Row, SourceTabletId, TableSchema, TransactionId};
+use crate::wal::{
+    Epoch, HybridTime, Key, LogPosition, ReplicaTabletId, Row, SourceTabletId, TableSchema, TransactionId, Write,
+    WriteOp,
+};
 use apply::GroupError;
 use async_trait::async_trait;
 use error::Lost;
@@ -319,6 +322,19 @@ impl<S: Store> PostgresTablet<S> {
     }
 }
 
+/// Which of several identical rows goes would have to be looked for among the server's, by values that a delete does not
+/// carry: refused before anything is decided.
+fn refuse_contents(writes: &[Write]) -> Result<(), TabletError> {
+    match writes.iter().find(|write| write.op == WriteOp::Delete && Key::is_content(&write.key.0)) {
+        Some(Write { table, .. }) => Err(TabletError::Refused(format!(
+            "an update or delete of table {table}, which has no primary key, cannot be written to a PostgreSQL replica: give \
+             the table a primary key on its server (ALTER TABLE … ADD PRIMARY KEY …), or exclude it (source.exclude); \
+             an embedded replica takes it"
+        ))),
+        None => Ok(()),
+    }
+}
+
 #[async_trait]
 impl<S: Store> TabletLeader for PostgresTablet<S> {
     async fn announce(&self, log_id: &str, tablet: ReplicaTabletId, owner: Epoch) -> Result<Announced, TabletError> {
@@ -362,10 +378,12 @@ impl<S: Store> TabletLeader for PostgresTablet<S> {
     }
 
     async fn write_provisional(&self, batch: ProvisionalBatch) -> Result<Stored, TabletError> {
+        batch.branches.iter().try_for_each(|branch| refuse_contents(&branch.writes))?;
         self.staging.write_provisional(batch).await
     }
 
     async fn stage_chunk(&self, chunk: ChunkBatch) -> Result<(), TabletError> {
+        refuse_contents(&chunk.writes)?;
         self.staging.stage_chunk(chunk).await
     }
 

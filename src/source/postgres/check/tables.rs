@@ -92,8 +92,11 @@ async fn identity(sql: &mut Sql, table: &Published, findings: &mut Findings) -> 
     let name = relation.quoted();
     let keyless = !relation.columns.iter().any(|column| column.key);
     match relation.identity {
-        b'f' if keyless => findings.fault(
-            format!("table {name} has REPLICA IDENTITY FULL and no primary key: its rows cannot be told apart"),
+        b'f' if keyless => findings.mention(
+            format!(
+                "table {name} has no primary key: it is copied when its server joins and not again, and none of its \
+                 columns may be dropped, renamed or retyped"
+            ),
             another_key(sql, table).await?,
         ),
         b'n' => findings.mention(
@@ -102,7 +105,10 @@ async fn identity(sql: &mut Sql, table: &Published, findings: &mut Findings) -> 
         ),
         _ if keyless => findings.mention(
             format!("table {name} has no primary key: the server refuses its updates and deletes"),
-            another_key(sql, table).await?,
+            format!(
+                "{}\nALTER TABLE {name} REPLICA IDENTITY FULL; -- or this, where rows may be identical",
+                another_key(sql, table).await?
+            ),
         ),
         _ => {}
     }
