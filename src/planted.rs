@@ -116,6 +116,20 @@ pub enum Bug {
     CutOffCopyCounts,
     /// An unchanged cell is filled with nothing.
     UnchangedIsEmpty,
+    /// A copy is shown before what committed below its snapshot is decided.
+    CopyShownAtOnce,
+    /// What the stream brought above a copy's base does not count beside the copied rows.
+    CopiedRowsAlone,
+    /// The tablets do not hear that a copy has ended.
+    CopyEndUnheard,
+    /// Rows of an earlier copy count beside those of the one that is shown.
+    OldCopyStays,
+    /// A tablet goes on showing the rows of a stream that left.
+    LeftStreamStays,
+    /// A stream that joins is shown before what its streams carried is decided.
+    JoinShownAtOnce,
+    /// A stream that joins does not wait for what was prepared when its fence was taken.
+    JoinWithoutPrepared,
 }
 
 impl Bug {
@@ -172,6 +186,13 @@ impl Bug {
         Self::SecondTabletsWritesLost,
         Self::CutOffCopyCounts,
         Self::UnchangedIsEmpty,
+        Self::CopyShownAtOnce,
+        Self::CopiedRowsAlone,
+        Self::CopyEndUnheard,
+        Self::OldCopyStays,
+        Self::LeftStreamStays,
+        Self::JoinShownAtOnce,
+        Self::JoinWithoutPrepared,
     ];
 }
 
@@ -199,4 +220,21 @@ pub const fn planted(_bug: Bug) -> bool {
 #[cfg(feature = "planted-bugs")]
 pub fn plant(bug: Option<Bug>) {
     ON.set(bug);
+}
+
+#[cfg(feature = "planted-bugs")]
+static MUTANT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+
+/// Whether the mutant of this number is turned on, in this process: what a copy of the sources that holds mutants asks
+/// (`tests/mutants`). Nothing in these sources does.
+#[cfg(feature = "planted-bugs")]
+#[must_use]
+pub fn mutant(number: u32) -> bool {
+    MUTANT.load(std::sync::atomic::Ordering::Relaxed) == number
+}
+
+/// Turns one mutant on for this process; 0 is none.
+#[cfg(feature = "planted-bugs")]
+pub fn mutate(number: u32) {
+    MUTANT.store(number, std::sync::atomic::Ordering::Relaxed);
 }

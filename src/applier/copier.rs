@@ -216,7 +216,7 @@ impl Copy<'_> {
             next = following;
         }
         // Every tablet hears the end, rows or none.
-        self.send(&schema, Vec::new(), true).await?;
+        self.send(&schema, Vec::new(), !planted(Bug::CopyEndUnheard)).await?;
         let snapshot: OpId = self.snapshot.position();
         let done = Copied { table: table.to_owned(), base: self.base, snapshot, rows: copied };
         let told = self.copier.tell(|leader, puller| {

@@ -8,6 +8,7 @@ use super::entry::{CopyState, Fence, Item, Release};
 use super::machine::Coordinator;
 use super::state::{Piece, State};
 use super::stream::StreamRecord;
+use crate::planted::{Bug, planted};
 use crate::wal::{HybridTime, OpId, SourceTabletId, TransactionId};
 use serde::{Deserialize, Serialize};
 
@@ -72,7 +73,8 @@ impl State {
             let record = &mut self.streams[number];
             let Some(Joining::Fenced { fence, outstanding }) = &mut record.joining else { continue };
             outstanding.retain(|o| o.gone_at.is_none_or(|gone| head(o.stream) < gone));
-            if outstanding.is_empty() && fence.positions.iter().all(|(stream, at)| head(*stream) >= *at) {
+            let prepared = !outstanding.is_empty() && !planted(Bug::JoinWithoutPrepared);
+            if !prepared && fence.positions.iter().all(|(stream, at)| head(*stream) >= *at) {
                 let upto = fence.positions.iter().map(|(stream, _)| (*stream, head(*stream))).collect();
                 record.joining = Some(Joining::Passed { upto });
             }
@@ -205,7 +207,8 @@ impl Coordinator {
                     let whole = record.copies.iter().all(|copy| copy.to_show().is_some());
                     let left = |stream: SourceTabletId| self.state.stream(stream).is_none_or(|record| record.left);
                     let upto: Vec<_> = upto.into_iter().filter(|(stream, _)| !left(*stream)).collect();
-                    if !whole || !upto.into_iter().all(|(stream, at)| self.is_decided_upto(stream, at)) {
+                    let decided = upto.into_iter().all(|(stream, at)| self.is_decided_upto(stream, at));
+                    if !whole || !(decided || planted(Bug::JoinShownAtOnce)) {
                         continue;
                     }
                     let time = self.next_time(now);

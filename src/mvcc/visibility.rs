@@ -23,9 +23,9 @@ impl Stamp {
     #[must_use]
     pub fn is_of_copy(&self, base: HybridTime) -> bool {
         if self.position > LogPosition(0) {
-            return self.time > base;
+            return self.time > base && !planted(Bug::CopiedRowsAlone);
         }
-        self.time == base
+        self.time == base || (planted(Bug::OldCopyStays) && self.time < base)
     }
 }
 

@@ -60,6 +60,12 @@ pub fn of(bug: Bug) -> Circumstances {
         Bug::LatePrepareDropped => (&[LateBranch], Some(Ordered)),
         Bug::KeepaliveConfirms => (&[ConnectionLost, CrashLeader, ReorderStreams], Some(Ordered)),
         Bug::CutOffCopyCounts => (&[ConnectionLost, LateBranch, CrashLeader], Some(Ordered)),
+        Bug::CopyShownAtOnce | Bug::CopiedRowsAlone | Bug::CopyEndUnheard | Bug::OldCopyStays => {
+            (&[Recopy, ReorderStreams, ManagerDies], Some(Ordered))
+        }
+        Bug::LeftStreamStays | Bug::JoinShownAtOnce | Bug::JoinWithoutPrepared => {
+            (&[StreamsComeAndGo, ReorderStreams, ManagerDies], Some(Ordered))
+        }
         Bug::AbortedStays
         | Bug::TruncatesAllStreams
         | Bug::RolledBackChunksCount

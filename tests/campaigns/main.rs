@@ -11,6 +11,7 @@ mod bugs;
 mod circumstances;
 mod determinism;
 mod liveness;
+mod mutants;
 mod published;
 mod report;
 mod sim;
@@ -26,6 +27,8 @@ const CAMPAIGNS: &[Campaign] = &[
     ("liveness", liveness::run),
     ("bugs", bugs::run),
     ("published", published::run),
+    ("mutants", mutants::run),
+    ("mutant", mutants::run_one),
 ];
 
 fn main() -> ExitCode {

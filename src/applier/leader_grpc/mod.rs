@@ -10,4 +10,5 @@ mod service;
 mod tests;
 
 pub use client::GrpcLeader;
+pub use order::ReportOrder;
 pub use service::transaction_service;

@@ -11,9 +11,7 @@ use crate::proto::transaction as pb;
 use crate::proto::transaction::transaction_service_server::{TransactionService, TransactionServiceServer};
 use crate::proto::wire::{op_id, required};
 use crate::wal::{Column, Epoch, HybridTime, SourceTabletId, TransactionId};
-use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
 use tonic::{Request, Response, Status};
 
 /// A service of this leader.
@@ -60,16 +58,7 @@ impl TransactionService for Service {
 
     async fn report(&self, request: Request<pb::ReportRequest>) -> Result<Response<pb::ReportResponse>, Status> {
         let report = report_from(&request.into_inner().report).map_err(malformed)?;
-        self.order.turn(&report).await;
-        let (stream, puller, upto) = (report.stream, report.puller, report.upto);
-        let mut call = pin!(self.leader.report(report));
-        // The first poll hands the report in; only then may the one behind it follow.
-        let first = futures::poll!(call.as_mut());
-        self.order.handed_in(stream, puller, upto);
-        match first {
-            Poll::Ready(result) => answer(result),
-            Poll::Pending => answer(call.await),
-        }
+        answer(self.order.hand_in(&*self.leader, report).await)
     }
 
     async fn table(&self, request: Request<pb::TableRequest>) -> Result<Response<TableSchema>, Status> {

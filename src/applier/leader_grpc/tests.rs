@@ -5,7 +5,7 @@ use super::super::leader::{
 };
 use super::convert::{report_bytes, report_from};
 use super::error::from_status;
-use super::{GrpcLeader, transaction_service};
+use super::{GrpcLeader, ReportOrder, transaction_service};
 use crate::coordinator::{Fact, MappedTablet, PublishedColumn, PublishedTable, Release, Report, TabletMap};
 use crate::proto::transaction as pb;
 use crate::source::{OpenBranch, Resume};
@@ -238,6 +238,17 @@ async fn reports_that_overtake_each_other_are_handed_in_in_order() {
     let answers = join_all((0..100).rev().map(|number| leader.report(report(number)))).await;
     assert!(answers.iter().all(Result::is_ok));
     assert_eq!(*told.reports.lock().unwrap(), (0..100).map(report).collect::<Vec<_>>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_report_that_comes_twice_does_not_put_back_the_turn_of_the_next() {
+    let (told, order, began) = (Told::default(), ReportOrder::default(), tokio::time::Instant::now());
+    let first = report(0);
+    order.opened(first.stream, first.puller, first.follows);
+    for number in [0, 1, 0, 2] {
+        order.hand_in(&told, report(number)).await.unwrap();
+    }
+    assert_eq!(began.elapsed(), std::time::Duration::ZERO);
 }
 
 proptest! {

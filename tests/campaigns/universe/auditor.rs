@@ -2,8 +2,9 @@
 //! against everything that must hold.
 
 use super::draft::OPENING;
-use super::history::{ACCOUNTS, History, Number, TABLES};
+use super::history::{ACCOUNTS, History, Number, Parts, TABLES};
 use super::properties::model::Promised;
+use super::properties::monotone::LogWatch;
 use super::properties::{Snapshot, bank, counters, dense, lists, model, whole};
 use super::world::World;
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,12 +22,16 @@ pub struct Auditor {
     pub history: Arc<Mutex<History>>,
     /// How the replica decides.
     pub release: Release,
+    /// What the log says.
+    pub watch: Arc<Mutex<LogWatch>>,
+    /// The source tablets' names, where not all of them are always seen.
+    pub come_and_go: Option<Vec<String>>,
     /// How many accounts there are.
     pub accounts: usize,
     /// The longest form of each list.
     pub longest: BTreeMap<String, String>,
     /// Safe points that were read, and what was seen there.
-    pub kept: Vec<(ReadPoint, BTreeSet<Number>)>,
+    pub kept: Vec<(ReadPoint, BTreeSet<Number>, Parts)>,
     /// The newest read point of each kind.
     pub newest: [Option<ReadPoint>; 2],
     /// Reads that came to their end.
@@ -56,7 +61,7 @@ impl Auditor {
             }
             Kind::Older => {
                 let index = self.world.chance(|chance| chance.below(known));
-                let (older, _) = self.kept.get(index)?;
+                let (older, ..) = self.kept.get(index)?;
                 let point = reader.at(older.time).ok()?;
                 (point, self.promised(point.time, false))
             }
@@ -76,10 +81,11 @@ impl Auditor {
         self.world.event((point.position, point.time, snapshot.rows.len()), || {
             format!("read {kind:?} {point:?}: {} rows, {} transactions", snapshot.rows.len(), snapshot.markers.len())
         });
-        if let Some(broken) = self.broken(&snapshot, promised) {
+        let parts = self.parts(point);
+        if let Some(broken) = self.broken(&snapshot, promised, &parts) {
             self.world.broken(format!("{kind:?} read at {point:?}: {broken}"));
         }
-        self.compare(kind, point, &snapshot);
+        self.compare(kind, point, &snapshot, parts);
         Some(snapshot)
     }
 
@@ -90,6 +96,18 @@ impl Auditor {
             Release::Ordered => Promised::Cut,
             Release::Atomic => Promised::KeysInOrder,
         }
+    }
+
+    /// What a reader at this point sees, by what the log says of it.
+    pub fn parts(&self, point: ReadPoint) -> Parts {
+        let Some(names) = &self.come_and_go else { return Parts::All };
+        let watch = self.watch.lock().unwrap();
+        let parts = names.iter().enumerate().flat_map(|(server, name)| {
+            let shown = TABLES.iter().enumerate().filter(|(_, table)| watch.shows(name, table, point));
+            shown.map(move |(table, _)| (server, table)).collect::<Vec<_>>()
+        });
+        let parts: BTreeSet<_> = parts.collect();
+        if parts.len() == names.len() * TABLES.len() { Parts::All } else { Parts::Only(names.len(), parts) }
     }
 
     async fn scan(&self, reader: &Reader, at: ReadPoint) -> Result<Snapshot, TabletError> {
@@ -119,14 +137,14 @@ impl Auditor {
         Ok(snapshot)
     }
 
-    fn broken(&mut self, seen: &Snapshot, promised: Promised) -> Option<String> {
+    fn broken(&mut self, seen: &Snapshot, promised: Promised, parts: &Parts) -> Option<String> {
         let opened = seen.table(ACCOUNTS).next().is_some();
         let total = if opened { OPENING * self.accounts as i64 } else { 0 };
         let history = self.history.lock().unwrap();
         // Sequences go on within a key, lists too: every release but a read of `latest` with a common clock keeps them.
-        let in_order = promised != Promised::Whole;
-        model::broken(seen, &history, promised)
-            .or_else(|| whole::broken(seen))
+        let in_order = promised != Promised::Whole && *parts == Parts::All;
+        model::broken(seen, &history, promised, parts)
+            .or_else(|| (*parts == Parts::All).then(|| whole::broken(seen)).flatten())
             .or_else(|| in_order.then(|| bank::broken(seen, total)).flatten())
             .or_else(|| in_order.then(|| dense::broken(seen)).flatten())
             .or_else(|| in_order.then(|| counters::broken(seen)).flatten())
@@ -134,9 +152,9 @@ impl Auditor {
     }
 
     /// A read point always shows the same, and later ones show more.
-    fn compare(&mut self, kind: Kind, point: ReadPoint, seen: &Snapshot) {
+    fn compare(&mut self, kind: Kind, point: ReadPoint, seen: &Snapshot, parts: Parts) {
         let visible = seen.visible();
-        for (other, before) in &self.kept {
+        for (other, before, _) in self.kept.iter().filter(|(_, _, other)| *other == parts) {
             let says = if kind == Kind::Latest && self.release == Release::CommonClock {
                 point.position >= other.position && !before.is_subset(&visible)
             } else if other.time == point.time && kind != Kind::Latest {
@@ -158,7 +176,7 @@ impl Auditor {
                 let index = self.world.chance(|chance| chance.below(8));
                 self.kept.remove(index);
             }
-            self.kept.push((point, visible));
+            self.kept.push((point, visible, parts));
         }
     }
 

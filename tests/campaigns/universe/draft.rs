@@ -106,10 +106,12 @@ pub fn mark(draft: &mut Draft, shape: &Shape, history: &mut History, chance: &mu
         }
     }
     let count = markers.len().to_string();
+    for (tablet, _) in &markers {
+        *history.txns[number as usize].markers.entry(*tablet).or_default() += 1;
+    }
     for (tablet, key) in markers {
         draft.put(tablet, key, [number.to_string(), count.clone()], history);
     }
-    history.txns[number as usize].markers = count.parse().unwrap();
 }
 
 fn transfer(draft: &mut Draft, shape: &Shape, history: &mut History, chance: &mut Chance) {

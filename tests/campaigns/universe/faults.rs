@@ -71,11 +71,17 @@ pub enum Kind {
     Repeated,
     /// A transaction's end never reaches the streams of its source.
     LostAbort,
+    /// Somebody asks for tables to be copied again.
+    Recopy,
+    /// The configuration names another set of source tablets: one leaves, or joins, perhaps again.
+    StreamsComeAndGo,
+    /// A table is added to a server's publication.
+    TableAdded,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 35] = [
         Self::Drop,
         Self::Delay,
         Self::Duplicate,
@@ -108,6 +114,9 @@ impl Kind {
         Self::SilentServer,
         Self::Repeated,
         Self::LostAbort,
+        Self::Recopy,
+        Self::StreamsComeAndGo,
+        Self::TableAdded,
     ];
 }
 

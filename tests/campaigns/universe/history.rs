@@ -1,5 +1,6 @@
 //! The source's history: the model that every read is held against.
 
+use super::cdc::home;
 use std::collections::{BTreeMap, BTreeSet};
 use untorn::wal::HybridTime;
 
@@ -49,14 +50,41 @@ pub struct Span {
 /// What a transaction came to.
 #[derive(Clone, Debug)]
 pub struct Txn {
-    /// How many markers it wrote.
-    pub markers: u32,
+    /// How many markers it wrote, by source tablet.
+    pub markers: BTreeMap<usize, u32>,
     /// Whether it was committed.
     pub committed: bool,
     /// Its commit time at the source.
     pub time: HybridTime,
     /// Where it stands.
     pub spans: Vec<Span>,
+}
+
+/// Which source tablets' parts of which tables readers see: streams come and go, and tables are added.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Parts {
+    /// Every one.
+    All,
+    /// These, of so many source tablets: rows stand where their key says.
+    Only(usize, BTreeSet<(usize, usize)>),
+}
+
+impl Parts {
+    /// Whether a source tablet's part of a table is seen.
+    pub fn has(&self, server: usize, table: usize) -> bool {
+        match self {
+            Self::All => true,
+            Self::Only(_, parts) => parts.contains(&(server, table)),
+        }
+    }
+
+    /// Whether a row is seen, if it is there.
+    pub fn shows(&self, key: &RowKey) -> bool {
+        match self {
+            Self::All => true,
+            Self::Only(servers, _) => self.has(home(key, *servers), key.0),
+        }
+    }
 }
 
 /// Everything that the source did, as it is known to nobody but the oracle.
@@ -82,7 +110,7 @@ pub struct History {
 impl History {
     /// The next transaction's number.
     pub fn begin(&mut self) -> Number {
-        self.txns.push(Txn { markers: 0, committed: false, time: HybridTime::MIN, spans: Vec::new() });
+        self.txns.push(Txn { markers: BTreeMap::new(), committed: false, time: HybridTime::MIN, spans: Vec::new() });
         self.txns.len() as Number - 1
     }
 
@@ -122,11 +150,11 @@ impl History {
         })
     }
 
-    /// A transaction outside `visible` that stands before one inside, in some source tablet's order.
-    pub fn hole(&self, visible: &BTreeSet<Number>) -> Option<(Number, Number, usize)> {
+    /// A transaction outside `visible` that stands before one inside, in the order of some source tablet that takes part.
+    pub fn hole(&self, visible: &BTreeSet<Number>, parts: &Parts) -> Option<(Number, Number, usize)> {
         let mut newest: BTreeMap<usize, (u64, Number)> = BTreeMap::new();
         for &number in visible {
-            for span in &self.txns[number as usize].spans {
+            for span in self.txns[number as usize].spans.iter().filter(|span| parts.has(span.server, MARKERS)) {
                 let held = newest.entry(span.server).or_insert((span.from, number));
                 *held = (*held).max((span.from, number));
             }
@@ -142,8 +170,8 @@ impl History {
     }
 
     /// A transaction outside `visible` that wrote a key before one inside did.
-    pub fn overtaken(&self, visible: &BTreeSet<Number>) -> Option<(Number, Number)> {
-        self.keys.values().find_map(|versions| {
+    pub fn overtaken(&self, visible: &BTreeSet<Number>, parts: &Parts) -> Option<(Number, Number)> {
+        self.keys.iter().filter(|(key, _)| parts.shows(key)).find_map(|(_, versions)| {
             let last = versions.iter().rposition(|(number, _)| visible.contains(number))?;
             let missing = versions[..last].iter().find(|(number, _)| !visible.contains(number))?;
             Some((missing.0, versions[last].0))

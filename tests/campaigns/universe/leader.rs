@@ -1,4 +1,5 @@
-//! The transaction leader as pullers in other processes reach it: over the network, reports of a stream in their order.
+//! The transaction leader as pullers in other processes reach it: over the network, where calls overtake each other; behind
+//! it, the product's own rule puts reports back into their order.
 
 use super::network::{Network, Place};
 use super::process::Life;
@@ -8,12 +9,27 @@ use std::sync::{Arc, Mutex};
 use untorn::applier::leader::{
     Copied, LeaderError, PullerId, Reported, StandingSlot, StreamOpened, StreamState, TransactionLeader, Wanted,
 };
+use untorn::applier::leader_grpc::ReportOrder;
 use untorn::coordinator::{PublishedTable, Report};
 use untorn::proto::transaction::TransactionRecord;
 use untorn::wal::{Column, Epoch, HybridTime, OpId, SourceTabletId, TableSchema, TransactionId};
 
+/// A leader, as its server hands calls to it.
+#[derive(Clone)]
+pub struct Served {
+    leader: Arc<dyn TransactionLeader>,
+    order: Arc<ReportOrder>,
+}
+
+impl Served {
+    /// Serves a leader.
+    pub fn new(leader: Arc<dyn TransactionLeader>) -> Self {
+        Self { leader, order: Arc::default() }
+    }
+}
+
 /// Whoever leads now.
-pub type Current = Arc<Mutex<Option<Arc<dyn TransactionLeader>>>>;
+pub type Current = Arc<Mutex<Option<Served>>>;
 
 /// The way to the leader.
 pub struct LeaderClient {
@@ -23,8 +39,6 @@ pub struct LeaderClient {
     pub network: Network,
     /// The process that calls.
     pub life: Arc<Life>,
-    /// Calls are handed in one after another, as one connection would.
-    pub order: Arc<tokio::sync::Mutex<()>>,
 }
 
 type Answer<T> = Result<T, LeaderError>;
@@ -33,7 +47,7 @@ impl LeaderClient {
     async fn call<T: Send + 'static>(
         &self,
         what: &'static str,
-        run: impl Fn(Arc<dyn TransactionLeader>) -> BoxFuture<'static, Answer<T>> + Send + Sync + 'static,
+        run: impl Fn(Served) -> BoxFuture<'static, Answer<T>> + Send + Sync + 'static,
     ) -> Answer<T> {
         self.life.output().await;
         let current = Arc::clone(&self.current);
@@ -56,16 +70,20 @@ impl TransactionLeader for LeaderClient {
         let (name, puller) = (name.to_owned(), puller.to_owned());
         self.call("open a stream", move |leader| {
             let (name, puller) = (name.clone(), puller.clone());
-            Box::pin(async move { leader.open_stream(&name, &puller, held).await })
+            Box::pin(async move {
+                let Served { leader, order } = leader;
+                let opened = leader.open_stream(&name, &puller, held).await?;
+                order.opened(opened.stream, opened.puller, opened.resume.after);
+                Ok(opened)
+            })
         })
         .await
     }
 
     async fn report(&self, report: Report) -> Answer<Reported> {
-        let _turn = self.order.lock().await;
         self.call("a report", move |leader| {
             let report = report.clone();
-            Box::pin(async move { leader.report(report).await })
+            Box::pin(async move { leader.order.hand_in(&*leader.leader, report).await })
         })
         .await
     }
@@ -80,7 +98,7 @@ impl TransactionLeader for LeaderClient {
         let name = name.to_owned();
         self.call("a table", move |leader| {
             let (name, columns) = (name.clone(), columns.clone());
-            Box::pin(async move { leader.table(stream, &name, columns, relation).await })
+            Box::pin(async move { leader.leader.table(stream, &name, columns, relation).await })
         })
         .await
     }
@@ -88,7 +106,7 @@ impl TransactionLeader for LeaderClient {
     async fn slot(&self, puller: PullerId, slot: StandingSlot) -> Answer<HybridTime> {
         self.call("a slot", move |leader| {
             let slot = slot.clone();
-            Box::pin(async move { leader.slot(puller, slot).await })
+            Box::pin(async move { leader.leader.slot(puller, slot).await })
         })
         .await
     }
@@ -96,7 +114,7 @@ impl TransactionLeader for LeaderClient {
     async fn published(&self, puller: PullerId, flushed: OpId, tables: Vec<PublishedTable>) -> Answer<Vec<String>> {
         self.call("a publication", move |leader| {
             let tables = tables.clone();
-            Box::pin(async move { leader.published(puller, flushed, tables).await })
+            Box::pin(async move { leader.leader.published(puller, flushed, tables).await })
         })
         .await
     }
@@ -104,7 +122,7 @@ impl TransactionLeader for LeaderClient {
     async fn copy_begun(&self, puller: PullerId, tables: Vec<String>) -> Answer<HybridTime> {
         self.call("a copy's begin", move |leader| {
             let tables = tables.clone();
-            Box::pin(async move { leader.copy_begun(puller, tables).await })
+            Box::pin(async move { leader.leader.copy_begun(puller, tables).await })
         })
         .await
     }
@@ -112,7 +130,7 @@ impl TransactionLeader for LeaderClient {
     async fn copied(&self, puller: PullerId, copied: Copied) -> Answer<()> {
         self.call("a copy's end", move |leader| {
             let copied = copied.clone();
-            Box::pin(async move { leader.copied(puller, copied).await })
+            Box::pin(async move { leader.leader.copied(puller, copied).await })
         })
         .await
     }
@@ -120,12 +138,15 @@ impl TransactionLeader for LeaderClient {
     async fn stream_state(&self, stream: SourceTabletId, puller: Epoch, state: StreamState) -> Answer<Wanted> {
         self.call("a state", move |leader| {
             let state = state.clone();
-            Box::pin(async move { leader.stream_state(stream, puller, state).await })
+            Box::pin(async move { leader.leader.stream_state(stream, puller, state).await })
         })
         .await
     }
 
     async fn transaction_record(&self, transaction: TransactionId) -> Answer<Option<TransactionRecord>> {
-        self.call("a record", move |leader| Box::pin(async move { leader.transaction_record(transaction).await })).await
+        self.call("a record", move |leader| {
+            Box::pin(async move { leader.leader.transaction_record(transaction).await })
+        })
+        .await
     }
 }

@@ -170,9 +170,16 @@ pub struct Universe {
     /// Another process is to take the log over.
     take_over: Notify,
     processes: AtomicU32,
+    /// Whether streams come and go, or tables are added: not all of the source is always seen then.
+    come_and_go: bool,
+    /// Source tablets that the configuration does not name now.
+    absent: Mutex<BTreeSet<usize>>,
     /// How far processes' clocks are off, in microseconds.
     clock_off_micros: Arc<AtomicI64>,
 }
+
+/// Tables that a server may publish later than others.
+const LATER_TABLES: [usize; 4] = [history::COUNTERS, history::LISTS, history::DOCUMENTS, history::SCRATCH];
 
 fn server_of(key: &RowKey, servers: usize) -> usize {
     cdc::home(key, servers)
@@ -187,19 +194,28 @@ impl Universe {
             // Only the leader's own process is asked about transactions that died without a word.
             plan.pullers = 0;
         }
+        let common_clock = plan.release == Release::CommonClock;
+        let comes = |kind| !common_clock && world.is_active(kind);
+        let (streams_come, tables_come) = (comes(Kind::StreamsComeAndGo), comes(Kind::TableAdded));
+        // A stream that has stopped for good, and is copied again, joins anew.
+        let stopped_joins = comes(Kind::Recopy) && comes(Kind::WalCollected);
+        let come_and_go = streams_come || tables_come || stopped_joins;
+        if streams_come {
+            // Pullers in other processes have a configuration of their own, which would have to change with the leader's.
+            plan.pullers = 0;
+        }
         let network = Network::new(&world);
         let tablets = (0..plan.replica_tablets as u32)
             .map(|number| TabletProcess::new(&world, number, plan.tablet_options))
             .collect();
         let watch = Arc::<Mutex<LogWatch>>::default();
         let running = Arc::<Mutex<BTreeSet<_>>>::default();
-        let common_clock = plan.release == Release::CommonClock;
         let shape = Shape {
             tablets: plan.source_tablets,
             accounts: 40 + plan.source_tablets * 4,
             counters: 20,
             home: server_of,
-            moves: !common_clock,
+            moves: !common_clock && !come_and_go,
             truncates: true,
         };
         let pause_ms = 2 * plan.seconds * 1000 * plan.users as u64 / plan.transactions;
@@ -234,8 +250,15 @@ impl Universe {
                 let off = world.chance(|chance| chance.between(0, 400_000)) as i64 - 200_000;
                 Server::new(&world, number, off, rows.collect())
             });
-            workload.database = Database::Servers(servers.collect());
+            let servers: Vec<_> = servers.collect();
+            for server in servers.iter().filter(|_| tables_come) {
+                let added = LATER_TABLES.into_iter().filter(|_| world.chance(|chance| chance.happens(0.5)));
+                server.state().unpublished = added.collect();
+            }
+            workload.database = Database::Servers(servers);
         }
+        let absent = (1..plan.source_tablets).filter(|_| streams_come && world.chance(|chance| chance.happens(0.3)));
+        let absent = Mutex::new(absent.collect());
         let life = Life::new(&world, 0, &watch);
         Arc::new(Self {
             network,
@@ -249,6 +272,8 @@ impl Universe {
             readers: Mutex::default(),
             take_over: Notify::new(),
             processes: AtomicU32::new(0),
+            come_and_go,
+            absent,
             clock_off_micros: Arc::default(),
             plan,
             world,
@@ -276,6 +301,7 @@ impl Universe {
         match &self.database {
             Database::Servers(servers) => servers
                 .iter()
+                .filter(|server| !self.absent.lock().unwrap().contains(&server.number))
                 .map(|server| {
                     let (world, server, life) = (world.clone(), Arc::clone(server), Arc::clone(life));
                     Arc::new(SimPostgres { world, server, life }) as Arc<dyn Source>
@@ -364,7 +390,7 @@ impl Universe {
     }
 
     async fn lead_until_it_ends(self: &Arc<Self>, mut applier: Applier, life: &Arc<Life>) {
-        *self.current.lock().unwrap() = Some(applier.leader());
+        *self.current.lock().unwrap() = Some(leader::Served::new(applier.leader()));
         if let Some(reader) = applier.reader() {
             let (world, watch, mut shown) = (self.world.clone(), Arc::clone(&self.watch), reader.shown());
             tokio::spawn(async move {
@@ -419,7 +445,6 @@ impl Universe {
                 current: Arc::clone(&self.current),
                 network: self.network.clone(),
                 life: Arc::clone(&life),
-                order: Arc::default(),
             };
             let components = self.components(&life, Leadership::Elsewhere(Arc::new(leader)), Some(streams.clone()));
             if let Ok(mut applier) = Applier::start_on(self.host(), components).await {
@@ -451,7 +476,10 @@ impl Universe {
 
     async fn audit(self: Arc<Self>, auditor: Arc<tokio::sync::Mutex<Auditor>>) {
         loop {
-            self.world.sleep_ms(1_000, 20_000).await;
+            // The first moments after the start are where a part may be seen too early.
+            let started = auditor.lock().await.reads > 0;
+            let (first, last) = if started { (1_000, 20_000) } else { (20, 1_000) };
+            self.world.sleep_ms(first, last).await;
             let Some((reader, inspector, newest)) = self.reader() else { continue };
             let mut auditor = auditor.lock().await;
             if newest {

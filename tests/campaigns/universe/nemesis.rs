@@ -1,6 +1,7 @@
 //! Who makes things go wrong that no single call can: deaths, partitions, takeovers.
 
 use super::faults::{Kind, WINDOW_MS};
+use super::history::TABLES;
 use super::network::Place;
 use super::workload::Database;
 use super::{Mode, Universe};
@@ -42,6 +43,9 @@ impl Universe {
                 let off = self.world.chance(|chance| chance.between(0, 1_200_000_000)) as i64 - 600_000_000;
                 self.clock_off_micros.store(off, Ordering::Relaxed);
             }
+            if let Database::Servers(servers) = &self.database {
+                self.strike_copies(servers);
+            }
             if self.world.strikes(Kind::WalCollected, 0.03) {
                 self.on_a_source(
                     |server| {
@@ -51,6 +55,34 @@ impl Universe {
                     |tablet| tablet.collect(),
                 );
             }
+        }
+    }
+
+    /// What makes tables be copied, beside everything else.
+    fn strike_copies(&self, servers: &[Arc<super::Server>]) {
+        if self.world.strikes(Kind::Recopy, 0.3)
+            && let Some((_, inspector, _)) = self.reader()
+        {
+            let stream = self.world.chance(|chance| chance.happens(0.6).then(|| chance.pick(servers).name.clone()));
+            let one_table = stream.is_none() || self.world.chance(|chance| chance.happens(0.7));
+            let table = one_table.then(|| *self.world.chance(|chance| chance.pick(&TABLES)));
+            tokio::spawn(async move { inspector.recopy(stream.as_deref(), table).await.is_ok() });
+        }
+        if self.world.is_active(Kind::TableAdded) && self.world.chance(|chance| chance.happens(0.2)) {
+            let server = self.world.chance(|chance| chance.pick(servers));
+            if server.publishes_all() {
+                self.world.struck(Kind::TableAdded);
+            }
+        }
+        if self.world.strikes(Kind::StreamsComeAndGo, 0.2) {
+            let number = self.world.chance(|chance| chance.below(servers.len()));
+            let mut absent = self.absent.lock().unwrap();
+            if !absent.remove(&number) && absent.len() + 1 < servers.len() {
+                absent.insert(number);
+            }
+            // The configuration is read at the start.
+            let outputs = self.world.chance(|chance| chance.skewed(1, 50));
+            self.life.lock().unwrap().die_at_output(outputs);
         }
     }
 
@@ -127,8 +159,14 @@ impl Universe {
         self.network.mend_all();
         self.tablets.iter().for_each(|tablet| tablet.stop(false));
         self.clock_off_micros.store(0, Ordering::Relaxed);
+        if !std::mem::take(&mut *self.absent.lock().unwrap()).is_empty() {
+            self.life.lock().unwrap().die_at_output(1);
+        }
         match &self.database {
-            Database::Servers(servers) => servers.iter().for_each(|server| server.falls_silent(0)),
+            Database::Servers(servers) => servers.iter().for_each(|server| {
+                server.falls_silent(0);
+                server.publishes_all();
+            }),
             Database::Tablets(tablets) => tablets.iter().for_each(|tablet| tablet.falls_silent(0)),
         }
     }

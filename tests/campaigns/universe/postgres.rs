@@ -1,14 +1,14 @@
 //! The stream of a simulated PostgreSQL server: pgoutput's messages go through the product's own assembler.
 
 use super::faults::Kind;
-use super::history::{RowKey, Value};
+use super::history::{RowKey, TABLES, Value};
 use super::process::Life;
 use super::server::{Body, Change, Item, Op, Part, Server, relations};
 use super::stall::Stall;
 use super::world::World;
 use async_trait::async_trait;
 use pg_walstream::protocol::{ColumnData, LogicalReplicationMessage as Message, TupleData};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -47,7 +47,7 @@ pub fn gids() -> GidPattern {
     PATTERN.clone()
 }
 
-fn published() -> Vec<PublishedTable> {
+fn published(unpublished: &BTreeSet<usize>) -> Vec<PublishedTable> {
     let column =
         |(number, column): (i16, Column)| PublishedColumn { number, name: column.name, type_id: 25, filled: false };
     let columns: Vec<_> = (1..).zip(columns()).map(column).collect();
@@ -56,7 +56,7 @@ fn published() -> Vec<PublishedTable> {
         relation: number + 1,
         columns: columns.clone(),
     };
-    relations().map(table).collect()
+    relations().filter(|(number, _)| !unpublished.contains(&(*number as usize))).map(table).collect()
 }
 
 /// What a server held when a slot was made there.
@@ -68,9 +68,10 @@ struct Held {
 }
 
 impl Held {
-    fn of(world: &World, (position, rows): (u64, BTreeMap<RowKey, Value>)) -> Box<dyn Snapshot> {
+    fn of(world: &World, server: &Server, (position, rows): (u64, BTreeMap<RowKey, Value>)) -> Box<dyn Snapshot> {
         let table = |published: PublishedTable| SnapshotTable { published, estimate: None };
-        Box::new(Self { world: world.clone(), position, rows, tables: published().into_iter().map(table).collect() })
+        let tables = published(&server.state().unpublished).into_iter().map(table).collect();
+        Box::new(Self { world: world.clone(), position, rows, tables })
     }
 }
 
@@ -89,9 +90,10 @@ impl Snapshot for Held {
         let schema = catalog.table(table, columns(), None).await?;
         let shape = Shape { schema: schema.clone(), identity: Identity::Key };
         let number = relations().find(|(_, name)| *name == table).map(|(number, _)| number as usize);
-        let rows = self.rows.iter().filter(|((of, _), _)| Some(*of) == number).map(|((_, id), value)| {
+        let of_table = self.rows.iter().filter(|((of, _), _)| Some(*of) == number);
+        let rows = (1..).zip(of_table).map(|(line, ((_, id), value))| {
             let cells = [id, &value[0], &value[1]].map(|text| untorn::wal::Cell::Text(text.clone().into()));
-            shape.copied(cells.into(), Default::default).unwrap()
+            shape.copied(cells.into(), "", line).unwrap()
         });
         let rows: Vec<_> = rows.collect();
         let pages: Vec<_> = rows.chunks(50).map(<[_]>::to_vec).collect();
@@ -134,17 +136,17 @@ impl Source for SimPostgres {
         self.server.answers().await;
         let held = self.server.create_slot().await;
         let (start, identity) = (OpId::end_of_term(held.0), self.server.name.clone());
-        Ok(NewSlot { start, identity, snapshot: Some(Held::of(&self.world, held)) })
+        Ok(NewSlot { start, identity, snapshot: Some(Held::of(&self.world, &self.server, held)) })
     }
 
     async fn snapshot(&self) -> Result<Box<dyn Snapshot>, SourceError> {
         self.life.output().await;
         self.server.answers().await;
-        Ok(Held::of(&self.world, self.server.snapshot().await))
+        Ok(Held::of(&self.world, &self.server, self.server.snapshot().await))
     }
 
     async fn publication(&self) -> Result<Option<(Vec<PublishedTable>, OpId)>, SourceError> {
-        let tables = published();
+        let tables = published(&self.server.state().unpublished);
         Ok(self.flushed().await?.map(|flushed| (tables, flushed)))
     }
 
@@ -253,7 +255,8 @@ struct SimStream {
 impl SimStream {
     /// Learns the shapes of all tables, one by one; goes on where it was when it is called again.
     async fn learn(&mut self) -> Result<(), SourceError> {
-        for (number, table) in relations() {
+        let unpublished = self.server.state().unpublished.clone();
+        for (number, table) in relations().filter(|(number, _)| !unpublished.contains(&(*number as usize))) {
             if let std::collections::btree_map::Entry::Vacant(vacant) = self.shapes.entry(number) {
                 let schema = self.catalog.table(table, columns(), Some(number + 1)).await?;
                 vacant.insert(schema.clone());
@@ -339,7 +342,7 @@ impl SimStream {
             Body::Prepare(gid, part) => self.prepare(gid, part, end, at),
             Body::CommitPrepared(gid, late) => {
                 if let Some(late) = late {
-                    self.prepare(gid, &late.part, late.end, late.time)?;
+                    self.prepare(gid, &late.sent, late.end, late.time)?;
                 }
                 let (gid, xid) = (gid.clone(), 0);
                 self.say(
@@ -400,6 +403,10 @@ impl Stream for SimStream {
             self.stall.pass(&self.world).await?;
             self.learn().await?;
             let item = self.server.item_after(self.cursor);
+            if self.shapes.len() + self.server.state().unpublished.len() < TABLES.len() {
+                // One was added meanwhile, and the record may speak of it.
+                continue;
+            }
             if let Some(item) = item {
                 self.feed(&item)?;
                 self.cursor = item.end;

@@ -4,7 +4,7 @@ use super::faults::Kind;
 use super::history::{RowKey, TABLES, Value};
 use super::stall::Silence;
 use super::world::World;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::Notify;
 use untorn::wal::HybridTime;
@@ -80,6 +80,8 @@ pub struct Prepared {
     pub time: HybridTime,
     /// What it wrote.
     pub part: Arc<Part>,
+    /// What of it the publication had.
+    pub sent: Arc<Part>,
     /// Prepared before the slot stood: sent only with its COMMIT PREPARED.
     pub late: bool,
 }
@@ -96,6 +98,8 @@ pub struct State {
     pub confirmed: u64,
     /// The end of the last record that it forgot.
     pub forgotten: u64,
+    /// Tables, by number, that the publication does not have yet.
+    pub unpublished: BTreeSet<usize>,
     /// Committed rows.
     pub rows: BTreeMap<RowKey, Value>,
     /// Prepared branches by gid.
@@ -111,6 +115,14 @@ pub struct State {
     /// The connection that has the slot.
     pub connection: u64,
     next_xid: u32,
+}
+
+impl State {
+    /// What of a transaction's part the publication has.
+    fn published(&self, part: &Part) -> Part {
+        let changes = part.changes.iter().filter(|change| !self.unpublished.contains(&change.key.0));
+        Part { changes: changes.cloned().collect(), ..*part }
+    }
 }
 
 /// A server.
@@ -137,6 +149,7 @@ impl Server {
             wal: VecDeque::new(),
             confirmed: 0,
             forgotten: 0,
+            unpublished: BTreeSet::new(),
             rows,
             prepared: BTreeMap::new(),
             slot: false,
@@ -203,17 +216,18 @@ impl Server {
         let state = &mut *self.state();
         part.xid = Self::take_xid(state);
         apply(&mut state.rows, &part);
-        self.write(state, Body::Commit(Arc::new(part)))
+        let sent = state.published(&part);
+        self.write(state, Body::Commit(Arc::new(sent)))
     }
 
     /// Prepares a branch; answers its place.
     pub fn prepare(&self, gid: &str, mut part: Part) -> u64 {
         let state = &mut *self.state();
         part.xid = Self::take_xid(state);
-        let part = Arc::new(part);
-        let place = self.write(state, Body::Prepare(gid.to_owned(), Arc::clone(&part)));
+        let (sent, part) = (Arc::new(state.published(&part)), Arc::new(part));
+        let place = self.write(state, Body::Prepare(gid.to_owned(), Arc::clone(&sent)));
         let end = state.wal.back().map_or(state.lsn, |item| item.end);
-        let prepared = Prepared { end, time: self.now(), part, late: false };
+        let prepared = Prepared { end, time: self.now(), part, sent, late: false };
         assert!(state.prepared.insert(gid.to_owned(), prepared).is_none(), "gid {gid} is in use on {}", self.name);
         place
     }
@@ -249,8 +263,16 @@ impl Server {
             self.world.struck(Kind::LateBranch);
         }
         state.wal.clear();
-        (state.slot, state.confirmed) = (true, state.lsn);
+        // Whoever had the slot before it was made again is gone.
+        (state.slot, state.confirmed, state.connection, state.collected) = (true, state.lsn, 0, false);
         (state.lsn, state.rows.clone())
+    }
+
+    /// The publication has all tables from here on; whether it had not.
+    pub fn publishes_all(&self) -> bool {
+        let added = !std::mem::take(&mut self.state().unpublished).is_empty();
+        self.changed.notify_one();
+        added
     }
 
     async fn end_of_prepared(&self) {

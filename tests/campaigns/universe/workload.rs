@@ -59,7 +59,7 @@ impl Workload {
 
     /// Whether every slot stands.
     fn all_stand(&self) -> bool {
-        self.watch.lock().unwrap().slots() == self.shape.tablets
+        self.watch.lock().unwrap().slots() >= self.shape.tablets
     }
 
     /// The rows that the servers hold before anything is replicated, by server; the history's first transaction.
@@ -140,8 +140,17 @@ impl Workload {
             if self.world.chance(|chance| chance.happens(0.5)) {
                 order.reverse();
             }
+            let between = self.world.is_active(Kind::LateBranch) && !self.all_stand();
+            let dies = between && self.world.chance(|chance| chance.happens(0.3));
+            if dies {
+                // It ends where slots are still to be made, and dies before it ends where they stand.
+                order.sort_by_key(|server| servers[*server].state().slot);
+            }
             for (nth, server) in order.iter().enumerate() {
-                if nth > 0 && self.world.strikes(Kind::ManagerDies, 0.1) {
+                if nth > 0 && dies && servers[*server].state().slot {
+                    self.world.struck(Kind::ManagerDies);
+                    self.world.sleep_ms(2_000, 60_000).await;
+                } else if nth > 0 && self.world.strikes(Kind::ManagerDies, 0.1) {
                     self.world.sleep_ms(2_000, 30_000).await;
                 }
                 self.world.sleep_ms(1, 60).await;

@@ -2,7 +2,7 @@
 //! row; and those are a prefix of that history, in the sense that the kind of read promises.
 
 use super::Snapshot;
-use crate::universe::history::{History, Number};
+use crate::universe::history::{History, MARKERS, Number, Parts};
 use std::collections::BTreeSet;
 use untorn::wal::HybridTime;
 
@@ -20,27 +20,30 @@ pub enum Promised {
 }
 
 /// What does not hold, if anything.
-pub fn broken(seen: &Snapshot, history: &History, promised: Promised) -> Option<String> {
+pub fn broken(seen: &Snapshot, history: &History, promised: Promised, parts: &Parts) -> Option<String> {
     let visible = seen.visible();
     if let Some(number) = visible.iter().find(|n| !history.txns.get(**n as usize).is_some_and(|txn| txn.committed)) {
         return Some(format!("model: transaction {number} is seen, and was never committed"));
     }
-    let count = |number: &&Number| seen.markers[*number] != history.txns[**number as usize].markers;
-    if let Some(number) = visible.iter().find(count) {
-        let markers = history.txns[*number as usize].markers;
+    let markers = |number: Number| {
+        let markers = history.txns[number as usize].markers.iter();
+        markers.filter(|(server, _)| parts.has(**server, MARKERS)).map(|(_, count)| *count).sum::<u32>()
+    };
+    if let Some(number) = visible.iter().find(|number| seen.markers[*number] != markers(**number)) {
+        let markers = markers(*number);
         return Some(format!("model: of transaction {number} {} of {markers} rows are seen", seen.markers[number]));
     }
     let order = match promised {
         Promised::AtTime(time) => at_time(history, &visible, time),
-        Promised::Cut => history.hole(&visible).map(|(missing, inside, server)| {
+        Promised::Cut => history.hole(&visible, parts).map(|(missing, inside, server)| {
             format!("model: transaction {inside} is seen without {missing}, which stands before it on server {server}")
         }),
-        Promised::KeysInOrder => history.overtaken(&visible).map(|(missing, inside)| {
+        Promised::KeysInOrder => history.overtaken(&visible, parts).map(|(missing, inside)| {
             format!("model: transaction {inside} is seen without {missing}, which wrote one of its keys before it")
         }),
         Promised::Whole => None,
     };
-    order.or_else(|| rows(seen, history, &visible))
+    order.or_else(|| rows(seen, history, &visible, parts))
 }
 
 fn at_time(history: &History, visible: &BTreeSet<Number>, time: HybridTime) -> Option<String> {
@@ -54,9 +57,9 @@ fn at_time(history: &History, visible: &BTreeSet<Number>, time: HybridTime) -> O
     Some(format!("model: transaction {number}, of {}, is {seen} at {time}", txn.time))
 }
 
-fn rows(seen: &Snapshot, history: &History, visible: &BTreeSet<Number>) -> Option<String> {
+fn rows(seen: &Snapshot, history: &History, visible: &BTreeSet<Number>, parts: &Parts) -> Option<String> {
     let mut expected = 0;
-    for (key, value) in history.rows_after(visible) {
+    for (key, value) in history.rows_after(visible).filter(|(key, _)| parts.shows(key)) {
         let shown = seen.rows.get(key);
         if shown != Some(value) {
             return Some(format!("model: {key:?} reads {shown:?} instead of {value:?}"));
@@ -66,7 +69,7 @@ fn rows(seen: &Snapshot, history: &History, visible: &BTreeSet<Number>) -> Optio
     if seen.rows.len() == expected {
         return None;
     }
-    let there: BTreeSet<_> = history.rows_after(visible).map(|(key, _)| key).collect();
+    let there: BTreeSet<_> = history.rows_after(visible).map(|(key, _)| key).filter(|key| parts.shows(key)).collect();
     let more = seen.rows.keys().find(|key| !there.contains(key));
     Some(format!("model: {more:?} is gone there"))
 }
