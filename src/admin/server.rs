@@ -42,6 +42,11 @@ pub async fn admin(
     health: Health,
     stop: impl Future<Output = ()>,
 ) -> io::Result<()> {
+    serve(listener.into(), admin_routes(inspect, health), stop).await.map_err(io::Error::other)
+}
+
+/// What [`admin`] serves, for callers that have been let in.
+pub fn admin_routes(inspect: Arc<dyn Inspect>, health: Health) -> Router {
     let service = AdminServiceServer::new(Service {
         inspect: Arc::clone(&inspect),
         scans: Arc::new(Semaphore::new(limits::SCANS_MAX)),
@@ -57,8 +62,7 @@ pub async fn admin(
         .merge(health.routes());
     // Without this, gRPC's answer to an unknown service, which HTTP takes for a 200, would be that of the whole port.
     let unknown = async || StatusCode::NOT_FOUND;
-    let router = Routes::new(service).prepare().into_axum_router().merge(http).fallback(unknown);
-    serve(listener.into(), router, stop).await.map_err(io::Error::other)
+    Routes::new(service).prepare().into_axum_router().merge(http).fallback(unknown)
 }
 
 /// Serves `/metrics`, `/livez` and `/readyz` until `stop` ends.

@@ -10,6 +10,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 mod bugs;
 mod circumstances;
 mod determinism;
+mod fuzz;
 mod liveness;
 mod mutants;
 mod published;
@@ -27,6 +28,7 @@ const CAMPAIGNS: &[Campaign] = &[
     ("liveness", liveness::run),
     ("bugs", bugs::run),
     ("published", published::run),
+    ("fuzz", fuzz::run),
     ("mutants", mutants::run),
     ("mutant", mutants::run_one),
 ];

@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Decodes the answers of one stream, in order.
-pub(super) struct Decoder {
+pub struct Decoder {
     streams: Arc<StreamNames>,
     catalog: Arc<dyn Catalog>,
     tables: FxHashMap<String, KnownTable>,
@@ -72,12 +72,17 @@ impl Fault {
 }
 
 impl Decoder {
-    pub(super) fn new(streams: Arc<StreamNames>, catalog: Arc<dyn Catalog>) -> Self {
+    /// For a stream that was just opened, among all `streams` of the configuration.
+    #[must_use]
+    pub fn new(streams: Arc<StreamNames>, catalog: Arc<dyn Catalog>) -> Self {
         Self { streams, catalog, tables: FxHashMap::default(), unplaced: Vec::new(), ended: false }
     }
 
     /// The batch of an answer to a request for what comes after `after`; nothing of it if anything in it is wrong.
-    pub(super) async fn decode(
+    ///
+    /// # Errors
+    /// What breaks the protocol, and what the catalog said.
+    pub async fn decode(
         &mut self,
         faults: &Faults,
         after: OpId,

@@ -9,8 +9,9 @@ use tonic::{Code, Status};
 
 /// Words for faults of one stream's service.
 #[derive(Clone)]
-pub(super) struct Faults {
-    pub(super) tablet: CdcTablet,
+pub struct Faults {
+    /// The stream's tablet.
+    pub tablet: CdcTablet,
 }
 
 impl Faults {

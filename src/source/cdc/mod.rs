@@ -5,8 +5,8 @@
 //! with the position and the way to mend it, and nothing of that answer is taken. A service that cannot be reached is
 //! asked again later ([`SourceError::Retry`]).
 
-mod decode;
-mod fault;
+pub mod decode;
+pub mod fault;
 mod stream;
 #[cfg(test)]
 mod tests;

@@ -39,6 +39,12 @@ pub struct Decoder {
     in_block: bool,
 }
 
+impl Default for Decoder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Decoder {
     /// For a connection that has just begun to stream.
     #[must_use]

@@ -7,7 +7,7 @@ pub mod assemble;
 mod check;
 pub mod confirm;
 mod copy;
-mod decode;
+pub mod decode;
 mod error;
 mod failover;
 mod gid;
