@@ -23,6 +23,9 @@ pub const GRPC_HEADER_BYTES_MAX: u32 = 16 << 10;
 /// Milliseconds until a server gives up a call that it has not begun to answer: far above every deadline of untorn's own
 /// callers, so that only a caller without one meets it.
 pub const GRPC_CALL_MS_MAX: u64 = 120_000;
+/// Milliseconds between looks at the authorities for connections that stand: whoever takes an authority away wants its
+/// peers gone at once, and three small files a second are read by nobody's notice.
+pub const AUTHORITIES_LOOK_MS: u64 = 1_000;
 /// Connections that one listener holds; more wait at the kernel. Every stream of a daemon has one of its own.
 pub const CONNECTIONS_MAX: usize = 4_096;
 /// TLS handshakes in work at one listener: what strangers can make it hold. Each costs a fraction of a millisecond.

@@ -57,6 +57,10 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
             let raced = runtime()?.block_on(bench::torn::torn(&args, &mut out));
             raced.map_err(|error| Failure::Failed(error.to_string()))?;
         }
+        Command::Bench(Bench::Embedded(args)) => {
+            let measured = runtime()?.block_on(bench::embedded::embedded(&args, &mut out, thread));
+            measured.map_err(|error| Failure::Failed(error.to_string()))?;
+        }
         Command::Scan(args) => runtime()?.block_on(cli::scan(&args, &mut out))?,
         Command::Recopy(args) => runtime()?.block_on(cli::recopy(&args, &mut out))?,
         Command::Source(SourceCommand::Drop(args)) => {

@@ -50,12 +50,16 @@
 {{- $joint := ternary "&" "?" (contains "?" $tablet.url) -}}
 {{- $_ := set $tablet "url" (printf "%s%ssslrootcert=%s/ca.crt" $tablet.url $joint $folder) -}}
 {{- end -}}
+{{- with $tablet.certSecret -}}
+{{- $joint := ternary "&" "?" (contains "?" $tablet.url) -}}
+{{- $_ := set $tablet "url" (printf "%s%ssslcert=%s/tls.crt&sslkey=%s/tls.key" $tablet.url $joint $folder $folder) -}}
+{{- end -}}
 {{- with $tablet.tlsSecret -}}
 {{- $tls := include "untorn.tls.connection" $folder | fromYaml -}}
 {{- with .serverName -}}{{- $_ := set $tls "server_name" . -}}{{- end -}}
 {{- $_ := set $tablet "tls" $tls -}}
 {{- end -}}
-{{- range list "tlsSecret" "passwordSecret" "caSecret" -}}
+{{- range list "tlsSecret" "passwordSecret" "caSecret" "certSecret" -}}
 {{- $_ := unset $tablet . -}}
 {{- end -}}
 {{- end -}}

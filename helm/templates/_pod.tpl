@@ -102,15 +102,15 @@ volumeMounts:
     readOnly: true
   {{- end }}
   {{- if eq .command "run" }}
-  {{- range .root.Values.config.source.tablets }}
-  {{- if or .passwordSecret .caSecret .tlsSecret }}
-  - name: {{ $.prefix }}secret-{{ .name | lower | replace "." "-" | replace "_" "-" }}
+  {{- range $number, $tablet := .root.Values.config.source.tablets }}
+  {{- if or .passwordSecret .caSecret .certSecret .tlsSecret }}
+  - name: {{ $.prefix }}secret-{{ $number }}
     mountPath: /etc/untorn/secrets/{{ .name }}
     readOnly: true
   {{- end }}
   {{- end }}
   {{- range (.root.Values.config.replica).tablets }}
-  {{- if or .passwordSecret .caSecret }}
+  {{- if or .passwordSecret .caSecret .certSecret }}
   - name: {{ $.prefix }}replica
     mountPath: /etc/untorn/replica
     readOnly: true
@@ -137,14 +137,14 @@ volumeMounts:
     secretName: {{ . }}
     defaultMode: 0440
 {{- end }}
-{{- range .root.Values.config.source.tablets }}
-{{- if or .passwordSecret .caSecret .tlsSecret }}
-- name: {{ $.prefix }}secret-{{ .name | lower | replace "." "-" | replace "_" "-" }}
+{{- range $number, $tablet := .root.Values.config.source.tablets }}
+{{- if or .passwordSecret .caSecret .certSecret .tlsSecret }}
+- name: {{ $.prefix }}secret-{{ $number }}
   {{- include "untorn.secrets.volume" . | nindent 2 }}
 {{- end }}
 {{- end }}
 {{- range (.root.Values.config.replica).tablets }}
-{{- if or .passwordSecret .caSecret }}
+{{- if or .passwordSecret .caSecret .certSecret }}
 - name: {{ $.prefix }}replica
   {{- include "untorn.secrets.volume" . | nindent 2 }}
 {{- end }}
@@ -168,6 +168,13 @@ projected:
         name: {{ .name }}
         items:
           - { key: {{ .key }}, path: ca.crt }
+    {{- end }}
+    {{- with .certSecret }}
+    - secret:
+        name: {{ .name }}
+        items:
+          - { key: tls.crt, path: tls.crt }
+          - { key: tls.key, path: tls.key }
     {{- end }}
     {{- with .tlsSecret }}
     - secret:

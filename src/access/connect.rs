@@ -1,6 +1,7 @@
 //! Connecting to a server, by TLS where its URL says `https`.
 
 use super::keys::ClientKeys;
+use super::trusted::Trusted;
 use crate::limits::{GRPC_CONNECT_MS, GRPC_KEEPALIVE_MS, GRPC_WINDOW_BYTES};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
@@ -134,19 +135,25 @@ fn reason(error: &dyn Error) -> String {
 }
 
 /// A connection, once both sides know each other. Files that change during the handshake may make it fail though either's
-/// would do, the old or the new; so it is tried again with what they hold then.
+/// would do, the old or the new; so it is tried again with what they hold then. It lasts while the server's certificate counts.
 async fn connect(
     uri: Uri,
     keys: Arc<ClientKeys>,
     name: ServerName<'static>,
-) -> io::Result<TokioIo<tokio_rustls::client::TlsStream<TcpStream>>> {
+) -> io::Result<TokioIo<Trusted<tokio_rustls::client::TlsStream<TcpStream>>>> {
     let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
     let mut config = keys.current();
     loop {
         let tcp = TcpStream::connect((host, uri.port_u16().unwrap_or_default())).await?;
         tcp.set_nodelay(true)?;
         let error = match TlsConnector::from(Arc::clone(&config)).connect(name.clone(), tcp).await {
-            Ok(tls) => return Ok(TokioIo::new(tls)),
+            Ok(tls) => {
+                let shown = tls.get_ref().1.peer_certificates().unwrap_or_default();
+                let shown: Vec<_> = shown.iter().map(|shown| shown.clone().into_owned()).collect();
+                let distrusted =
+                    async move { format!("the certificate of {uri}: {}", keys.distrusted(&shown, &name).await) };
+                return Ok(TokioIo::new(Trusted::new(tls, distrusted)));
+            }
             Err(error) => error,
         };
         let now = keys.current();

@@ -2,23 +2,30 @@
 //!
 //! Files are read again whenever a connection is made and whenever metrics are scraped: three small files cost far less
 //! than a handshake, and no change can be missed. New ones that cannot be used are reported once, and the old ones stay in
-//! use: whoever rotates writes a certificate and its key one after the other. New authorities count all the same.
+//! use: whoever rotates writes a certificate and its key one after the other. New authorities count all the same, and so
+//! does one that is gone: connections that stand ask once a second whether their peer's certificate still counts.
 
+use crate::limits::AUTHORITIES_LOOK_MS;
 use crate::metrics::{CERTIFICATE, CERTIFICATE_EXPIRY};
-use rustls::client::Resumption;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::ring::default_provider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::time::sleep;
 use x509_cert::Certificate;
 use x509_cert::der::Decode;
 
+/// How long a change of the files may go unseen by connections that stand.
+const LOOK: Duration = Duration::from_millis(AUTHORITIES_LOOK_MS);
 /// What gRPC and browsers speak, in the order of preference.
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
@@ -86,8 +93,22 @@ trait Files: Send + Sync + 'static {
     }
 }
 
+/// What a listener's files make.
+pub struct Serving {
+    /// What a handshake goes by.
+    pub config: Arc<ServerConfig>,
+    callers: Arc<dyn ClientCertVerifier>,
+}
+
+/// What a connecting side's files make.
+pub struct Calling {
+    /// What a handshake goes by.
+    pub config: Arc<ClientConfig>,
+    servers: Arc<WebPkiServerVerifier>,
+}
+
 impl Files for ServerFiles {
-    type Config = ServerConfig;
+    type Config = Serving;
     const EXPIRE: [&'static str; 2] = ["cert", "client_ca"];
 
     fn section(&self) -> &str {
@@ -98,13 +119,14 @@ impl Files for ServerFiles {
         [&self.cert, &self.key, &self.client_ca]
     }
 
-    fn make(&self, pem: &Pem) -> Result<ServerConfig, KeyError> {
+    fn make(&self, pem: &Pem) -> Result<Serving, KeyError> {
         let provider = Arc::new(default_provider());
         let roots = Arc::new(roots(&self.client_ca, &pem[2])?);
         let verifier = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider)).build();
         let verifier = verifier.map_err(|error| KeyError::of(&self.client_ca)(&error))?;
         let builder = ServerConfig::builder_with_provider(provider).with_protocol_versions(&[&rustls::version::TLS13]);
-        let builder = builder.map_err(|error| KeyError::of(&self.cert)(&error))?.with_client_cert_verifier(verifier);
+        let builder =
+            builder.map_err(|error| KeyError::of(&self.cert)(&error))?.with_client_cert_verifier(Arc::clone(&verifier));
         let (chain, key) = (certificates(&self.cert, &pem[0])?, private_key(&self.key, &pem[1])?);
         let made = builder.with_single_cert(chain, key);
         let mut config = made.map_err(|error| KeyError::of(&self.cert)(&error))?;
@@ -112,12 +134,12 @@ impl Files for ServerFiles {
         // A resumed session would not be verified again: a certificate that expired meanwhile would still be good.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
-        Ok(config)
+        Ok(Serving { config: Arc::new(config), callers: verifier })
     }
 }
 
 impl Files for ClientFiles {
-    type Config = ClientConfig;
+    type Config = Calling;
     const EXPIRE: [&'static str; 2] = ["cert", "ca"];
 
     fn section(&self) -> &str {
@@ -128,16 +150,19 @@ impl Files for ClientFiles {
         [&self.cert, &self.key, &self.ca]
     }
 
-    fn make(&self, pem: &Pem) -> Result<ClientConfig, KeyError> {
+    fn make(&self, pem: &Pem) -> Result<Calling, KeyError> {
         let provider: Arc<CryptoProvider> = Arc::new(default_provider());
+        let roots = Arc::new(roots(&self.ca, &pem[2])?);
+        let servers = WebPkiServerVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider)).build();
+        let servers = servers.map_err(|error| KeyError::of(&self.ca)(&error))?;
         let builder = ClientConfig::builder_with_provider(provider).with_protocol_versions(&[&rustls::version::TLS13]);
         let builder = builder.map_err(|error| KeyError::of(&self.cert)(&error))?;
         let (chain, key) = (certificates(&self.cert, &pem[0])?, private_key(&self.key, &pem[1])?);
-        let made = builder.with_root_certificates(roots(&self.ca, &pem[2])?).with_client_auth_cert(chain, key);
+        let made = builder.with_root_certificates(roots).with_client_auth_cert(chain, key);
         let mut config = made.map_err(|error| KeyError::of(&self.cert)(&error))?;
         config.alpn_protocols = vec![PROTOCOLS[0].to_vec()];
         config.resumption = Resumption::disabled();
-        Ok(config)
+        Ok(Calling { config: Arc::new(config), servers })
     }
 }
 
@@ -183,7 +208,7 @@ fn roots(file: &Path, pem: &[u8]) -> Result<RootCertStore, KeyError> {
 }
 
 /// When the first of these certificates expires, since the Unix epoch.
-pub(super) fn expiry<'a>(certificates: impl Iterator<Item = &'a CertificateDer<'a>>) -> Option<Duration> {
+fn expiry<'a>(certificates: impl Iterator<Item = &'a CertificateDer<'a>>) -> Option<Duration> {
     let ends = certificates.filter_map(|certificate| {
         let certificate = Certificate::from_der(certificate).ok()?;
         Some(certificate.tbs_certificate.validity.not_after.to_unix_duration())
@@ -202,20 +227,36 @@ struct State<C> {
     config: Arc<C>,
     /// What the files held, or why they could not be read, when they were found to be of no use.
     refused: Option<Result<Pem, KeyError>>,
+    /// When the files were read last.
+    looked: Instant,
 }
 
 impl<F: Files> Reloaded<F> {
     fn load(files: F) -> Result<Self, KeyError> {
         let pem = files.read()?;
         let config = Arc::new(files.make(&pem)?);
-        let state = Mutex::new(State { pem, config, refused: None });
+        let state = Mutex::new(State { pem, config, refused: None, looked: Instant::now() });
         Ok(Self { files, state })
     }
 
     /// What the files hold now, or held when they were last of use.
     fn current(&self) -> Arc<F::Config> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         // Under the lock, so that nobody puts what he read earlier in the place of what another read later.
+        self.look(&mut self.state())
+    }
+
+    /// As [`Self::current`], but for what changed since a moment ago: many connections ask, and the files are read once.
+    fn lately(&self) -> Arc<F::Config> {
+        let mut state = self.state();
+        if state.looked.elapsed() < LOOK { Arc::clone(&state.config) } else { self.look(&mut state) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State<F::Config>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn look(&self, state: &mut State<F::Config>) -> Arc<F::Config> {
+        state.looked = Instant::now();
         let read = self.files.read();
         let changed = !matches!(&read, Ok(pem) if *pem == state.pem);
         if !changed {
@@ -246,7 +287,7 @@ impl<F: Files> Reloaded<F> {
 
     fn set_gauges(&self) {
         self.current();
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.state();
         for (word, pem) in F::EXPIRE.iter().zip([&state.pem[0], &state.pem[2]]) {
             let found: Vec<_> = CertificateDer::pem_slice_iter(pem).filter_map(Result::ok).collect();
             if let Some(at) = expiry(found.iter()) {
@@ -254,6 +295,39 @@ impl<F: Files> Reloaded<F> {
                 ::metrics::gauge!(CERTIFICATE_EXPIRY, CERTIFICATE => certificate).set(at.as_secs_f64());
             }
         }
+    }
+}
+
+/// Waits until a certificate that the peer of a connection showed expires, or these are no longer satisfied with them.
+async fn distrusted<C>(
+    shown: &[CertificateDer<'_>],
+    lately: impl Fn() -> Arc<C>,
+    good: impl Fn(&C) -> Result<(), String>,
+) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let expired = async {
+        match expiry(shown.iter()) {
+            Some(at) => sleep(at.saturating_sub(now)).await,
+            None => std::future::pending().await,
+        }
+        "it has expired".to_owned()
+    };
+    let gone = async {
+        let mut seen = None;
+        loop {
+            let held = lately();
+            if !seen.is_some_and(|seen| Arc::ptr_eq(&seen, &held))
+                && let Err(error) = good(&held)
+            {
+                return error;
+            }
+            seen = Some(held);
+            sleep(LOOK).await;
+        }
+    };
+    tokio::select! {
+        why = expired => why,
+        why = gone => why,
     }
 }
 
@@ -272,7 +346,17 @@ impl ServerKeys {
     /// What the next handshake goes by.
     #[must_use]
     pub fn current(&self) -> Arc<ServerConfig> {
-        self.0.current()
+        Arc::clone(&self.0.current().config)
+    }
+
+    /// Waits until the certificate of a caller, with those below it, does not count any more; says why.
+    pub async fn distrusted(&self, shown: &[CertificateDer<'_>]) -> String {
+        let [own, between @ ..] = shown else { return "none was shown".into() };
+        let good = |held: &Serving| match held.callers.verify_client_cert(own, between, UnixTime::now()) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(error.to_string()),
+        };
+        distrusted(shown, || self.0.lately(), good).await
     }
 }
 
@@ -291,7 +375,17 @@ impl ClientKeys {
     /// What the next handshake goes by.
     #[must_use]
     pub fn current(&self) -> Arc<ClientConfig> {
-        self.0.current()
+        Arc::clone(&self.0.current().config)
+    }
+
+    /// Waits until the certificate of a server, with those below it, does not count any more for this name; says why.
+    pub async fn distrusted(&self, shown: &[CertificateDer<'_>], name: &ServerName<'_>) -> String {
+        let [own, between @ ..] = shown else { return "none was shown".into() };
+        let good = |held: &Calling| match held.servers.verify_server_cert(own, between, name, &[], UnixTime::now()) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(error.to_string()),
+        };
+        distrusted(shown, || self.0.lately(), good).await
     }
 
     /// The name that the server must have, where it is not the URL's host.

@@ -1,22 +1,22 @@
 //! Connections as they come in: counted, shaken hands with, and with who called.
 
-use super::keys::{ServerKeys, expiry};
+use super::keys::ServerKeys;
 use super::peer::Peer;
 use super::role::Grant;
+use super::trusted::Trusted;
 use crate::limits::{CONNECTIONS_MAX, HANDSHAKE_MS, HANDSHAKES_MAX, RETRY_FIRST_MS};
 use futures::stream::{FuturesUnordered, StreamExt};
 use rustls::server::Acceptor;
-use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Sleep, sleep, timeout};
+use tokio::time::{sleep, timeout};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::Stream;
@@ -106,7 +106,7 @@ async fn handshake(
 ) -> Option<Connection> {
     tcp.set_nodelay(true).ok();
     let Some(Guard { keys, grants }) = guard else {
-        return Some(Connection { io: Either::Left(tcp), peer: Peer::anyone(address), expires: None, _permit: permit });
+        return Some(Connection { io: Either::Left(tcp), peer: Peer::anyone(address), _permit: permit });
     };
     let shaken = async {
         // The caller has read its own files when it says hello. Only ours, read after that, are sure to know the authority
@@ -125,31 +125,18 @@ async fn handshake(
             return None;
         }
     };
-    let shown = tls.get_ref().1.peer_certificates()?;
+    let shown: Vec<_> = tls.get_ref().1.peer_certificates()?.iter().map(|shown| shown.clone().into_owned()).collect();
     let peer = Peer::certified(address, shown.first()?, &grants);
-    let expires = expiry(shown.iter()).map(|at| {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Box::pin(sleep(at.saturating_sub(now)))
-    });
-    Some(Connection { io: Either::Right(Box::new(tls)), peer, expires, _permit: permit })
+    let who = peer.to_string();
+    let distrusted = async move { format!("the certificate of {who}: {}", keys.distrusted(&shown).await) };
+    Some(Connection { io: Either::Right(Box::new(Trusted::new(tls, distrusted))), peer, _permit: permit })
 }
 
-/// A connection that may send requests, until a certificate that the caller showed expires: then it ends, and a caller that has
-/// a newer one makes another. untorn's own read back what became of a call that was under way (C6).
+/// A connection that may send requests, for as long as its caller's certificate counts.
 pub struct Connection {
-    io: Either<TcpStream, Box<TlsStream<TcpStream>>>,
+    io: Either<TcpStream, Box<Trusted<TlsStream<TcpStream>>>>,
     peer: Peer,
-    expires: Option<Pin<Box<Sleep>>>,
     _permit: OwnedSemaphorePermit,
-}
-
-impl Connection {
-    /// Ready with an error once a certificate that the caller showed has expired.
-    fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        let Some(expires) = &mut self.expires else { return Poll::Pending };
-        ready!(expires.as_mut().poll(cx));
-        Poll::Ready(io::Error::other(format!("the certificate of {} has expired", self.peer)))
-    }
 }
 
 impl Connected for Connection {
@@ -162,18 +149,12 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if let Poll::Ready(error) = self.poll_expired(cx) {
-            return Poll::Ready(Err(error));
-        }
         Pin::new(&mut self.io).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(error) = self.poll_expired(cx) {
-            return Poll::Ready(Err(error));
-        }
         Pin::new(&mut self.io).poll_write(cx, buf)
     }
 
@@ -190,9 +171,6 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(error) = self.poll_expired(cx) {
-            return Poll::Ready(Err(error));
-        }
         Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
     }
 

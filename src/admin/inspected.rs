@@ -244,7 +244,9 @@ impl Inspect for Inspected {
             ScanAt::Time(time) => reader.at(time),
         };
         let point = point.map_err(|error| match error {
-            NotReady::Start | NotReady::NoSafePoint => ScanError::NotReady(error.to_string()),
+            NotReady::Start | NotReady::NoSafePoint | NotReady::FirstCut { .. } => {
+                ScanError::NotReady(error.to_string())
+            }
             NotReady::AboveSafeTime { .. } | NotReady::OneMoment => ScanError::NotServed(error.to_string()),
         })?;
         let schema = reader.table(table).ok_or_else(|| ScanError::UnknownTable(table.to_owned()))?;

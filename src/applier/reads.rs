@@ -31,6 +31,12 @@ pub enum NotReady {
     /// There is no safe point yet: some stream has not said how far it is.
     #[error("there is no safe point yet: not every stream has said how far it is")]
     NoSafePoint,
+    /// The replica's server has not been given the first cut yet.
+    #[error("{tablet} shows nothing yet: the first cut is being written to it")]
+    FirstCut {
+        /// The replica tablet that shows nothing.
+        tablet: String,
+    },
     /// The replica keeps no versions.
     #[error("the replica keeps one moment of every row: it is read at safe or latest, and both are what it shows now")]
     OneMoment,
@@ -50,7 +56,9 @@ impl Reader {
     /// # Errors
     /// See [`NotReady`].
     pub fn latest(&self) -> Result<ReadPoint, NotReady> {
-        self.shown.borrow().latest.ok_or(NotReady::Start)
+        let latest = self.shown.borrow().latest.ok_or(NotReady::Start)?;
+        self.first_cut()?;
+        Ok(latest)
     }
 
     /// The replica at safe time.
@@ -58,8 +66,19 @@ impl Reader {
     /// # Errors
     /// See [`NotReady`].
     pub fn safe(&self) -> Result<ReadPoint, NotReady> {
-        let shown = self.shown.borrow();
-        shown.latest.and(shown.safe).ok_or(if shown.latest.is_none() { NotReady::Start } else { NotReady::NoSafePoint })
+        let (latest, safe) = {
+            let shown = self.shown.borrow();
+            (shown.latest, shown.safe)
+        };
+        let safe = latest.and(safe).ok_or(if latest.is_none() { NotReady::Start } else { NotReady::NoSafePoint })?;
+        self.first_cut()?;
+        Ok(safe)
+    }
+
+    /// That every tablet serves its readers.
+    fn first_cut(&self) -> Result<(), NotReady> {
+        let silent = self.tablets.named().iter().find(|tablet| !tablet.leader.is_shown());
+        silent.map_or(Ok(()), |tablet| Err(NotReady::FirstCut { tablet: tablet.name.clone() }))
     }
 
     /// The replica at a hybrid time at or below safe time.

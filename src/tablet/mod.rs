@@ -307,6 +307,11 @@ pub trait TabletLeader: Send + Sync {
         true
     }
 
+    /// Whether its readers are served anything yet: one that keeps no versions shows nothing before the first cut.
+    fn is_shown(&self) -> bool {
+        true
+    }
+
     /// Holds one moment of a table at or after a log position, of a tablet that keeps no versions.
     async fn freeze(&self, table: TableSchema, at: LogPosition) -> Result<Box<dyn Frozen>, TabletError> {
         Err(TabletError::Refused(format!(

@@ -109,6 +109,43 @@ pub async fn until_equal(daemon: &Daemon, replica: &Postgres, servers: &[Postgre
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_is_ready_only_once_the_first_cut_can_be_read() {
+    let (source, replica) = ([Postgres::start().await], Postgres::start().await);
+    source[0]
+        .execute(
+            "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1); CREATE PUBLICATION untorn FOR ALL TABLES",
+        )
+        .await;
+    replica.execute("CREATE TABLE t (id int PRIMARY KEY)").await;
+    let session = replica.connect().await;
+    execute(&session, "BEGIN; LOCK TABLE t IN ACCESS EXCLUSIVE MODE").await;
+    let mut daemon = Daemon::new(&into(&replica, &source, ""));
+    daemon.start();
+    let deadline = Instant::now() + PATIENCE;
+    let waits = "SELECT 1 FROM pg_locks WHERE NOT granted";
+    while replica.execute(waits).await.is_empty() {
+        assert!(Instant::now() < deadline, "the first cut is not written\n{}", daemon.log());
+        sleep(Duration::from_millis(50)).await;
+    }
+    // Whatever the log has decided by now: nobody can read it.
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(daemon.status().unwrap()["ready"], false);
+    assert!(daemon.metrics().contains("\nuntorn_ready_info 0"), "{}", daemon.metrics());
+    for at in ["safe", "latest"] {
+        let error = daemon.scan("public.t", at, "json").unwrap_err();
+        assert!(error.contains("not ready: reports shows nothing yet"), "{error}");
+    }
+    execute(&session, "COMMIT").await;
+    daemon.until_ready().await;
+    assert_eq!(daemon.scan("public.t", "safe", "csv").unwrap().lines().last(), Some("1"));
+    // What was shown once is shown after a restart, too.
+    daemon.kill();
+    daemon.start();
+    daemon.until_ready().await;
+    assert_eq!(daemon.scan("public.t", "latest", "csv").unwrap().lines().last(), Some("1"));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn readers_of_the_server_never_see_a_part_of_a_transaction() {
     let (bank, mut replica) = (bank(2, 2_000).await, empty_bank().await);

@@ -1,5 +1,6 @@
 use super::*;
 use crate::access::{Address, ClientFiles, ClientKeys, Grant, ServerFiles, ServerKeys};
+use crate::limits::AUTHORITIES_LOOK_MS;
 use axum::routing::get;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
 use std::net::SocketAddr;
@@ -86,6 +87,51 @@ async fn a_connection_ends_when_the_certificate_of_its_caller_expires() {
     }
     let refused = connect().await.expect_err("an expired certificate is good");
     assert!(refused.to_string().contains("xpired"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_connection_ends_when_the_authority_of_its_peer_is_taken_away() {
+    let (folder, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let until = since_epoch() + Duration::from_secs(86_400);
+    let (server, mut client) = files(folder.path(), until);
+    let (other, _) = files(elsewhere.path(), until);
+    client.ca = folder.path().join("servers.crt");
+    std::fs::copy(&server.client_ca, &client.ca).unwrap();
+    let mut tasks = JoinSet::new();
+    let address = start(server.clone(), &mut tasks).await;
+    let keys = Arc::new(ClientKeys::load(client.clone()).unwrap());
+    let mut config = (*keys.current()).clone();
+    config.alpn_protocols.clear();
+    let tcp = TcpStream::connect(address).await.unwrap();
+    let standing = tokio_rustls::TlsConnector::from(Arc::new(config)).connect("127.0.0.1".try_into().unwrap(), tcp);
+    let mut standing = standing.await.unwrap();
+    assert!(ask(&mut standing, "/livez").await.unwrap().starts_with("HTTP/1.1 405"));
+    let mut channel = Address::new(&format!("https://{address}"), Some(Arc::clone(&keys))).channel().unwrap();
+    let mut call = async || {
+        let request = http::Request::post(format!("https://{address}/livez")).body(tonic::body::Body::empty());
+        channel.ready().await?.call(request.unwrap()).await
+    };
+    assert_eq!(call().await.unwrap().status(), StatusCode::METHOD_NOT_ALLOWED);
+
+    // Another one beside it changes nothing: nobody is sent away.
+    let both = [std::fs::read(&other.client_ca).unwrap(), std::fs::read(&server.client_ca).unwrap()].concat();
+    std::fs::write(&server.client_ca, both).unwrap();
+    sleep(Duration::from_millis(AUTHORITIES_LOOK_MS * 2)).await;
+    assert!(ask(&mut standing, "/livez").await.unwrap().starts_with("HTTP/1.1 405"));
+
+    // The caller's side: the server that it is connected to is no longer one that it trusts.
+    std::fs::copy(&other.client_ca, &client.ca).unwrap();
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while call().await.is_ok() {
+        assert!(tokio::time::Instant::now() < deadline, "the caller goes on with a server that it must not trust");
+        sleep(Duration::from_millis(50)).await;
+    }
+
+    // The server's side.
+    std::fs::copy(&other.client_ca, &server.client_ca).unwrap();
+    let mut rest = Vec::new();
+    let _ = timeout(PATIENCE, standing.read_to_end(&mut rest)).await.expect("the connection outlives its authority");
+    assert!(rest.is_empty());
 }
 
 /// A page on this machine can make a browser post to an open port, but not in HTTP/2 without TLS: so gRPC is nothing else.

@@ -456,6 +456,10 @@ impl<S: Store> TabletLeader for PostgresTablet<S> {
         false
     }
 
+    fn is_shown(&self) -> bool {
+        *self.heard.borrow() > LogPosition::default()
+    }
+
     async fn freeze(&self, table: TableSchema, at: LogPosition) -> Result<Box<dyn Frozen>, TabletError> {
         self.frozen(table, at).await
     }
