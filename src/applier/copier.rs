@@ -4,7 +4,7 @@
 
 use super::ended::{Ended, Trouble};
 use super::leader::{Copied, LeaderError, PullerId, StreamOpened, TransactionLeader};
-use super::poller::{LeaderCatalog, Learned, asked_to_drain};
+use super::poller::{LeaderCatalog, asked_to_drain};
 use super::streams::StreamSide;
 use super::tablets::{Tablet, Tablets};
 use crate::flow::{Backoff, Pace};
@@ -199,8 +199,7 @@ async fn page(reader: &mut dyn CopyReader) -> Result<Page, SourceError> {
 impl Copy<'_> {
     async fn table(&self, table: &str) -> Result<(), Trouble> {
         let Copier { side, leader, .. } = self.copier;
-        let catalog =
-            LeaderCatalog { leader: Arc::clone(leader), stream: self.opened.stream, learned: Learned::default() };
+        let catalog = LeaderCatalog { leader: Arc::clone(leader), stream: self.opened.stream };
         let reader = self.snapshot.read(table, Arc::new(catalog)).await?;
         let schema = reader.schema().clone();
         let pages = stream::try_unfold(reader, |mut reader| async move {

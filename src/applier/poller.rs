@@ -17,7 +17,7 @@ use crate::wal::{Column, Epoch, OpId, ReplicaTabletId, SourceTabletId, TableSche
 use ::metrics::counter;
 use async_trait::async_trait;
 use futures::future::{BoxFuture, OptionFuture, try_join_all};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -49,21 +49,15 @@ pub(super) enum SessionEnd {
 pub(super) struct LeaderCatalog {
     pub(super) leader: Arc<dyn TransactionLeader>,
     pub(super) stream: SourceTabletId,
-    pub(super) learned: Learned,
 }
-
-/// Shapes that a stream asked for and its tablets have not heard of.
-pub(super) type Learned = Arc<Mutex<Vec<TableSchema>>>;
 
 #[async_trait]
 impl Catalog for LeaderCatalog {
     async fn table(&self, name: &str, columns: Vec<Column>, relation: Option<u32>) -> Result<TableSchema, SourceError> {
-        let schema = self.leader.table(self.stream, name, columns, relation).await.map_err(|error| match error {
+        self.leader.table(self.stream, name, columns, relation).await.map_err(|error| match error {
             LeaderError::Stop(cause) => SourceError::Stop(cause),
             other => SourceError::Retry(other.to_string()),
-        })?;
-        self.learned.lock().unwrap_or_else(PoisonError::into_inner).push(schema.clone());
-        Ok(schema)
+        })
     }
 }
 
@@ -174,10 +168,7 @@ impl Poller {
         let tablets = self.tablets.of(&opened.map).map_err(Trouble::Stop)?;
         let tablets: Vec<Tablet> = tablets.into_iter().map(|tablet| tablet.knowing(&streams)).collect();
         let marks = announce(&tablets, &opened).await?;
-        let learned = Learned::default();
-        let catalog =
-            LeaderCatalog { leader: Arc::clone(&self.leader), stream: opened.stream, learned: Arc::clone(&learned) };
-        let catalog = Arc::new(catalog);
+        let catalog = Arc::new(LeaderCatalog { leader: Arc::clone(&self.leader), stream: opened.stream });
         if !opened.slot_stands {
             let created = self.create_slot(&opened).await;
             if created.is_err() {
@@ -201,7 +192,6 @@ impl Poller {
         let pull = Pull {
             assembler: Assembler::new(opening(&opened, marks)),
             stream,
-            learned,
             opened: &opened,
             tablets: &tablets,
             poller: self,

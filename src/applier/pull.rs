@@ -2,7 +2,7 @@
 
 use super::ended::Trouble;
 use super::leader::{LeaderError, Reported, StreamOpened, StreamState};
-use super::poller::{Learned, Poller, SessionEnd, asked_to_drain};
+use super::poller::{Poller, SessionEnd, asked_to_drain};
 use super::tablets::Tablet;
 use crate::flow::{Assembled, Assembler, RoutedChunk, Window};
 use crate::limits::{BATCH_BYTES, REPORT_IDLE_MS, REPORTS_IN_FLIGHT, STALL_SHOWS_AFTER_MS};
@@ -14,7 +14,6 @@ use crate::wal::{OpId, ReplicaTabletId};
 use ::metrics::counter;
 use futures::future::{BoxFuture, OptionFuture, try_join_all};
 use futures::stream::{FuturesOrdered, StreamExt};
-use std::sync::PoisonError;
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
@@ -22,7 +21,6 @@ use tokio::time::{Instant, sleep_until};
 pub(super) struct Pull<'a> {
     pub(super) assembler: Assembler,
     pub(super) stream: Box<dyn Stream>,
-    pub(super) learned: Learned,
     pub(super) opened: &'a StreamOpened,
     pub(super) tablets: &'a [Tablet],
     pub(super) poller: &'a Poller,
@@ -155,8 +153,6 @@ impl Pull<'_> {
                     let answered_at = self.poller.clock.now();
                     side.note(|progress| progress.answered_at = answered_at);
                     let event = event?;
-                    let learned = std::mem::take(&mut *self.learned.lock().unwrap_or_else(PoisonError::into_inner));
-                    learned.into_iter().for_each(|schema| self.assembler.learn(schema));
                     match event {
                         StreamEvent::Batch(batch) => {
                             self.count(batch.records.len(), batch.bytes);

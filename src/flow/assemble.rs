@@ -1,17 +1,20 @@
 //! From what a stream yields to what each replica tablet stores and what the log is told.
 
+mod branches;
+mod chunks;
+
+pub use chunks::RoutedChunk;
+
 use crate::coordinator::{ApplyingFact, Fact, InvolvedStream, Involvement, Report, TabletMap};
-use crate::limits::APPLIED_BRANCHES_REMEMBERED;
 use crate::planted::{Bug, planted};
 use crate::router::Router;
-use crate::tablet::{Adopt, BranchWrites, ChunkBatch, Conflict, DropChunks, FillRequest, ProvisionalBatch};
 use crate::wal::{
-    BranchId, Cell, ChunkOrigin, DroppedChunks, Epoch, HybridTime, Involved, Key, OpId, Record, ReplicaTabletId, Row,
-    SourceBatch, SourceTabletId, SourceTransactionId, StagedChunk, TableId, TableSchema, Write, WriteOp,
+    BranchId, BranchWrites, Cell, Conflict, Epoch, HybridTime, Involved, Key, OpId, ProvisionalBatch, Record,
+    ReplicaTabletId, SourceBatch, SourceTabletId, SourceTransactionId, TableId, TableSchema, Write, WriteOp,
 };
+use branches::{AppliedBranches, OpenBranch};
 use rustc_hash::FxHashMap;
-use smallvec::SmallVec;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 /// What an assembler must know when its stream opens.
 #[derive(Clone, Debug)]
@@ -74,29 +77,6 @@ impl Assembled {
     }
 }
 
-/// A chunk, ready to go out.
-#[derive(Debug, Default, PartialEq)]
-pub struct RoutedChunk {
-    /// What each tablet is to stage.
-    pub parts: Vec<(ReplicaTabletId, ChunkBatch)>,
-    /// What is to be asked first: the row of the chunk's first write is to be filled, at this tablet. Not before
-    /// everything that was taken in until then is stored.
-    pub fill: Option<(ReplicaTabletId, FillRequest)>,
-    /// The part that the chunk's first write is in.
-    first: usize,
-}
-
-impl RoutedChunk {
-    /// The answer: the row of the first write.
-    pub fn filled(&mut self, filled: Row) {
-        let write = self.parts.get_mut(self.first).and_then(|(_, part)| part.writes.first_mut());
-        if let Some(Write { op: WriteOp::Put { row, fill_from }, .. }) = write {
-            *row = filled;
-            *fill_from = None;
-        }
-    }
-}
-
 /// Gathers a stream's batches until they are taken. So while one run is being stored, everything that comes makes up the
 /// next, and a slow log or tablet makes batches larger instead of more.
 #[derive(Debug)]
@@ -114,7 +94,8 @@ pub struct Assembler {
     applied: AppliedBranches,
     /// Last chunk's number at each tablet, by connection and transaction.
     chunks: FxHashMap<(u64, u32), Vec<u64>>,
-    schemas: BTreeMap<TableId, TableSchema>,
+    /// Names of tables, for people.
+    names: FxHashMap<TableId, String>,
     /// The checkpoint that the next report follows.
     follows: OpId,
     /// The last record's position.
@@ -131,69 +112,6 @@ struct Tablet {
     /// Whether this run has writes for it, stored now or before.
     touched: bool,
     branches: Vec<BranchWrites>,
-}
-
-/// A branch that still takes records.
-#[derive(Debug)]
-struct OpenBranch {
-    opened: OpId,
-    /// Records of this run that no fact has said yet.
-    records: u64,
-    /// Tablets that they went to.
-    tablets: SmallVec<[ReplicaTabletId; 4]>,
-    /// Where its writes of this run stand: tablet and place among that tablet's branches.
-    places: SmallVec<[(usize, usize); 4]>,
-    /// The run that `places` belongs to.
-    run: u64,
-    /// Some of its records were stored before a crash: their keys are not compared again.
-    stored_before: bool,
-}
-
-impl OpenBranch {
-    fn at(opened: OpId) -> Self {
-        Self { opened, records: 0, tablets: SmallVec::new(), places: SmallVec::new(), run: 0, stored_before: false }
-    }
-
-    fn fact(
-        &mut self,
-        stream: SourceTabletId,
-        transaction: SourceTransactionId,
-        applying: Option<ApplyingFact>,
-    ) -> Fact {
-        let stored_before = std::mem::take(&mut self.stored_before);
-        Fact::Branch {
-            transaction,
-            opened: self.opened,
-            records: std::mem::take(&mut self.records),
-            tablets: std::mem::take(&mut self.tablets).into_vec(),
-            after: if stored_before { vec![BranchId::every_earlier(stream)] } else { Vec::new() },
-            applying,
-        }
-    }
-}
-
-/// The branches of which this stream carried the Applying record last: it may come again, and then names the same one.
-#[derive(Debug, Default)]
-struct AppliedBranches {
-    opened: FxHashMap<SourceTransactionId, OpId>,
-    order: VecDeque<SourceTransactionId>,
-}
-
-impl AppliedBranches {
-    fn opened(&self, transaction: &SourceTransactionId) -> Option<OpId> {
-        self.opened.get(transaction).copied()
-    }
-
-    fn remember(&mut self, transaction: SourceTransactionId, opened: OpId) {
-        if self.opened.insert(transaction.clone(), opened).is_none() {
-            self.order.push_back(transaction);
-        }
-        if self.order.len() > APPLIED_BRANCHES_REMEMBERED
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.opened.remove(&oldest);
-        }
-    }
 }
 
 /// What came since the last run was taken.
@@ -244,7 +162,7 @@ impl Assembler {
             open: opening.open.into_iter().map(|(t, opened)| (t, OpenBranch::at(opened))).collect(),
             applied,
             chunks: FxHashMap::default(),
-            schemas: BTreeMap::new(),
+            names: FxHashMap::default(),
             follows: opening.checkpoint,
             last: opening.checkpoint,
             gathered: Gathered { run: 1, upto: opening.checkpoint, ..Gathered::default() },
@@ -281,15 +199,6 @@ impl Assembler {
         self.gathered.head = self.gathered.head.max(batch.head);
         self.last = self.last.max(batch.upto);
         Ok(())
-    }
-
-    /// A table's shape, before the first write under it: tablets need it to fill cells that the source leaves out. For
-    /// sources that send no Schema records.
-    pub fn learn(&mut self, schema: TableSchema) {
-        if self.schemas.get(&schema.table) != Some(&schema) {
-            self.schemas.insert(schema.table, schema.clone());
-            self.gathered.schemas.push(schema);
-        }
     }
 
     /// The source does not know these transactions as running, and the stream has passed the position where it said so.
@@ -390,125 +299,6 @@ impl Assembler {
         Some(Assembled { parts, report, bytes })
     }
 
-    /// Routes a chunk of a transaction that has not ended.
-    ///
-    /// # Errors
-    /// As [`Assembler::push`].
-    pub fn chunk(&mut self, mut chunk: StagedChunk) -> Result<RoutedChunk, String> {
-        let fill = self.fill_request(&mut chunk)?;
-        let mut first_at = None;
-        let mut routed: Vec<Vec<Write>> = vec![Vec::new(); self.tablets.len()];
-        for mut write in chunk.writes {
-            match self.target(&mut write)? {
-                Some(tablet) => {
-                    first_at.get_or_insert(tablet);
-                    routed[tablet].push(write);
-                }
-                None => routed.iter_mut().for_each(|writes| writes.push(write.clone())),
-            }
-        }
-        let numbers = self.chunks.entry((chunk.connection, chunk.xid)).or_insert_with(|| vec![0; self.tablets.len()]);
-        let mut parts = Vec::new();
-        let mut first = 0;
-        for (index, ((tablet, number), writes)) in self.tablets.iter().zip(numbers).zip(routed).enumerate() {
-            if writes.is_empty() {
-                continue;
-            }
-            if first_at == Some(index) {
-                first = parts.len();
-            }
-            *number += 1;
-            let mut tables: Vec<_> = writes.iter().map(|write| write.table).collect();
-            tables.sort_unstable();
-            tables.dedup();
-            let batch = ChunkBatch {
-                stream: self.stream,
-                owner: self.owner,
-                puller: self.puller,
-                connection: chunk.connection,
-                xid: chunk.xid,
-                sub_xid: chunk.sub_xid,
-                number: *number,
-                schemas: tables.iter().filter_map(|table| self.schemas.get(table).cloned()).collect(),
-                writes,
-            };
-            parts.push((tablet.id, batch));
-        }
-        Ok(RoutedChunk { parts, fill, first })
-    }
-
-    /// Which tablets staged chunks that go nowhere.
-    pub fn dropped(&mut self, dropped: DroppedChunks) -> Vec<(ReplicaTabletId, DropChunks)> {
-        let DroppedChunks { connection, xid, sub_xid } = dropped;
-        let numbers = match sub_xid {
-            None => self.chunks.remove(&(connection, xid)),
-            // Its numbers stay taken.
-            Some(_) => self.chunks.get(&(connection, xid)).cloned(),
-        };
-        let drop = DropChunks { stream: self.stream, owner: self.owner, puller: self.puller, dropped };
-        let tablets = self.tablets.iter().zip(numbers.unwrap_or_default());
-        tablets.filter(|(_, last_chunk)| *last_chunk > 0).map(|(tablet, _)| (tablet.id, drop)).collect()
-    }
-
-    /// What is to be asked before a chunk can be staged whose first write changed its key and not all of its cells.
-    fn fill_request(&self, chunk: &mut StagedChunk) -> Result<Option<(ReplicaTabletId, FillRequest)>, String> {
-        let rolled_back = std::mem::take(&mut chunk.rolled_back);
-        let Some(Write { table, op: WriteOp::Put { row, fill_from }, .. }) = chunk.writes.first_mut() else {
-            return Ok(None);
-        };
-        let Some(from) = fill_from.take() else { return Ok(None) };
-        let holder = self.router.route(*table, &from).ok_or(NO_TABLETS)?;
-        let request = FillRequest {
-            stream: self.stream,
-            owner: self.owner,
-            puller: self.puller,
-            connection: chunk.connection,
-            xid: chunk.xid,
-            rolled_back,
-            upto: self.last,
-            schemas: self.schemas.get(table).cloned().into_iter().collect(),
-            table: *table,
-            from,
-            row: row.clone(),
-        };
-        Ok(Some((holder, request)))
-    }
-
-    /// Chunks of a transaction take their place: its branch opens with them.
-    fn adopt(&mut self, origin: ChunkOrigin) -> Result<(), String> {
-        let numbers = self.chunks.remove(&(origin.connection, origin.xid)).unwrap_or_default();
-        if self.open.contains_key(&origin.transaction) {
-            return Err(format!("transaction {} was sent in chunks and as a whole", origin.transaction));
-        }
-        let mut branch = OpenBranch::at(origin.opened);
-        branch.run = self.gathered.run;
-        branch.records = origin.records;
-        let id = BranchId { stream: self.stream, opened: origin.opened };
-        for (index, (tablet, last_chunk)) in self.tablets.iter_mut().zip(numbers).enumerate() {
-            if last_chunk == 0 {
-                continue;
-            }
-            tablet.touched = true;
-            branch.tablets.push(tablet.id);
-            if tablet.mark >= origin.opened {
-                // Stored before a crash, in one atomic batch with the end of the transaction.
-                branch.stored_before = self.report_conflicts;
-                continue;
-            }
-            branch.places.push((index, tablet.branches.len()));
-            let adopt = Adopt {
-                connection: origin.connection,
-                xid: origin.xid,
-                rolled_back: origin.rolled_back.clone(),
-                last_chunk,
-            };
-            tablet.branches.push(BranchWrites { branch: id, writes: Vec::new(), adopt: Some(adopt) });
-        }
-        self.gathered.unsaid.push(origin.transaction.clone());
-        self.open.insert(origin.transaction, branch);
-        Ok(())
-    }
-
     fn record(&mut self, at: OpId, record: Record) -> Result<(), String> {
         match record {
             Record::Write { transaction, write } => self.write(transaction, write)?,
@@ -543,7 +333,7 @@ impl Assembler {
                 self.gathered.safe_time = self.gathered.safe_time.max(Some(time));
             }
             Record::Schema(schema) => {
-                self.schemas.insert(schema.table, schema.clone());
+                self.names.insert(schema.table, schema.name.clone());
                 self.gathered.schemas.push(schema);
             }
             Record::Split { children } => {
@@ -616,7 +406,7 @@ impl Assembler {
                     if !row.cells.contains(&Cell::Unchanged) {
                         *fill_from = None;
                     } else if route(old)? != tablet {
-                        let table = self.schemas.get(&write.table).map_or("?", |schema| &schema.name);
+                        let table = self.names.get(&write.table).map_or("?", String::as_str);
                         return Err(format!(
                             "an update of {table} moved key {old:?} to {:?}, on another replica tablet, without its \
                              unchanged columns; the source must send every column where a key changes",
@@ -680,5 +470,4 @@ impl Tablet {
 }
 
 #[cfg(test)]
-#[path = "assemble_tests.rs"]
 mod tests;

@@ -183,10 +183,14 @@ pub trait Source: Send + Sync {
 
     /// A position that the server has flushed by now, for discovery rounds and fences. `None` for sources with a common
     /// clock, which need neither.
-    async fn flushed(&self) -> Result<Option<OpId>, SourceError>;
+    async fn flushed(&self) -> Result<Option<OpId>, SourceError> {
+        Ok(None)
+    }
 
-    /// What is prepared on the server right now, in this stream's database.
-    async fn prepared(&self) -> Result<Vec<Prepared>, SourceError>;
+    /// What is prepared on the server right now, in this stream's database; nothing ever with a common clock.
+    async fn prepared(&self) -> Result<Vec<Prepared>, SourceError> {
+        Ok(Vec::new())
+    }
 
     /// Which of these transactions the source no longer knows as running, and a position of this stream that was
     /// reached when it said so: once the stream has passed it, their Commit record can no longer come (C8).
@@ -225,5 +229,7 @@ pub trait Source: Send + Sync {
 
     /// Makes a stream move that stays short of `wanted` although the server has flushed it (an empty transactional
     /// message, for PostgreSQL).
-    async fn nudge(&self) -> Result<(), SourceError>;
+    async fn nudge(&self) -> Result<(), SourceError> {
+        Ok(())
+    }
 }

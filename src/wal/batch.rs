@@ -1,6 +1,6 @@
 //! What a source hands over at once.
 
-use super::{HybridTime, OpId, Record, SourceTransactionId, Write, WriteOp};
+use super::{HybridTime, OpId, Record, SourceTransactionId, TableSchema, Write, WriteOp};
 
 /// A run of records of one stream.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -48,6 +48,8 @@ pub struct StagedChunk {
     pub xid: u32,
     /// The sub-transaction that wrote it (equal to `xid` for the top one).
     pub sub_xid: u32,
+    /// Shapes of the tables that it writes to.
+    pub schemas: Vec<TableSchema>,
     /// The writes; their positions are only their order (term 0, index counting up within the transaction). One whose
     /// unchanged cells are filled from another key stands first: what it is filled from lies in earlier chunks, or in
     /// transactions before.

@@ -11,6 +11,7 @@ mod hybrid_time;
 mod ids;
 mod key;
 mod op_id;
+mod provisional;
 mod record;
 mod row;
 
@@ -21,5 +22,6 @@ pub use ids::{
 };
 pub use key::Key;
 pub use op_id::OpId;
+pub use provisional::{Adopt, BranchWrites, ChunkBatch, Conflict, DropChunks, FillRequest, ProvisionalBatch};
 pub use record::{Involved, InvolvedTablet, Record, Write, WriteOp};
 pub use row::{Cell, Column, Row, TableSchema};

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use untorn::source::{Catalog, Keeper, NewSlot, Prepared, Resume, Source, SourceError, Stream, StreamEvent};
+use untorn::source::{Catalog, Keeper, NewSlot, Resume, Source, SourceError, Stream, StreamEvent};
 use untorn::wal::{
     Cell, Column, HybridTime, Involved, InvolvedTablet, Key, OpId, Record, Row, SourceBatch, SourceTransactionId,
     TableSchema, Write, WriteOp,
@@ -309,24 +309,12 @@ impl Source for ScriptedSource {
         Ok((Box::new(stream), Box::pin(async {})))
     }
 
-    async fn flushed(&self) -> Result<Option<OpId>, SourceError> {
-        Ok(None)
-    }
-
-    async fn prepared(&self) -> Result<Vec<Prepared>, SourceError> {
-        Ok(Vec::new())
-    }
-
     async fn not_running(
         &self,
         transactions: Vec<SourceTransactionId>,
     ) -> Result<(Vec<SourceTransactionId>, OpId), SourceError> {
         let position = OpId::new(1, self.happened.load(Ordering::SeqCst) as u64);
         Ok(if self.nothing_runs.load(Ordering::SeqCst) { (transactions, position) } else { (Vec::new(), position) })
-    }
-
-    async fn nudge(&self) -> Result<(), SourceError> {
-        Ok(())
     }
 }
 

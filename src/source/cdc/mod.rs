@@ -11,7 +11,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-use super::{Catalog, Keeper, NewSlot, Prepared, Resume, Source, SourceError, Stream};
+use super::{Catalog, Keeper, NewSlot, Resume, Source, SourceError, Stream};
 use crate::access::{Address, BadAddress, ClientKeys};
 use crate::limits::{CALL_MS, CHECK_TRANSACTIONS_MAX, GRPC_MESSAGE_BYTES_MAX};
 use crate::proto::cdc as pb;
@@ -92,16 +92,6 @@ impl Source for CdcSource {
         Ok((Box::new(stream), keeper))
     }
 
-    /// The source has a common clock: no rounds, no fences.
-    async fn flushed(&self) -> Result<Option<OpId>, SourceError> {
-        Ok(None)
-    }
-
-    /// Nothing is ever prepared here.
-    async fn prepared(&self) -> Result<Vec<Prepared>, SourceError> {
-        Ok(Vec::new())
-    }
-
     async fn not_running(
         &self,
         transactions: Vec<SourceTransactionId>,
@@ -129,10 +119,5 @@ impl Source for CdcSource {
             }
         }
         Ok((not_running, as_of))
-    }
-
-    /// Nothing needs it: a CDC service answers a poll at once, however far it is.
-    async fn nudge(&self) -> Result<(), SourceError> {
-        Ok(())
     }
 }

@@ -273,13 +273,13 @@ impl Assembler {
         }
     }
 
-    fn write(&mut self, sub_xid: u32, shape: &Shape, key: Key, op: WriteOp) -> Result<(), String> {
+    fn write(&mut self, sub_xid: u32, shape: &Arc<Shape>, key: Key, op: WriteOp) -> Result<(), String> {
         let in_block = self.block.is_some();
         let connection = self.connection;
         let transaction = self.transaction(shape)?;
         let sub_xid = if in_block { sub_xid } else { transaction.xid() };
         let before = if begins_chunk(&op) { transaction.take_chunks(connection) } else { Vec::new() };
-        transaction.push(sub_xid, shape.schema.table, key, op);
+        transaction.push(sub_xid, shape, key, op);
         let after = if transaction.bytes() >= CHUNK_BYTES { transaction.take_chunks(connection) } else { Vec::new() };
         self.hand_over(before);
         self.hand_over(after);

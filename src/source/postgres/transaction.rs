@@ -1,7 +1,7 @@
 //! A transaction on its way in: its writes, in memory or already handed over in chunks.
 
 use super::tuple::Shape;
-use crate::wal::{Cell, ChunkOrigin, DroppedChunks, Key, OpId, StagedChunk, TableId, Write, WriteOp};
+use crate::wal::{Cell, ChunkOrigin, DroppedChunks, Key, OpId, StagedChunk, Write, WriteOp};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -11,6 +11,8 @@ const WRITE_OVERHEAD: usize = 96;
 /// Writes that one sub-transaction made one after another, still in memory.
 struct Part {
     sub_xid: u32,
+    /// The tables that they go to.
+    shapes: Vec<Arc<Shape>>,
     writes: Vec<Write>,
     bytes: usize,
 }
@@ -80,18 +82,21 @@ impl Transaction {
     }
 
     /// Adds a write.
-    pub fn push(&mut self, sub_xid: u32, table: TableId, key: Key, op: WriteOp) {
+    pub fn push(&mut self, sub_xid: u32, shape: &Arc<Shape>, key: Key, op: WriteOp) {
         self.last_index += 1;
         let bytes = WRITE_OVERHEAD + key.0.len() + op_bytes(&op);
         self.fills |= begins_chunk(&op);
-        let write = Write { at: OpId::new(0, self.last_index), table, key, op };
+        let write = Write { at: OpId::new(0, self.last_index), table: shape.schema.table, key, op };
         self.bytes += bytes;
         match self.parts.last_mut().filter(|part| part.sub_xid == sub_xid) {
             Some(part) => {
                 part.writes.push(write);
                 part.bytes += bytes;
+                if !part.shapes.iter().any(|known| Arc::ptr_eq(known, shape)) {
+                    part.shapes.push(Arc::clone(shape));
+                }
             }
-            None => self.parts.push(Part { sub_xid, writes: vec![write], bytes }),
+            None => self.parts.push(Part { sub_xid, shapes: vec![Arc::clone(shape)], writes: vec![write], bytes }),
         }
     }
 
@@ -116,10 +121,11 @@ impl Transaction {
     pub fn take_chunks(&mut self, connection: u64) -> Vec<StagedChunk> {
         self.bytes = 0;
         let mut chunks = Vec::with_capacity(self.parts.len());
-        for Part { sub_xid, writes, bytes } in std::mem::take(&mut self.parts) {
+        for Part { sub_xid, shapes, writes, bytes } in std::mem::take(&mut self.parts) {
             *self.staged.entry(sub_xid).or_default() += writes.len() as u64;
             let rolled_back = Vec::new();
-            let mut chunk = StagedChunk { connection, xid: self.xid, sub_xid, writes, rolled_back, bytes };
+            let schemas = shapes.iter().map(|shape| shape.schema.clone()).collect();
+            let mut chunk = StagedChunk { connection, xid: self.xid, sub_xid, schemas, writes, rolled_back, bytes };
             if chunk.begins_with_fill() {
                 chunk.rolled_back = self.rolled_back.clone();
             }

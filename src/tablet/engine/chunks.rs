@@ -245,9 +245,11 @@ impl<S: Store> State<S> {
         let value = encode(&stored)?;
         let (sub_xid, adds) = summary(&value)?;
         batch.put(Space::Undecided, keys::chunk(id.0, id.1, id.2, next), value);
-        self.store.write(batch)?;
         let staged = self.staging.push(id, StagedChunk { number: next, sub_xid, adds });
         staged.keys.note(next, &stored.writes);
+        // A value may be very large, and the store makes a copy of its own: what this one was made of goes before.
+        drop((rows, chunk.writes));
+        self.store.write(batch)?;
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::Notify;
-use untorn::source::{Catalog, Keeper, NewSlot, Prepared, Resume, Source, SourceError, Stream, StreamEvent};
+use untorn::source::{Catalog, Keeper, NewSlot, Resume, Source, SourceError, Stream, StreamEvent};
 use untorn::wal::{
     Cell, Column, HybridTime, Involved, InvolvedTablet, Key, OpId, Record, Row, SourceBatch, SourceTransactionId,
     TableSchema, Write, WriteOp,
@@ -190,14 +190,6 @@ impl Source for SimCdc {
         Ok((Box::new(stream), Box::pin(async {})))
     }
 
-    async fn flushed(&self) -> Result<Option<OpId>, SourceError> {
-        Ok(None)
-    }
-
-    async fn prepared(&self) -> Result<Vec<Prepared>, SourceError> {
-        Ok(Vec::new())
-    }
-
     async fn not_running(
         &self,
         transactions: Vec<SourceTransactionId>,
@@ -211,10 +203,6 @@ impl Source for SimCdc {
             self.world.reached("an orphan is found by asking");
         }
         Ok((gone, OpId::new(1, self.tablet.state().last)))
-    }
-
-    async fn nudge(&self) -> Result<(), SourceError> {
-        Ok(())
     }
 }
 

@@ -1,6 +1,6 @@
 use super::*;
 use crate::coordinator::MappedTablet;
-use crate::wal::{InvolvedTablet, Row};
+use crate::wal::{ChunkOrigin, DroppedChunks, InvolvedTablet, Row, StagedChunk};
 use proptest::prelude::*;
 
 const STREAM: SourceTabletId = SourceTabletId(4);
@@ -234,7 +234,8 @@ fn a_chunk_that_begins_with_a_fill_is_asked_for_where_its_old_key_lives() {
     let mut assembler = Assembler::new(opening(2, Vec::new()));
     assembler.push(batch(vec![write(1, 1, 1), applying(2, 1, 1)])).unwrap();
     assert!(!assembler.is_empty());
-    let chunk = StagedChunk { connection: 9, xid: 7, sub_xid: 8, writes, rolled_back: vec![5], bytes: 0 };
+    let chunk =
+        StagedChunk { connection: 9, xid: 7, sub_xid: 8, schemas: Vec::new(), writes, rolled_back: vec![5], bytes: 0 };
     let mut routed = assembler.chunk(chunk).unwrap();
     let (holder, request) = routed.fill.take().unwrap();
     assert_eq!((holder, &request.from, request.upto), (of(other), &key(other), at(2)));
@@ -273,6 +274,7 @@ fn chunks_are_numbered_at_each_tablet_and_adopted_by_name() {
         connection: 9,
         xid: 77,
         sub_xid: 77,
+        schemas: Vec::new(),
         writes: keys.map(|n| put(n, n)).collect(),
         rolled_back: Vec::new(),
         bytes: 0,
@@ -315,19 +317,15 @@ fn a_keepalive_says_how_far_the_stream_is_and_nothing_else() {
 }
 
 #[test]
-fn a_shape_goes_to_every_tablet_with_the_first_run_that_moves() {
+fn a_shape_goes_to_every_tablet_with_the_run_that_carries_it() {
     let mut assembler = Assembler::new(opening(2, Vec::new()));
     let schema = TableSchema { table: TableId(0), name: "public.t".into(), version: 2, columns: Vec::new() };
-    assembler.learn(schema.clone());
-    assert_eq!(assembler.take(), None, "a shape alone is no news");
-    assembler.push_nothing();
-    assert_eq!(assembler.take().unwrap().parts, [], "a run that does not move goes to no tablet");
-    assembler.learn(schema.clone());
-    assembler.push(batch(vec![write(1, 1, 1), applying(2, 1, 1)])).unwrap();
+    let said = (at(1), Record::Schema(schema.clone()));
+    assembler.push(batch(vec![said, write(1, 1, 1), applying(2, 1, 1)])).unwrap();
     let parts = assembler.take().unwrap().parts;
     assert_eq!(parts.len(), 2);
     assert!(parts.iter().all(|(_, part)| part.schemas == std::slice::from_ref(&schema)));
-    let writes = vec![put(1, 1)];
-    let chunk = StagedChunk { connection: 1, xid: 1, sub_xid: 1, writes, rolled_back: Vec::new(), bytes: 1 };
-    assert_eq!(assembler.chunk(chunk).unwrap().parts[0].1.schemas, [schema]);
+    let (schemas, writes) = (vec![schema.clone()], vec![put(1, 1)]);
+    let chunk = StagedChunk { connection: 1, xid: 1, sub_xid: 1, schemas, writes, rolled_back: Vec::new(), bytes: 1 };
+    assert_eq!(assembler.chunk(chunk).unwrap().parts[0].1.schemas, [schema], "and to whoever stages a chunk");
 }

@@ -1,0 +1,108 @@
+//! Rules of copies: shown at their turn, hidden when a part leaves.
+
+use super::*;
+
+/// Rows of a copy are seen from the place and time on at which it is shown, and those of an attempt that was cut off never;
+/// what was decided above the base stays above them, and what lies below is gone, but no other stream's.
+pub async fn shows_a_copy_from_its_turn_on(rig: Rig) {
+    let mut rig = rig.announced().await;
+    let base = HybridTime::from_u64;
+    rig.transaction(S1, 1, 10, 0, vec![put(1, "a", "old"), put(2, "ghost", "old")]).await;
+    rig.transaction(S2, 2, 11, 0, vec![put(1, "other", "1")]).await;
+    rig.turn(S1, 3, Turn::Begun { base: base(20) }).await;
+    rig.copy(S1, 20, false, &[("a", "cut off"), ("cut off", "1")]).await;
+    rig.turn(S1, 4, Turn::Begun { base: base(30) }).await;
+    // The stream's own changes go on: one of them is in the snapshot, too.
+    rig.transaction(S1, 5, 31, 2, vec![put(3, "b", "newer")]).await;
+    rig.copy(S1, 30, false, &[("a", "new")]).await;
+    rig.copy(S1, 30, true, &[("b", "new"), ("c", "new")]).await;
+    let before = pairs(&[("a", "old"), ("b", "newer"), ("ghost", "old"), ("other", "1")]);
+    assert_eq!(rig.rows(5, LATEST).await, before);
+    rig.turn(S1, 6, Turn::Shown { base: base(30), time: base(40) }).await;
+    rig.tablet().sync().await.unwrap();
+    rig.restart();
+    let after = pairs(&[("a", "new"), ("b", "newer"), ("c", "new"), ("other", "1")]);
+    assert_eq!(rig.rows(6, LATEST).await, after);
+    assert_eq!(rig.rows(6, 40).await, after);
+    assert_eq!(rig.rows(6, 39).await, before, "a time before it was shown");
+    assert_eq!(rig.rows(5, LATEST).await, before, "a position before it was shown");
+    rig.transaction(S1, 7, 50, 3, vec![delete(4, "c")]).await;
+    assert_eq!(rig.rows(7, LATEST).await, pairs(&[("a", "new"), ("b", "newer"), ("other", "1")]));
+}
+
+/// A table that is hidden shows nothing of its stream until a copy is shown, and nothing from before then.
+pub async fn hides_what_left_and_shows_what_comes_back(rig: Rig) {
+    let mut rig = rig.announced().await;
+    let base = HybridTime::from_u64;
+    rig.transaction(S1, 1, 10, 0, vec![put(1, "a", "1"), put(2, "left", "1")]).await;
+    rig.transaction(S2, 2, 11, 0, vec![put(1, "other", "1")]).await;
+    rig.turn(S1, 3, Turn::Hidden { time: base(20) }).await;
+    rig.transaction(S1, 4, 21, 2, vec![put(3, "late", "1")]).await;
+    rig.tablet().sync().await.unwrap();
+    rig.restart();
+    assert_eq!(rig.rows(4, LATEST).await, pairs(&[("other", "1")]));
+    assert_eq!(rig.rows(4, 19).await, pairs(&[("a", "1"), ("left", "1"), ("other", "1")]));
+    rig.copied(S1, 5, 30, &[("a", "back")]).await;
+    assert_eq!(rig.rows(6, LATEST).await, pairs(&[("a", "back"), ("other", "1")]));
+    assert_eq!(rig.rows(6, 30).await, pairs(&[("other", "1")]));
+}
+
+/// Cells that a stream leaves out while a copy is on its way are filled from the copy, whether the copied row comes before
+/// or after them; one whose row the copy does not have was deleted before the snapshot.
+pub async fn fills_cells_from_a_copy_on_its_way(rig: Rig) {
+    let mut rig = rig.announced().await;
+    let base = HybridTime::from_u64;
+    rig.turn(S1, 1, Turn::Hidden { time: base(10) }).await;
+    // Before it begins: what it leaves out is nowhere, and nobody will see it.
+    rig.turn(S1, 2, Turn::Begun { base: base(20) }).await;
+    rig.copy(S1, 20, false, &[("early", "copied")]).await;
+    rig.transaction(S1, 3, 21, 0, vec![unchanged(1, "early", None), unchanged(2, "late", None)]).await;
+    rig.transaction(S1, 4, 22, 2, vec![unchanged(3, "late", None), unchanged(4, "gone", None)]).await;
+    let moved = vec![unchanged(5, "moved", Some("from")), delete(6, "from")];
+    rig.transaction(S1, 5, 23, 4, moved).await;
+    rig.transaction(S1, 6, 24, 6, vec![delete(7, "gone")]).await;
+    rig.tablet().sync().await.unwrap();
+    rig.restart();
+    rig.copy(S1, 20, true, &[("late", "copied"), ("from", "copied")]).await;
+    // After the last row nothing is left to come.
+    rig.transaction(S1, 7, 25, 7, vec![unchanged(8, "late", None)]).await;
+    rig.turn(S1, 8, Turn::Shown { base: base(20), time: base(30) }).await;
+    let expected = pairs(&[("early", "copied"), ("late", "copied"), ("moved", "copied")]);
+    assert_eq!(rig.rows(8, LATEST).await, expected);
+}
+
+/// A row that moves to another tablet while its table is copied: it is asked for again until the copy has brought the old
+/// one, waits for no copy that has not begun, and writes of the stream's own count before they are shown.
+pub async fn fills_a_row_that_moves_while_its_table_is_copied(rig: Rig) {
+    let mut rig = rig.announced().await;
+    let base = HybridTime::from_u64;
+    rig.turn(S1, 1, Turn::Hidden { time: base(10) }).await;
+    assert_eq!(rig.filled("a", 0, &[]).await, Ok("Unchanged".into()), "the copy will have it under its new key");
+    rig.turn(S1, 2, Turn::Begun { base: base(20) }).await;
+    let not_yet = rig.filled("a", 0, &[]).await;
+    assert!(matches!(not_yet, Err(TabletError::Indeterminate(_))), "{not_yet:?}");
+    rig.transaction(S1, 3, 21, 0, vec![put(1, "b", "own"), unchanged(2, "a", None)]).await;
+    assert_eq!(rig.filled("b", 2, &[]).await, Ok("own".into()));
+    assert!(rig.filled("a", 2, &[]).await.is_err());
+    rig.tablet().sync().await.unwrap();
+    rig.restart();
+    rig.copy(S1, 20, true, &[("a", "copied")]).await;
+    assert_eq!(rig.filled("a", 2, &[]).await, Ok("copied".into()));
+    rig.transaction(S1, 4, 22, 2, vec![unchanged(3, "c", Some("b")), delete(4, "b")]).await;
+    rig.turn(S1, 5, Turn::Shown { base: base(20), time: base(30) }).await;
+    assert_eq!(rig.rows(5, LATEST).await, pairs(&[("a", "copied"), ("c", "own")]));
+}
+
+/// While what is shown is copied again, cells are filled from what is shown, and in the end from the copy.
+pub async fn a_copy_mends_cells_that_were_filled_from_what_was_wrong(rig: Rig) {
+    let rig = rig.announced().await;
+    let base = HybridTime::from_u64;
+    rig.transaction(S1, 1, 10, 0, vec![put(1, "a", "wrong")]).await;
+    rig.turn(S1, 2, Turn::Begun { base: base(20) }).await;
+    rig.transaction(S1, 3, 21, 1, vec![unchanged(2, "a", None)]).await;
+    rig.transaction(S1, 4, 22, 2, vec![unchanged(3, "a", None)]).await;
+    assert_eq!(rig.rows(4, LATEST).await, pairs(&[("a", "wrong")]));
+    rig.copy(S1, 20, true, &[("a", "right")]).await;
+    rig.turn(S1, 5, Turn::Shown { base: base(20), time: base(30) }).await;
+    assert_eq!(rig.rows(5, LATEST).await, pairs(&[("a", "right")]));
+}
