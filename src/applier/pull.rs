@@ -159,6 +159,11 @@ impl Pull<'_> {
                             held.take(batch.bytes);
                             window.received(batch.upto);
                             self.assembler.push(batch).map_err(Trouble::Stop)?;
+                            let came_again = self.assembler.take_came_again();
+                            if !came_again.is_empty() {
+                                is_staging = true;
+                                staging = Some(drop_staged(self.tablets, came_again)).into();
+                            }
                         }
                         StreamEvent::Chunk(chunk) => {
                             self.count(chunk.writes.len(), chunk.bytes);

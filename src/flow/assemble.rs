@@ -9,8 +9,8 @@ use crate::coordinator::{ApplyingFact, Fact, InvolvedStream, Involvement, Report
 use crate::planted::{Bug, planted};
 use crate::router::Router;
 use crate::wal::{
-    BranchId, BranchWrites, Cell, Conflict, Epoch, HybridTime, Involved, Key, OpId, ProvisionalBatch, Record,
-    ReplicaTabletId, SourceBatch, SourceTabletId, SourceTransactionId, TableId, TableSchema, Write, WriteOp,
+    BranchId, BranchWrites, Cell, Conflict, DropChunks, Epoch, HybridTime, Involved, Key, OpId, ProvisionalBatch,
+    Record, ReplicaTabletId, SourceBatch, SourceTabletId, SourceTransactionId, TableId, TableSchema, Write, WriteOp,
 };
 use branches::{AppliedBranches, OpenBranch};
 use rustc_hash::FxHashMap;
@@ -94,6 +94,8 @@ pub struct Assembler {
     applied: AppliedBranches,
     /// Last chunk's number at each tablet, by connection and transaction.
     chunks: FxHashMap<(u64, u32), Vec<u64>>,
+    /// Chunks that nothing adopts, because they were stored before, and where they are.
+    came_again: Vec<(ReplicaTabletId, DropChunks)>,
     /// Names of tables, for people.
     names: FxHashMap<TableId, String>,
     /// The checkpoint that the next report follows.
@@ -162,6 +164,7 @@ impl Assembler {
             open: opening.open.into_iter().map(|(t, opened)| (t, OpenBranch::at(opened))).collect(),
             applied,
             chunks: FxHashMap::default(),
+            came_again: Vec::new(),
             names: FxHashMap::default(),
             follows: opening.checkpoint,
             last: opening.checkpoint,

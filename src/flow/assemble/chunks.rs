@@ -83,9 +83,19 @@ impl Assembler {
             // Its numbers stay taken.
             Some(_) => self.chunks.get(&(connection, xid)).cloned(),
         };
-        let drop = DropChunks { stream: self.stream, owner: self.owner, puller: self.puller, dropped };
+        let drop = self.drop_chunks(dropped);
         let tablets = self.tablets.iter().zip(numbers.unwrap_or_default());
         tablets.filter(|(_, last_chunk)| *last_chunk > 0).map(|(tablet, _)| (tablet.id, drop)).collect()
+    }
+
+    /// As [`Assembler::dropped`], of chunks that came again: since the last time, what they belong to was found to be stored
+    /// at these tablets already.
+    pub fn take_came_again(&mut self) -> Vec<(ReplicaTabletId, DropChunks)> {
+        std::mem::take(&mut self.came_again)
+    }
+
+    fn drop_chunks(&self, dropped: DroppedChunks) -> DropChunks {
+        DropChunks { stream: self.stream, owner: self.owner, puller: self.puller, dropped }
     }
 
     /// What is to be asked before a chunk can be staged whose first write changed its key and not all of its cells.
@@ -123,6 +133,8 @@ impl Assembler {
         branch.run = self.gathered.run;
         branch.records = origin.records;
         let id = BranchId { stream: self.stream, opened: origin.opened };
+        let ChunkOrigin { connection, xid, .. } = origin;
+        let drop = self.drop_chunks(DroppedChunks { connection, xid, sub_xid: None });
         for (index, (tablet, last_chunk)) in self.tablets.iter_mut().zip(numbers).enumerate() {
             if last_chunk == 0 {
                 continue;
@@ -130,8 +142,9 @@ impl Assembler {
             tablet.touched = true;
             branch.tablets.push(tablet.id);
             if tablet.mark >= origin.opened {
-                // Stored before a crash, in one atomic batch with the end of the transaction.
+                // Stored before a crash, in one atomic batch with the end of the transaction: nothing adopts them twice.
                 branch.stored_before = self.report_conflicts;
+                self.came_again.push((tablet.id, drop));
                 continue;
             }
             branch.places.push((index, tablet.branches.len()));

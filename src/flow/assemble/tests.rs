@@ -268,6 +268,31 @@ fn a_truncate_goes_to_every_tablet_and_counts_once() {
 }
 
 #[test]
+fn chunks_that_come_again_are_dropped_where_their_transaction_is_stored() {
+    let stored = ReplicaTabletId(1);
+    let mut assembler = Assembler::new(opening(2, vec![(stored, at(9))]));
+    let chunk = StagedChunk {
+        connection: 9,
+        xid: 77,
+        sub_xid: 77,
+        schemas: Vec::new(),
+        writes: (0..20).map(|n| put(n, n)).collect(),
+        rolled_back: Vec::new(),
+        bytes: 0,
+    };
+    assert_eq!(assembler.chunk(chunk).unwrap().parts.len(), 2);
+    let origin =
+        ChunkOrigin { transaction: id(1), opened: at(5), connection: 9, xid: 77, rolled_back: Vec::new(), records: 20 };
+    let adopting = SourceBatch { adopted: vec![origin], ..batch(vec![applying(5, 1, 20)]) };
+    assembler.push(adopting).unwrap();
+    let dropped = assembler.take_came_again();
+    assert_eq!(dropped.iter().map(|(tablet, drop)| (*tablet, drop.dropped.xid)).collect::<Vec<_>>(), [(stored, 77)]);
+    assert_eq!(assembler.take_came_again(), []);
+    let adopted: Vec<_> = assembler.take().unwrap().parts.into_iter().map(|(tablet, _)| tablet).collect();
+    assert_eq!(adopted, [ReplicaTabletId(0)]);
+}
+
+#[test]
 fn chunks_are_numbered_at_each_tablet_and_adopted_by_name() {
     let mut assembler = Assembler::new(opening(2, Vec::new()));
     let chunk = |keys: std::ops::Range<u64>| StagedChunk {
