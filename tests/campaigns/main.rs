@@ -24,6 +24,7 @@ use std::process::ExitCode;
 
 const CAMPAIGNS: &[Campaign] = &[
     ("sim", sim::run),
+    ("tables", sim::run_tables),
     ("determinism", determinism::run),
     ("liveness", liveness::run),
     ("bugs", bugs::run),

@@ -157,6 +157,12 @@ impl Universe {
         if self.world.all_reached().contains_key(LEAVES) {
             stats.clear();
         }
+        // A chunk that the network delivers once more behind its transaction's end stays until its connection ends.
+        let counts = self.world.fault_counts();
+        if counts.contains_key(&Kind::Duplicate) || counts.contains_key(&Kind::Replay) {
+            let staged = stats.iter_mut().filter(|stats| stats.provisional_branches == 0);
+            staged.for_each(|stats| stats.provisional_records = 0);
+        }
         idle::broken(transactions, &stats)
     }
 
