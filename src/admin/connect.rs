@@ -14,6 +14,7 @@ use crate::proto::transaction::GetTransactionRecordRequest;
 use crate::proto::transaction::transaction_service_client::TransactionServiceClient;
 use crate::proto::transport::describe;
 use crate::source::postgres::{Checked, GidPattern, Options, PostgresSource};
+use crate::tablet::postgres::servers::place;
 use crate::tablet::postgres::{self as replica, Missing};
 use crate::wal::TableSchema;
 use futures::future::join_all;
@@ -66,7 +67,7 @@ pub async fn ask(config: &DaemonConfig) -> Asked {
         tables = asked.tell(source, answers);
     }
     if let ReplicaConfig::Postgres(server) = &config.replica {
-        asked.replica(server, tables).await;
+        asked.replica(server, &mut tables).await;
     }
     let faults = &mut asked.faults;
     if let LeaderConfig::At { url, tls } = &config.leader
@@ -107,21 +108,30 @@ async fn postgres(source: &PostgresSourceConfig, tablet: &PostgresTabletConfig) 
 }
 
 impl Asked {
-    /// Asks a replica server about the tables that it is to have.
-    async fn replica(&mut self, server: &PostgresReplicaConfig, mut tables: Vec<TableSchema>) {
+    /// Asks the replica's servers about the tables that each is to have.
+    async fn replica(&mut self, config: &PostgresReplicaConfig, tables: &mut Vec<TableSchema>) {
         tables.sort_by(|a, b| a.name.cmp(&b.name));
         tables.dedup_by(|a, b| a.name == b.name);
-        let key = "replica.tablets[0]";
-        let missing = Missing { create_tables: server.create_tables, add_columns: server.add_columns };
-        let answer = match Target::parse(&server.name, server.url.expose(), server.password_file.clone()) {
-            Ok(target) => replica::check(&target, &tables, missing).await,
-            Err(error) => Err(error),
-        };
-        match answer {
-            Err(error) => self.faults.push(&format!("{key}.url"), error, "mend the server or the URL"),
-            Ok((findings, summary)) => {
-                self.found(key, &findings);
-                self.servers.push(summary);
+        let missing = Missing { create_tables: config.create_tables, add_columns: config.add_columns };
+        let lists: Vec<&[String]> = config.servers.iter().map(|server| &server.tables[..]).collect();
+        for table in tables.iter().filter(|table| place(&lists, &table.name).is_none()) {
+            let what = format!("table {} is placed on no server", table.name);
+            self.faults.push("replica.tablets", what, "name it in tables of one server, or leave the key out of one");
+        }
+        for (i, server) in config.servers.iter().enumerate() {
+            let key = format!("replica.tablets[{i}]");
+            let placed = tables.iter().filter(|table| place(&lists, &table.name) == Some(i));
+            let placed: Vec<TableSchema> = placed.cloned().collect();
+            let answer = match Target::parse(&server.name, server.url.expose(), server.password_file.clone()) {
+                Ok(target) => replica::check(&target, &placed, missing, lists.len() > 1).await,
+                Err(error) => Err(error),
+            };
+            match answer {
+                Err(error) => self.faults.push(&format!("{key}.url"), error, "mend the server or the URL"),
+                Ok((findings, summary)) => {
+                    self.found(&key, &findings);
+                    self.servers.push(summary);
+                }
             }
         }
     }

@@ -324,6 +324,14 @@ impl Driver {
                 self.coordinator.handle_refused(tablet, position, transaction, cause);
             }
             Input::Applied { tablet, applied } => self.coordinator.handle_applied(tablet, applied),
+            Input::Prepared { tablet, release, through, reply } => {
+                let promise = self.coordinator.handle_prepared(now, tablet, release, through);
+                self.promise(Ok(promise), reply, |()| ());
+            }
+            Input::LastRelease { tablet, reply } => {
+                let promise = self.coordinator.last_release(tablet);
+                self.promise(Ok(promise), reply, |last| last);
+            }
             Input::OpenStream { name, puller, held, reply } => {
                 if let Err(error) = self.may_take(&name, held, now) {
                     reply.send(Err(error)).ok();

@@ -1,7 +1,7 @@
 //! What the transaction leader of this process is told and asked.
 
 use super::leader::{Copied, LeaderError, PullerId, Reported, StandingSlot, StreamOpened, StreamState, Wanted};
-use crate::coordinator::{Applied, Coordinator, Fence, PublishedTable, Report};
+use crate::coordinator::{Applied, Coordinator, Fence, PublishedTable, ReleaseId, Report};
 use crate::wal::{
     Column, Epoch, HybridTime, LogPosition, OpId, ReplicaTabletId, SourceTabletId, SourceTransactionId, TableSchema,
     TransactionId,
@@ -88,6 +88,17 @@ pub(super) enum Input {
         position: LogPosition,
         transaction: Option<TransactionId>,
         cause: String,
+    },
+    /// Every server of a replica tablet has prepared a release.
+    Prepared {
+        tablet: ReplicaTabletId,
+        release: ReleaseId,
+        through: LogPosition,
+        reply: Reply<()>,
+    },
+    LastRelease {
+        tablet: ReplicaTabletId,
+        reply: Reply<Option<ReleaseId>>,
     },
     Look(Look),
     /// Answered once everything said before is durable and its outputs are handed over.

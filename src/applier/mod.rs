@@ -22,6 +22,7 @@ mod pull;
 mod reads;
 mod recovery;
 mod refusals;
+mod releases;
 mod retention;
 mod shown;
 mod streams;
@@ -304,6 +305,7 @@ async fn lead(
     let mut executors = JoinSet::new();
     let mut queues = BTreeMap::new();
     for (index, tablet) in tablets.of(coordinator.map()).map_err(StartError::Configuration)?.into_iter().enumerate() {
+        tablet.leader.release_through(Arc::new(inputs.clone()));
         let queue = Arc::new(ApplyQueue::default());
         queues.insert(tablet.id, (Arc::clone(&queue), Vec::new()));
         let executor = Executor {

@@ -22,7 +22,8 @@ pub(super) struct StreamSide {
     opened: Mutex<Option<Arc<StreamOpened>>>,
     /// A new slot's snapshot, on its way from the poller to the copier, and the base of its rows.
     snapshot: Mutex<Option<(HybridTime, Box<dyn Snapshot>)>>,
-    handed_over: Notify,
+    /// There may be something to copy.
+    to_copy: Notify,
     wake: Notify,
     again: Notify,
     pulled: AtomicBool,
@@ -151,7 +152,7 @@ impl StreamSide {
             told: Mutex::default(),
             opened: Mutex::default(),
             snapshot: Mutex::default(),
-            handed_over: Notify::new(),
+            to_copy: Notify::new(),
             wake: Notify::new(),
             again: Notify::new(),
             pulled: AtomicBool::new(false),
@@ -174,6 +175,7 @@ impl StreamSide {
     /// This process' puller has the stream.
     pub(super) fn opens(&self, opened: Arc<StreamOpened>) {
         *self.opened.lock().unwrap_or_else(PoisonError::into_inner) = Some(opened);
+        self.to_copy.notify_one();
     }
 
     /// As what this process' puller has the stream, or had it last.
@@ -184,7 +186,7 @@ impl StreamSide {
     /// Hands a new slot's snapshot to the copier.
     pub(super) fn hand_over(&self, base: HybridTime, snapshot: Box<dyn Snapshot>) {
         *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = Some((base, snapshot));
-        self.handed_over.notify_one();
+        self.to_copy.notify_one();
     }
 
     /// What [`StreamSide::hand_over`] was given.
@@ -192,9 +194,9 @@ impl StreamSide {
         self.snapshot.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// Waits until a snapshot was handed over.
-    pub(super) async fn handed_over(&self) {
-        self.handed_over.notified().await;
+    /// Waits until the stream is open, or a snapshot was handed over: whichever comes second lets the copy begin.
+    pub(super) async fn to_copy(&self) {
+        self.to_copy.notified().await;
     }
 
     /// What this process' puller does.

@@ -59,7 +59,7 @@ pub async fn check(args: &CheckArgs, out: &mut (impl Write + Send)) -> Result<()
 fn summary(config: &DaemonConfig) -> String {
     let replica = match &config.replica {
         ReplicaConfig::Embedded { tablet_count } => format!("{tablet_count} embedded tablets"),
-        ReplicaConfig::Postgres(server) => format!("the PostgreSQL server {}", server.name),
+        ReplicaConfig::Postgres(server) => format!("the PostgreSQL server {}", server.name()),
         ReplicaConfig::Grpc(tablets) => format!("{} tablets at tablet servers", tablets.len()),
     };
     let leader = match &config.leader {

@@ -23,6 +23,7 @@ use crate::source::cdc::{CdcSource, CdcTablet, StreamNames};
 use crate::source::postgres::{GidPattern, Options, PostgresSource};
 use crate::tablet::engine::{TabletOptions, Worker};
 use crate::tablet::grpc::GrpcTablet;
+use crate::tablet::postgres::servers::{Server, Servers};
 use crate::tablet::postgres::{self as replica, PostgresTablet};
 use crate::tablet::{TabletLeader, embedded};
 use crate::txn_log::{self, EngineConfig, TransactionLog};
@@ -227,24 +228,29 @@ fn tablets(
     }
 }
 
-/// A PostgreSQL server as the one replica tablet; what it is to apply is staged in the data folder.
+/// PostgreSQL servers as the one replica tablet; what they are to apply is staged in the data folder.
 fn postgres_replica(
     config: &DaemonConfig,
-    server: &PostgresReplicaConfig,
+    replica: &PostgresReplicaConfig,
     spawn: &impl Fn(Worker) -> io::Result<()>,
 ) -> Result<Tablets, Failure> {
-    let target = Target::parse(&server.name, server.url.expose(), server.password_file.clone());
-    let target = target.map_err(|error| Failure::Failed(format!("replica.tablets[0].url: {error}")))?;
-    let missing = replica::Missing { create_tables: server.create_tables, add_columns: server.add_columns };
-    let options = replica::Options { synchronous_commit: server.synchronous_commit, missing };
-    let opened = embedded::open(&config.data_dir.join("tablets"), &[&server.name], TabletOptions::default());
+    let servers = replica.servers.iter().enumerate().map(|(i, server)| {
+        let target = Target::parse(&server.name, server.url.expose(), server.password_file.clone());
+        let target = target.map_err(|error| Failure::Failed(format!("replica.tablets[{i}].url: {error}")))?;
+        Ok(Server { target, tables: server.tables.clone() })
+    });
+    let servers = Servers::new(servers.collect::<Result<_, Failure>>()?);
+    let missing = replica::Missing { create_tables: replica.create_tables, add_columns: replica.add_columns };
+    let options = replica::Options { synchronous_commit: replica.synchronous_commit, missing };
+    let name = replica.name();
+    let opened = embedded::open(&config.data_dir.join("tablets"), &[&name], TabletOptions::default());
     let (engines, workers) = opened.map_err(|error| Failure::Failed(error.to_string()))?;
     for worker in workers {
         spawn(worker).map_err(|error| Failure::Failed(format!("the staging thread: {error}")))?;
     }
     let tablets = engines.into_iter().map(|engine| {
-        let leader: Arc<dyn TabletLeader> = Arc::new(PostgresTablet::new(engine, target.clone(), options));
-        NamedTablet { name: server.name.clone(), from_key: None, leader }
+        let leader: Arc<dyn TabletLeader> = Arc::new(PostgresTablet::new(engine, servers.clone(), options));
+        NamedTablet { name: name.clone(), from_key: None, leader }
     });
     Ok(Tablets::new(tablets.collect::<Vec<_>>(), true))
 }

@@ -159,6 +159,12 @@ pub const KEYS: &[Key] = &[
     ),
     key("replica.tablets[].password_file", Text, "none", "File that holds the password (postgres)"),
     key(
+        "replica.tablets[].tables",
+        Names,
+        "every table that no other server names",
+        "The tables that this server has, where there are several: `schema.table`, or `schema.*`; all servers but one name theirs (postgres)",
+    ),
+    key(
         "replica.tablets[].from_key",
         Text,
         "cut by hash",

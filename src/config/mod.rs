@@ -186,18 +186,36 @@ pub enum ReplicaConfig {
 /// A PostgreSQL database as the replica.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PostgresReplicaConfig {
-    /// Its name in the log's map.
-    pub name: String,
-    /// `postgres://…`, perhaps with a password.
-    pub url: Secret,
-    /// The file that holds its password; readable and not empty when the configuration was read.
-    pub password_file: Option<PathBuf>,
+    /// The servers; at least one, where there is no fault.
+    pub servers: Vec<PostgresServerConfig>,
     /// Whether a commit waits until the server has it on disk.
     pub synchronous_commit: bool,
     /// Whether tables that it lacks are created.
     pub create_tables: bool,
     /// Whether columns that it lacks are added.
     pub add_columns: bool,
+}
+
+/// One server of a PostgreSQL replica.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PostgresServerConfig {
+    /// Its name.
+    pub name: String,
+    /// `postgres://…`, perhaps with a password.
+    pub url: Secret,
+    /// The file that holds its password; readable and not empty when the configuration was read.
+    pub password_file: Option<PathBuf>,
+    /// `schema.table` or `schema.*` of what it is to have. Empty: every table that no other server names.
+    pub tables: Vec<String>,
+}
+
+impl PostgresReplicaConfig {
+    /// Its name in the log's map: those of its servers.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let names: Vec<&str> = self.servers.iter().map(|server| server.name.as_str()).collect();
+        names.join("+")
+    }
 }
 
 /// One tablet at a tablet server.

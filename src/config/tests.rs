@@ -191,9 +191,17 @@ fn one_fault_each() {
             "replica.tablets: has no entry",
         ),
         (
-            "a postgres replica of two servers",
+            "a postgres replica of two servers that have every table",
             format!("data_dir='d'\n[replica]\nkind='postgres'\n{P}{}", P.replace("'p'", "'q'")),
-            "replica.tablets[1]: is a second server",
+            "replica.tablets[1].tables: is missing",
+        ),
+        (
+            "a table on two servers",
+            format!(
+                "data_dir='d'\n[replica]\nkind='postgres'\n{P}tables=['s.t']\n{}tables=['s.t']\n",
+                P.replace("'p'", "'q'")
+            ),
+            "replica.tablets[1].tables: names \"s.t\"",
         ),
         (
             "a postgres replica of a source with a common clock",

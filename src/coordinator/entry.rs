@@ -13,11 +13,14 @@ use crate::wal::{
 use serde::{Deserialize, Serialize};
 
 /// The version byte of entries. Raise it when an older build could misread what is written. Version 2 has items of
-/// copies while everything else goes on, and of streams that join it.
-pub const FORMAT_VERSION: u8 = 2;
+/// copies while everything else goes on, and of streams that join it. Version 3 has decisions on releases.
+pub const FORMAT_VERSION: u8 = 3;
 
-/// The version byte of snapshots. Those of version 1 are refused by name: what they say of copies is too little.
-pub const SNAPSHOT_VERSION: u8 = 2;
+/// The version byte of snapshots. Version 3 has the last release of each replica tablet; those of version 2 are read.
+pub const SNAPSHOT_VERSION: u8 = 3;
+
+/// Snapshots below it are refused by name: what they say of copies is too little.
+pub(super) const OLDEST_SNAPSHOT: u8 = 2;
 
 /// How a transaction ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -259,6 +262,24 @@ pub enum Item {
         /// The time.
         time: HybridTime,
     },
+    /// Every server of a replica tablet of several has prepared this release: it is committed there, whatever happens.
+    Released {
+        /// The tablet.
+        tablet: ReplicaTabletId,
+        /// Which release.
+        release: ReleaseId,
+        /// It shows the decisions at or below this position.
+        through: LogPosition,
+    },
+}
+
+/// A release: what the servers of one replica tablet commit together. Never given out twice.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct ReleaseId {
+    /// The owner that prepares it.
+    pub epoch: Epoch,
+    /// The owner's count of its attempts, from 1.
+    pub number: u64,
 }
 
 /// How far the initial copy of one table is.

@@ -132,6 +132,9 @@ impl State {
             Item::Report(report) => self.fold_report(report),
             Item::Decision { transaction, outcome } => self.fold_decision(*transaction, *outcome),
             Item::Applied { tablet, through } => self.fold_applied(*tablet, *through),
+            Item::Released { tablet, release, .. } => {
+                self.released.insert(*tablet, *release);
+            }
             Item::SafeTime { time } => {
                 self.safe = Some((self.position, *time));
                 self.last_time = self.last_time.max(*time);

@@ -2,7 +2,7 @@
 
 use super::applying::Handed;
 use super::decided::ReadPoint;
-use super::entry::{Entry, Item, MappedTablet, Release, SNAPSHOT_VERSION, TabletMap};
+use super::entry::{Entry, Item, MappedTablet, OLDEST_SNAPSHOT, Release, SNAPSHOT_VERSION, TabletMap};
 use super::fact::{Fact, Involvement};
 use super::output::{Output, Promise};
 use super::pressure::Full;
@@ -97,8 +97,13 @@ impl Coordinator {
         let state = match snapshot {
             None => State::default(),
             Some((position, bytes)) => {
-                codec::at_least(SNAPSHOT_VERSION, bytes)?;
-                let mut state: State = codec::decode(SNAPSHOT_VERSION, bytes)?;
+                codec::at_least(OLDEST_SNAPSHOT, bytes)?;
+                let mut state: State = if bytes.first() == Some(&OLDEST_SNAPSHOT) {
+                    codec::decode(OLDEST_SNAPSHOT, bytes)?
+                } else {
+                    let (state, released) = codec::decode(SNAPSHOT_VERSION, bytes)?;
+                    State { released, ..state }
+                };
                 if planted(Bug::SnapshotWithoutUndecided) {
                     state.streams.iter_mut().for_each(|stream| stream.places.clear());
                     state.undecided.clear();
@@ -265,7 +270,7 @@ impl Coordinator {
     /// See [`codec::encode`].
     pub fn snapshot(&mut self) -> Result<(LogPosition, Vec<u8>), CodecError> {
         self.seal();
-        Ok((self.state.position, codec::encode(SNAPSHOT_VERSION, &self.state)?))
+        Ok((self.state.position, codec::encode(SNAPSHOT_VERSION, &(&self.state, &self.state.released))?))
     }
 
     /// The fold's state, which runs ahead of the log by what is on its way.

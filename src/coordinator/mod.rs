@@ -23,6 +23,9 @@
 //! idempotent, so after a crash it is simply done again. A reader fixes a log position before it reads the first tablet,
 //! and each tablet waits until it has heard the log up to there; so two tablets never show it different decisions.
 //!
+//! **Releases.** A replica tablet of several servers makes them show new decisions together: all prepare, a `Released` entry
+//! decides, all commit (`releases`).
+//!
 //! A tablet that stalls, or that refuses a decision, holds up nothing but itself and what reads it ([`Coordinator::must_stop`]
 //! names the streams that carried what it refuses); when too much is held, streams that run ahead are asked to pause, and
 //! never one that somebody waits for ([`Coordinator::must_pause`]).
@@ -105,6 +108,7 @@ mod output;
 mod pressure;
 mod pulling;
 mod questions;
+mod releases;
 mod state;
 mod stream;
 mod transaction;
@@ -114,7 +118,8 @@ pub use copies::{PublishedColumn, PublishedTable, TableCopy};
 pub use decided::{Applied, Decided, ReadPoint, Turn, Work};
 pub use discovery::Start;
 pub use entry::{
-    CopyState, Entry, FORMAT_VERSION, Fence, Item, MappedTablet, Outcome, Release, SNAPSHOT_VERSION, TabletMap,
+    CopyState, Entry, FORMAT_VERSION, Fence, Item, MappedTablet, Outcome, Release, ReleaseId, SNAPSHOT_VERSION,
+    TabletMap,
 };
 pub use explain::{Cause, Explanation, InvolvedView, StreamView, TransactionCounts, Wait};
 pub use fact::{ApplyingFact, Fact, InvolvedStream, Involvement, Report};

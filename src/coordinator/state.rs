@@ -2,7 +2,7 @@
 
 use super::decided::Turn;
 use super::discovery::{Discovery, Start};
-use super::entry::{Release, TabletMap};
+use super::entry::{Release, ReleaseId, TabletMap};
 use super::stream::{Place, StreamRecord};
 use super::transaction::{Branch, Transaction};
 use super::transactions::Transactions;
@@ -88,6 +88,10 @@ pub struct State {
     /// Which streams have passed a place at which the source did not know the transaction as running, where it is not known
     /// which of them would carry its Commit record.
     pub(super) not_running: BTreeMap<TransactionId, BTreeSet<SourceTabletId>>,
+    /// The last release of each replica tablet that was decided. A snapshot has it beside the rest, because those of
+    /// version 2 lack it.
+    #[serde(skip)]
+    pub released: BTreeMap<ReplicaTabletId, ReleaseId>,
     /// What the log does not say.
     #[serde(skip)]
     pub(super) agenda: Agenda,
@@ -132,6 +136,7 @@ impl Default for State {
             safe: None,
             by_branch: BTreeMap::new(),
             not_running: BTreeMap::new(),
+            released: BTreeMap::new(),
             agenda: Agenda::default(),
         }
     }

@@ -23,13 +23,14 @@ pub mod postgres;
 pub mod server;
 pub mod store;
 
-pub use crate::coordinator::{Applied, Decided, ReadPoint, Turn, Work};
+pub use crate::coordinator::{Applied, Decided, ReadPoint, ReleaseId, Turn, Work};
 pub use crate::wal::{Adopt, BranchWrites, ChunkBatch, Conflict, DropChunks, FillRequest, ProvisionalBatch};
 use crate::wal::{
     Epoch, HybridTime, Key, LogPosition, OpId, ReplicaTabletId, Row, SourceTabletId, TableId, TableSchema,
     TransactionId,
 };
 use async_trait::async_trait;
+use std::sync::Arc;
 
 /// What a tablet holds of one stream.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -251,6 +252,27 @@ pub trait Frozen: Send {
     async fn next(&mut self) -> Result<Vec<VersionedRow>, TabletError>;
 }
 
+/// The log's word on releases (see [`ReleaseId`]).
+#[async_trait]
+pub trait Releases: Send + Sync {
+    /// The last release of a tablet that was decided; everything that was said of it before is durable then.
+    ///
+    /// # Errors
+    /// The log has another owner, or is not reached.
+    async fn last(&self, tablet: ReplicaTabletId) -> Result<Option<ReleaseId>, TabletError>;
+
+    /// Decides a release that every server has prepared, and answers once that is durable.
+    ///
+    /// # Errors
+    /// Indeterminate: [`Releases::last`] says what came of it.
+    async fn decide(
+        &self,
+        tablet: ReplicaTabletId,
+        release: ReleaseId,
+        through: LogPosition,
+    ) -> Result<(), TabletError>;
+}
+
 /// The leader of one replica tablet. Calls may come from many tasks at once; batches of one stream come one after
 /// another, and so do apply batches. A call that its caller drops has happened whole or not at all.
 #[async_trait]
@@ -301,6 +323,10 @@ pub trait TabletLeader: Send + Sync {
     async fn skip(&self, transaction: TransactionId) -> Result<Vec<TransactionId>, TabletError> {
         Err(TabletError::Refused(format!("it refuses no transaction, and {transaction} is not to be skipped")))
     }
+
+    /// Where the decisions on its releases are put; told by an owner before it announces itself. A tablet that makes visible
+    /// at one place has none.
+    fn release_through(&self, _releases: Arc<dyn Releases>) {}
 
     /// Whether it keeps versions, so that [`Self::read`] serves any read point; else it is read by [`Self::freeze`].
     fn keeps_versions(&self) -> bool {

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use untorn::coordinator::{
     ApplyingFact, CopyState, Entry, Fact, Fence, InvolvedStream, Involvement, Item, MappedTablet, Outcome,
-    PublishedColumn, PublishedTable, Release, Report, TabletMap,
+    PublishedColumn, PublishedTable, Release, ReleaseId, Report, TabletMap,
 };
 use untorn::wal::{
     BranchId, Column, Epoch, HybridTime, LogPosition, OpId, ReplicaTabletId, SourceTabletId, SourceTransactionId,
@@ -121,6 +121,12 @@ fn items_of_copies() -> Vec<Item> {
     ]
 }
 
+/// One item of every kind that version 3 brought.
+fn items_of_releases() -> Vec<Item> {
+    let release = ReleaseId { epoch: Epoch(56), number: 57 };
+    vec![Item::Released { tablet: TABLET, release, through: LogPosition(58) }]
+}
+
 fn golden(name: &str) -> (std::path::PathBuf, Vec<u8>) {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
     let digits = std::fs::read(&path).unwrap_or_default();
@@ -131,10 +137,10 @@ fn golden(name: &str) -> (std::path::PathBuf, Vec<u8>) {
 
 #[test]
 fn the_bytes_of_an_entry_stay() {
-    let items = [items(), items_of_copies()].concat();
+    let items = [items(), items_of_copies(), items_of_releases()].concat();
     let entry = Entry { epoch: Epoch(43), position: LogPosition(44), time: time(45), items };
     let bytes = entry.encode().unwrap();
-    let (path, kept) = golden("entry-2.hex");
+    let (path, kept) = golden("entry-3.hex");
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         let mut hex = String::new();
         for line in bytes.chunks(40) {
@@ -149,9 +155,11 @@ fn the_bytes_of_an_entry_stay() {
 }
 
 #[test]
-fn entries_of_version_1_are_read() {
-    let entry = Entry { epoch: Epoch(43), position: LogPosition(44), time: time(45), items: items() };
-    assert_eq!(Entry::decode(&golden("entry-1.hex").1).unwrap(), entry);
+fn entries_of_older_versions_are_read() {
+    let entry = |items| Entry { epoch: Epoch(43), position: LogPosition(44), time: time(45), items };
+    assert_eq!(Entry::decode(&golden("entry-1.hex").1).unwrap(), entry(items()));
+    let second = [items(), items_of_copies()].concat();
+    assert_eq!(Entry::decode(&golden("entry-2.hex").1).unwrap(), entry(second));
 }
 
 #[test]

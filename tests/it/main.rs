@@ -30,6 +30,7 @@ mod pullers;
 mod quick_start;
 mod replica_options;
 mod replica_postgres;
+mod replica_servers;
 mod runtime;
 mod script;
 mod scripts;

@@ -44,6 +44,8 @@ async fn commits_that_do_not_wait_lose_nothing_and_what_is_missing_is_made() {
             replica.start_server().await;
         }
     }
+    // The table itself may be among what is gone.
+    until_made(&daemon, &replica, "documents").await;
     until_equal(&daemon, &replica, &servers, &["documents"]).await;
     source
         .execute(
@@ -73,7 +75,14 @@ async fn a_full_server_other_types_and_a_session_of_an_owner_that_was_killed() {
     let servers = [Postgres::start().await];
     let [source] = &servers;
     source.execute(DOCUMENTS).await;
+    source.execute("CREATE TABLE names (name text PRIMARY KEY); INSERT INTO names VALUES ('a'), ('A')").await;
     let replica = Postgres::start().await;
+    replica
+        .execute(
+            "CREATE COLLATION blind (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+             CREATE TABLE names (name text COLLATE blind PRIMARY KEY)",
+        )
+        .await;
     // The table's rows live on a disk of their own, which is small.
     let disk = SmallDisk::mount(replica.socket_folder().join("small"), "8m");
     disk.give_to("postgres");
@@ -87,12 +96,15 @@ async fn a_full_server_other_types_and_a_session_of_an_owner_that_was_killed() {
     let told = String::from_utf8_lossy(&check.stderr).into_owned();
     let mend = "ALTER TABLE \"public\".\"documents\" ALTER COLUMN \"id\" TYPE \"int8\"";
     assert!(!check.status.success() && told.contains("int4 in its key column") && told.contains(mend), "{told}");
+    let collate = "ALTER TABLE \"public\".\"names\" ALTER COLUMN \"name\" TYPE \"text\" COLLATE \"C\";";
+    assert!(told.contains("takes different texts for equal") && told.contains(collate), "{told}");
+    replica.execute(collate).await;
     // The daemon says the same, and goes on when it is mended.
     daemon.start();
     let stopped = |log: &str| log.contains(mend);
     daemon.until("the type is named", || stopped(&daemon.log()).then_some(())).await;
     replica.execute("ALTER TABLE documents ALTER COLUMN id TYPE int8").await;
-    until_equal(&daemon, &replica, &servers, &["documents"]).await;
+    until_equal(&daemon, &replica, &servers, &["documents", "names"]).await;
 
     // A value that does not fit.
     source.execute("INSERT INTO documents VALUES (1000, repeat('x', 20000))").await;

@@ -20,8 +20,8 @@ pub fn into(replica: &Postgres, servers: &[Postgres], more: &str) -> String {
 }
 
 /// A server with the bank's tables, empty.
-async fn empty_bank() -> Postgres {
-    let replica = Postgres::start().await;
+pub async fn empty_bank(settings: &[&str]) -> Postgres {
+    let replica = Postgres::start_with(settings).await;
     replica
         .execute(
             "CREATE TABLE accounts (id int PRIMARY KEY, balance int8 NOT NULL);
@@ -33,14 +33,14 @@ async fn empty_bank() -> Postgres {
 }
 
 /// Somebody with a client of their own, who adds up everything again and again.
-struct Auditor {
+pub struct Auditor {
     stop: Arc<AtomicBool>,
     seen: Arc<AtomicU64>,
     task: tokio::task::JoinHandle<()>,
 }
 
 impl Auditor {
-    fn start(url: String, accounts: i64) -> Self {
+    pub fn start(url: String, accounts: i64) -> Self {
         let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (stopping, counting) = (Arc::clone(&stop), Arc::clone(&seen));
         let task = tokio::spawn(async move {
@@ -74,7 +74,7 @@ impl Auditor {
         Self { stop, seen, task }
     }
 
-    async fn stop(self) -> u64 {
+    pub async fn stop(self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
         self.task.await.expect("no read is torn");
         self.seen.load(Ordering::Relaxed)
@@ -148,7 +148,7 @@ async fn it_is_ready_only_once_the_first_cut_can_be_read() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn readers_of_the_server_never_see_a_part_of_a_transaction() {
-    let (bank, mut replica) = (bank(2, 2_000).await, empty_bank().await);
+    let (bank, mut replica) = (bank(2, 2_000).await, empty_bank(&[]).await);
     let tellers = Tellers::start(&bank, 2);
     let auditor = Auditor::start(replica.url("postgres"), ACCOUNTS * 2);
     let mut daemon = Daemon::new(&into(&replica, &bank, ""));

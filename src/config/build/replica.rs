@@ -13,6 +13,9 @@ impl Build<'_> {
         if section.text("kind") != Some("postgres") {
             let keys = ["synchronous_commit", "missing_tables", "missing_columns"];
             self.foreign(section, &keys, "replica.kind = \"postgres\"");
+            for tablet in &tablets {
+                self.foreign(tablet, &["tables"], "replica.kind = \"postgres\"");
+            }
         }
         match section.text("kind") {
             None | Some("embedded") => {

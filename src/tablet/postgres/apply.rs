@@ -6,7 +6,8 @@
 use super::changes::Changes;
 use super::error::Lost;
 use super::net::{Net, NetError, PutBy};
-use super::session::{Owner, Progress, Session};
+use super::session::{Owner, Progress};
+use super::sessions::Sessions;
 use super::shape::{self, ShapeError};
 use super::statements::{Puts, Refusal};
 use super::{PostgresTablet, Server};
@@ -122,7 +123,7 @@ impl<S: Store> PostgresTablet<S> {
     /// Prepares a run, finding the shapes that it needs.
     async fn prepared(
         &self,
-        session: &mut Session,
+        session: &mut Sessions,
         work: &Arc<[Decided]>,
         at: Cursor,
         end: usize,
@@ -137,7 +138,11 @@ impl<S: Store> PostgresTablet<S> {
     }
 
     /// Finds tables at the server. Version 0 is the newest that is known here.
-    pub(super) async fn find_shapes(&self, session: &mut Session, tables: &[(TableId, u32)]) -> Result<(), GroupError> {
+    pub(super) async fn find_shapes(
+        &self,
+        session: &mut Sessions,
+        tables: &[(TableId, u32)],
+    ) -> Result<(), GroupError> {
         let learned = self.staging.learned().await?;
         for &(table, version) in tables {
             let wanted = |schema: &&crate::wal::TableSchema| {
@@ -147,13 +152,22 @@ impl<S: Store> PostgresTablet<S> {
                 let what = format!("a staged row is of table {table} version {version}, whose shape is not known");
                 return Err(TabletError::Poisoned(what).into());
             };
-            let found =
-                shape::find(&mut session.sql, schema, self.options.missing).await.map_err(|error| match error {
-                    ShapeError::Server(failure) => GroupError::from(failure),
-                    ShapeError::Lacks(what) => {
-                        GroupError::Tablet(TabletError::Refused(format!("{}: {what}", session.label())))
-                    }
-                })?;
+            for other in session.but(&schema.name)? {
+                if other.writers_of_table(schema.table).await? {
+                    return Err(TabletError::Refused(format!(
+                        "{}: table {} is kept there already, and the configuration places it elsewhere now; place it there \
+                         again",
+                        other.label(),
+                        schema.name
+                    ))
+                    .into());
+                }
+            }
+            let at = session.at(&schema.name)?;
+            let found = shape::find(&mut at.sql, schema, self.options.missing).await.map_err(|error| match error {
+                ShapeError::Server(failure) => GroupError::from(failure),
+                ShapeError::Lacks(what) => GroupError::Tablet(TabletError::Refused(format!("{}: {what}", at.label()))),
+            })?;
             self.learn_shape(found);
         }
         Ok(())
@@ -162,7 +176,7 @@ impl<S: Store> PostgresTablet<S> {
     /// Applies decisions `from` up to `end` as one transaction of the server's, which moves it on to `to`.
     pub(super) async fn group(
         &self,
-        session: &mut Session,
+        session: &mut Sessions,
         work: &Arc<[Decided]>,
         (from, end): (usize, usize),
         step: Step,
@@ -198,9 +212,9 @@ impl<S: Store> PostgresTablet<S> {
         for (position, transaction, cause) in skipped {
             let position = i64::try_from(position.0).unwrap_or(i64::MAX);
             let note = "INSERT INTO untorn.skipped (position, transaction, cause) VALUES ($1, $2, $3)";
-            session.execute(note, &[&position, &transaction, &cause]).await?;
+            session.first().execute(note, &[&position, &transaction, &cause]).await?;
         }
-        Ok(session.commit().await?)
+        session.commit(&owner, to).await
     }
 
     /// Applies decisions in groups; what was applied before a failure stays so. `first` is the first cut: one group, with
@@ -208,7 +222,7 @@ impl<S: Store> PostgresTablet<S> {
     pub(super) async fn groups(
         &self,
         server: &mut Server,
-        session: &mut Session,
+        session: &mut Sessions,
         work: &Arc<[Decided]>,
         through: LogPosition,
         first: bool,

@@ -5,7 +5,7 @@ use super::apply::{GroupError, Prepared, Step, is_refusal};
 use super::changes::Changes;
 use super::error::Lost;
 use super::net::PutBy;
-use super::session::Session;
+use super::sessions::Sessions;
 use super::skip::Refused;
 use super::statements::{Puts, Refusal};
 use super::{PostgresTablet, Server};
@@ -25,17 +25,17 @@ impl<S: Store> PostgresTablet<S> {
     pub(super) async fn blame(
         &self,
         server: &mut Server,
-        session: &mut Session,
+        session: &mut Sessions,
         work: &Arc<[Decided]>,
         refusal: &Refusal,
     ) -> TabletError {
-        let unknown = Lost::of(&refusal.failure).at(session.label(), self.target.user());
+        let unknown = Lost::of(&refusal.failure).at(session.label(), session.role());
         let from = work.partition_point(|decided| decided.position <= server.progress.position);
         let found = match self.find(!server.progress.started, session, work, from).await {
             Ok(found) => found,
             Err(GroupError::Tablet(error)) => return error,
             Err(GroupError::Server(refusal)) => {
-                return Lost::of(&refusal.failure).at(session.label(), self.target.user());
+                return Lost::of(&refusal.failure).at(session.label(), session.role());
             }
             Err(GroupError::Elsewhere) => return unknown,
         };
@@ -59,11 +59,11 @@ impl<S: Store> PostgresTablet<S> {
     async fn find(
         &self,
         load: bool,
-        session: &mut Session,
+        session: &mut Sessions,
         work: &Arc<[Decided]>,
         from: usize,
     ) -> Result<Option<(usize, RefusedWrite)>, GroupError> {
-        session.sql.text("BEGIN").await?;
+        session.text("BEGIN").await?;
         if load {
             self.load(session).await?;
         }
@@ -71,12 +71,12 @@ impl<S: Store> PostgresTablet<S> {
             let Some(Decided { position, work: Work::Commit { transaction, .. } }) = work.get(number) else {
                 continue;
             };
-            session.sql.text("SAVEPOINT whole").await?;
+            session.text("SAVEPOINT whole").await?;
             let Some((at, refusal)) = self.try_transaction(session, work, number).await? else {
-                session.sql.text("RELEASE whole").await?;
+                session.text("RELEASE whole").await?;
                 continue;
             };
-            session.sql.text("ROLLBACK TO whole").await?;
+            session.text("ROLLBACK TO whole").await?;
             let (key, refusal) = match self.try_keys(session, work, number, at).await? {
                 Some((key, refusal)) => (key, refusal),
                 None => (String::new(), refusal),
@@ -97,7 +97,7 @@ impl<S: Store> PostgresTablet<S> {
     /// Carries one transaction to the server; where it is refused, the cursor of the run.
     async fn try_transaction(
         &self,
-        session: &mut Session,
+        session: &mut Sessions,
         work: &Arc<[Decided]>,
         number: usize,
     ) -> Result<Option<(Cursor, Refusal)>, GroupError> {
@@ -116,7 +116,7 @@ impl<S: Store> PostgresTablet<S> {
     /// Carries the keys of one run to the server one by one, until one is refused.
     async fn try_keys(
         &self,
-        session: &mut Session,
+        session: &mut Sessions,
         work: &Arc<[Decided]>,
         number: usize,
         at: Cursor,
@@ -124,18 +124,18 @@ impl<S: Store> PostgresTablet<S> {
         for key in 0..KEYS_TRIED {
             let (changes, ..) = self.run_at(session, work, at, number, PutBy::default(), Some(key)).await?;
             let Some(name) = changes.first_key() else { return Ok(None) };
-            session.sql.text("SAVEPOINT one").await?;
+            session.text("SAVEPOINT one").await?;
             if let Err(refusal) = session.change_and_check(changes, Puts::Merge).await {
                 return if is_refusal(&refusal.failure) { Ok(Some((name, refusal))) } else { Err(refusal.into()) };
             }
-            session.sql.text("RELEASE one").await?;
+            session.text("RELEASE one").await?;
         }
         Ok(None)
     }
 
     async fn run_at(
         &self,
-        session: &mut Session,
+        session: &mut Sessions,
         work: &Arc<[Decided]>,
         at: Cursor,
         number: usize,
@@ -151,11 +151,11 @@ impl<S: Store> PostgresTablet<S> {
     }
 }
 
-impl Session {
+impl Sessions {
     /// Carries a run to the server, and has it check what is deferred.
     async fn change_and_check(&mut self, changes: Changes, puts: Puts) -> Result<(), Refusal> {
         self.change(changes, puts).await?;
-        let checked = self.sql.text("SET CONSTRAINTS ALL IMMEDIATE").await;
+        let checked = self.text("SET CONSTRAINTS ALL IMMEDIATE").await;
         checked.map_err(|failure| Refusal { failure, statement: "COMMIT".into() })?;
         Ok(())
     }

@@ -3,7 +3,7 @@
 
 use super::Missing;
 use super::error::Lost;
-use super::session::FORMAT;
+use super::session::{FORMAT, NO_PREPARED};
 use super::shape::{self, ShapeError};
 use crate::postgres::{Failure, Finding, Sql, Target, quote};
 use crate::wal::TableSchema;
@@ -11,7 +11,8 @@ use crate::wal::TableSchema;
 /// The oldest version, as `server_version_num` says it: rights to set a parameter came with it.
 const VERSION_MIN: u32 = 150_000;
 
-/// Asks a server whether these tables can be written to, and answers what is the matter and what the server is, one line.
+/// Asks a server, one of several or the only one, whether these tables can be written to, and answers what is the matter and
+/// what the server is, one line.
 ///
 /// # Errors
 /// The server cannot be asked at all, for people.
@@ -19,12 +20,17 @@ pub async fn check(
     target: &Target,
     tables: &[TableSchema],
     missing: Missing,
+    several: bool,
 ) -> Result<(Vec<Finding>, String), String> {
     let label = target.label();
     let failed = |failure: Failure| Lost::of(&failure).at(&label, target.user()).to_string();
     let mut sql = target.sql().await.map_err(failed)?;
     let mut checking = Checking { server: &label, role: target.user(), findings: Vec::new() };
     let summary = checking.ask(&mut sql, tables, missing).await.map_err(failed)?;
+    if several && sql.text("SHOW max_prepared_transactions").await.map_err(failed)?.as_deref() == Some("0") {
+        let (text, mend) = NO_PREPARED.split_once('\n').unwrap_or((NO_PREPARED, ""));
+        checking.fault(text, mend);
+    }
     Ok((checking.findings, summary))
 }
 

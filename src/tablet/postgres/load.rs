@@ -4,7 +4,7 @@
 use super::PostgresTablet;
 use super::apply::GroupError;
 use super::net::newest;
-use super::session::Session;
+use super::sessions::Sessions;
 use super::statements::Refusal;
 use crate::coordinator::ReadPoint;
 use crate::limits::PAGE_BYTES;
@@ -19,7 +19,7 @@ const COPIED: ReadPoint = ReadPoint { position: LogPosition(0), time: HybridTime
 
 impl<S: Store> PostgresTablet<S> {
     /// Loads every copied table.
-    pub(super) async fn load(&self, session: &mut Session) -> Result<(), GroupError> {
+    pub(super) async fn load(&self, session: &mut Sessions) -> Result<(), GroupError> {
         let tables: BTreeSet<TableId> = self.staging.learned().await?.iter().map(|schema| schema.table).collect();
         for table in tables {
             self.load_table(session, table).await?;
@@ -27,7 +27,7 @@ impl<S: Store> PostgresTablet<S> {
         Ok(())
     }
 
-    async fn load_table(&self, session: &mut Session, table: TableId) -> Result<(), GroupError> {
+    async fn load_table(&self, session: &mut Sessions, table: TableId) -> Result<(), GroupError> {
         let mut after = None;
         let mut begun = false;
         loop {
@@ -47,7 +47,7 @@ impl<S: Store> PostgresTablet<S> {
 
     async fn load_rows(
         &self,
-        session: &mut Session,
+        session: &mut Sessions,
         table: TableId,
         version: u32,
         rows: &[VersionedRow],
@@ -58,6 +58,7 @@ impl<S: Store> PostgresTablet<S> {
         }
         let shapes = self.shapes();
         let Some(shape) = shapes.get(&(table, version)).or_else(|| newest(&shapes, table)) else { return Ok(()) };
+        let session = session.at(&shape.schema.name)?;
         if !std::mem::replace(begun, true) {
             let any = session.sql.query(&format!("SELECT FROM {} LIMIT 1", shape.quoted), &[]).await?;
             if !any.is_empty() {

@@ -39,6 +39,15 @@
 //! **A lost data folder means a new copy**, as with embedded tablets: it holds the transaction log too, and
 //! what was acknowledged to the source would not come again.
 //!
+//! # Several servers
+//!
+//! Each table is on one server ([`servers`]). Staging, netting and recovery are as with one; only the last step differs: the
+//! servers' transactions of a group are a **release** ([`release`]), prepared at all of them, decided by an entry of the
+//! transaction log ([`super::Releases`]), and then committed at all. All progress rows move with it, so they agree whenever
+//! no release is on its way. Whoever opens the sessions ends the old owner's backends and resolves what is prepared *before*
+//! it takes the progress row, which a prepared transaction holds. A failure before the decision is asked for rolls the
+//! release back everywhere; after it all sessions are given up, and opening them again does what the log says.
+//!
 //! # What is refused
 //!
 //! A row that the server refuses ([`blame`]) stops the replica there, with the transaction, the table, the key, the statement
@@ -53,6 +62,8 @@ pub mod blame;
 pub mod changes;
 pub mod error;
 pub mod net;
+pub mod release;
+pub mod servers;
 pub mod session;
 pub mod shape;
 pub mod statements;
@@ -62,6 +73,7 @@ mod check;
 mod inserts;
 mod load;
 mod read;
+mod sessions;
 mod skip;
 
 pub use check::check;
@@ -71,10 +83,9 @@ use super::engine::Engine;
 use super::store::Store;
 use super::{
     Announced, Applied, ApplyBatch, ChunkBatch, CopyBatch, DropChunks, FillRequest, Frozen, ProvisionalBatch, ReadPage,
-    ReadRequest, Stored, StreamMark, TabletError, TabletLeader, TabletStats,
+    ReadRequest, Releases, Stored, StreamMark, TabletError, TabletLeader, TabletStats,
 };
 use crate::coordinator::{Decided, Work};
-use crate::postgres::Target;
 use crate::wal::{
     Epoch, HybridTime, Key, LogPosition, ReplicaTabletId, Row, SourceTabletId, TableSchema, TransactionId, Write,
     WriteOp,
@@ -82,7 +93,9 @@ use crate::wal::{
 use apply::GroupError;
 use async_trait::async_trait;
 use error::Lost;
-use session::{Owner, Progress, Session};
+use servers::Servers;
+use session::{Owner, Progress};
+use sessions::Sessions;
 use shape::{Shape, Shapes};
 use skip::Refused;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -106,7 +119,8 @@ impl Default for Options {
 /// A database of a PostgreSQL server as a replica tablet.
 pub struct PostgresTablet<S: Store> {
     staging: Engine<S>,
-    target: Target,
+    servers: Servers,
+    releases: Mutex<Option<Arc<dyn Releases>>>,
     options: Options,
     shapes: Mutex<Shapes>,
     server: tokio::sync::Mutex<Server>,
@@ -119,7 +133,7 @@ pub struct PostgresTablet<S: Store> {
 struct Server {
     owner: Option<Owner>,
     /// `None` before the first, and after one was lost.
-    session: Option<Session>,
+    session: Option<Sessions>,
     progress: Progress,
     /// The log was heard up to here; the decisions up to here are applied, or gathered.
     heard: LogPosition,
@@ -154,13 +168,16 @@ impl Server {
 }
 
 impl<S: Store> PostgresTablet<S> {
-    /// A tablet that stages in `staging` and applies to the server.
+    /// A tablet that stages in `staging` and applies to the servers.
     #[must_use]
-    pub fn new(staging: Engine<S>, target: Target, options: Options) -> Self {
+    pub fn new(staging: Engine<S>, servers: Servers, options: Options) -> Self {
+        // A release is prepared, and that is always durable.
+        let synchronous_commit = options.synchronous_commit || servers.targets().count() > 1;
         Self {
             staging,
-            target,
-            options,
+            servers,
+            releases: Mutex::default(),
+            options: Options { synchronous_commit, ..options },
             shapes: Mutex::default(),
             server: tokio::sync::Mutex::default(),
             heard: watch::Sender::default(),
@@ -182,14 +199,24 @@ impl<S: Store> PostgresTablet<S> {
         *self.shapes.lock().unwrap_or_else(PoisonError::into_inner) = Shapes::default();
     }
 
+    /// Who decides on releases, where there are several servers.
+    fn releases(&self) -> Result<Option<Arc<dyn Releases>>, TabletError> {
+        if self.servers.targets().count() == 1 {
+            return Ok(None);
+        }
+        let releases = self.releases.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let nobody = || TabletError::Indeterminate("its owner has not said where releases are decided".into());
+        releases.map(Some).ok_or_else(nobody)
+    }
+
     /// The session, opened when there is none, and out of its place: whoever is interrupted while it has work leaves none
     /// behind.
-    async fn session(&self, server: &mut Server) -> Result<Session, TabletError> {
+    async fn session(&self, server: &mut Server) -> Result<Sessions, TabletError> {
         if let Some(session) = server.session.take() {
             return Ok(session);
         }
         let (session, progress) =
-            Session::open(&self.target, &server.owner()?, self.options.synchronous_commit).await?;
+            Sessions::open(&self.servers, &server.owner()?, self.options.synchronous_commit, self.releases()?).await?;
         if progress.position < server.progress.position && self.options.synchronous_commit {
             return Err(TabletError::Refused(format!(
                 "{}: it has applied the log up to {} only, but had up to {}: it lost what it had committed",
@@ -275,7 +302,7 @@ impl<S: Store> PostgresTablet<S> {
     async fn failed(
         &self,
         server: &mut Server,
-        mut session: Session,
+        mut session: Sessions,
         work: &Arc<[Decided]>,
         error: GroupError,
     ) -> TabletError {
@@ -297,7 +324,7 @@ impl<S: Store> PostgresTablet<S> {
         self.forget_shapes();
         let rolled_back = session.roll_back().await.is_ok();
         if !rolled_back {
-            return Lost::of(&refusal.failure).at(&label, self.target.user());
+            return Lost::of(&refusal.failure).at(&label, session.role());
         }
         let answer = if apply::is_refusal(&refusal.failure) {
             self.blame(server, &mut session, work, &refusal).await
@@ -311,14 +338,14 @@ impl<S: Store> PostgresTablet<S> {
     }
 
     /// What a failure that passes means; who holds the lock, if that is it.
-    async fn lost(&self, session: &mut Session, failure: &crate::postgres::Failure) -> TabletError {
+    async fn lost(&self, session: &mut Sessions, failure: &crate::postgres::Failure) -> TabletError {
         let mut failure = failure.clone();
         if failure.code == "55P03"
             && let Ok(holders) = session.lock_holders().await
         {
             failure.message = format!("{}; {holders}", failure.message);
         }
-        Lost::of(&failure).at(session.label(), self.target.user())
+        Lost::of(&failure).at(session.label(), session.role())
     }
 }
 
@@ -350,14 +377,14 @@ impl<S: Store> TabletLeader for PostgresTablet<S> {
             Ok(true) => server.session = Some(session),
             // The next session says who it is, or what is the matter.
             Ok(false) => server.session = Some(self.session(&mut server).await?),
-            Err(failure) => return Err(Lost::of(&failure).at(session.label(), self.target.user())),
+            Err(failure) => return Err(Lost::of(&failure).at(session.label(), session.role())),
         }
         let told = self.staging.elsewhere().await?;
         if server.progress.position < told {
             return Err(TabletError::Refused(format!(
                 "{}: the server has applied the log up to {} only, but was durably at {}: it lost what it had committed, \
                  perhaps by being restored; set up the replica again from a new copy",
-                self.target.label(),
+                self.servers.label(),
                 server.progress.position,
                 told
             )));
@@ -431,7 +458,7 @@ impl<S: Store> TabletLeader for PostgresTablet<S> {
             if !self.options.synchronous_commit && !server.unforgotten.is_empty() {
                 let mut session = self.session(&mut server).await?;
                 let passed = session.barrier().await;
-                passed.map_err(|failure| Lost::of(&failure).at(session.label(), self.target.user()))?;
+                passed.map_err(|failure| Lost::of(&failure).at(session.label(), session.role()))?;
                 server.session = Some(session);
             }
             self.forget(&mut server, heard).await?;
@@ -450,6 +477,10 @@ impl<S: Store> TabletLeader for PostgresTablet<S> {
     async fn skip(&self, transaction: TransactionId) -> Result<Vec<TransactionId>, TabletError> {
         let mut server = self.server.lock().await;
         self.give_up(&mut server, transaction).await
+    }
+
+    fn release_through(&self, releases: Arc<dyn Releases>) {
+        *self.releases.lock().unwrap_or_else(PoisonError::into_inner) = Some(releases);
     }
 
     fn keeps_versions(&self) -> bool {

@@ -33,14 +33,15 @@ impl<S: Store> PostgresTablet<S> {
             _ => {
                 return Err(TabletError::Indeterminate(format!(
                     "{}: it has applied the log up to {} and {at} was waited for; status says why",
-                    self.target.label(),
+                    self.servers.label(),
                     *self.heard.borrow()
                 )));
             }
         };
-        let (label, role) = (self.target.label(), self.target.user().to_owned());
+        let target = self.servers.target(&schema.name)?;
+        let (label, role) = (target.label(), target.user().to_owned());
         let begun = async {
-            let mut sql = self.target.sql().await?;
+            let mut sql = target.sql().await?;
             let columns: Vec<String> = schema.columns.iter().map(|column| quote(&column.name)).collect();
             let key: Vec<&str> = schema
                 .columns

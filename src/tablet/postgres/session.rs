@@ -6,7 +6,9 @@
 
 use super::error::Lost;
 use super::inserts::Trial;
-use crate::postgres::{Failure, Sql, Target};
+use super::release;
+use crate::coordinator::ReleaseId;
+use crate::postgres::{Failure, Sql, Target, literal};
 use crate::tablet::TabletError;
 use crate::wal::{Epoch, LogPosition, ReplicaTabletId, SourceTabletId, TableId};
 use std::collections::{BTreeSet, HashMap};
@@ -66,10 +68,20 @@ pub struct Progress {
     pub position: LogPosition,
 }
 
+/// What an owner before may have left prepared, where there are several servers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Leftovers {
+    /// The last release that was decided: it is committed. Everything else is rolled back.
+    pub last: Option<ReleaseId>,
+}
+
 /// An open session.
 pub struct Session {
     pub(super) sql: Sql,
     label: String,
+    role: String,
+    /// What the gids of its prepared transactions begin with.
+    pub(super) gids: String,
     statements: HashMap<String, Statement>,
     /// How COPY fared, by table.
     pub(super) trials: HashMap<TableId, Trial>,
@@ -86,21 +98,35 @@ impl Session {
     ///
     /// # Errors
     /// The server cannot be reached, lacks rights, belongs to another log, or has seen a higher epoch.
-    pub async fn open(target: &Target, owner: &Owner, durable: bool) -> Result<(Self, Progress), TabletError> {
+    pub async fn open(
+        target: &Target,
+        owner: &Owner,
+        durable: bool,
+        leftovers: Option<Leftovers>,
+    ) -> Result<(Self, Progress), TabletError> {
         let label = target.label();
+        let gids = release::gid_prefix(&owner.log_id, target.name());
         let lost = |failure: Failure| Lost::of(&failure).at(&label, target.user());
         let mut sql = target.sql().await.map_err(lost)?;
-        let progress = take(&mut sql, owner, &label).await?.map_err(lost)?;
+        let progress = take(&mut sql, owner, &label, leftovers.map(|left| (left, &gids[..]))).await?.map_err(lost)?;
         let synchronous = if durable { "on" } else { "off" };
         let settings = format!("SET synchronous_commit = {synchronous}");
         sql.text(&settings).await.map_err(lost)?;
-        Ok((Self { sql, label, statements: HashMap::new(), trials: HashMap::new(), writers: None }, progress))
+        let role = target.user().to_owned();
+        let (statements, trials) = (HashMap::new(), HashMap::new());
+        Ok((Self { sql, label, role, gids, statements, trials, writers: None }, progress))
     }
 
     /// The server as messages name it.
     #[must_use]
     pub fn label(&self) -> &str {
         &self.label
+    }
+
+    /// Who logs in there.
+    #[must_use]
+    pub fn role(&self) -> &str {
+        &self.role
     }
 
     /// Begins a transaction that moves the progress row on from where it is known to be; `false` when it is elsewhere or
@@ -169,6 +195,15 @@ impl Session {
         self.execute(keep, &[&i64::from(table.0), &i64::from(stream.0)]).await?;
         self.writers.get_or_insert_default().insert((table, stream));
         Ok(())
+    }
+
+    /// Whether any stream is known to write to a table here.
+    ///
+    /// # Errors
+    /// What the server said.
+    pub async fn writers_of_table(&mut self, table: TableId) -> Result<bool, Failure> {
+        self.is_writer(table, SourceTabletId(u32::MAX)).await?;
+        Ok(self.writers_of(table) > 0)
     }
 
     /// How many streams write to a table, as far as was asked.
@@ -245,7 +280,12 @@ fn unsigned(number: i64) -> u64 {
 }
 
 /// Takes the progress row.
-async fn take(sql: &mut Sql, owner: &Owner, label: &str) -> Result<Result<Progress, Failure>, TabletError> {
+async fn take(
+    sql: &mut Sql,
+    owner: &Owner,
+    label: &str,
+    leftovers: Option<(Leftovers, &str)>,
+) -> Result<Result<Progress, Failure>, TabletError> {
     // What it refuses by name, or what the server said.
     let settings = format!(
         "SET session_replication_role = replica; SET lock_timeout = '{LOCK_TIMEOUT}'; \
@@ -266,8 +306,9 @@ async fn take(sql: &mut Sql, owner: &Owner, label: &str) -> Result<Result<Progre
         }
         let (log_id, tablet, epoch) = (&owner.log_id, i64::from(owner.tablet.0), number(owner.epoch.0));
         sql.query(
+            // Where a row stands, ON CONFLICT would wait for whoever is changing it.
             "INSERT INTO untorn.progress (format, log_id, tablet, epoch, started, position)
-             VALUES ($1, $2, $3, $4, false, 0) ON CONFLICT DO NOTHING",
+             SELECT $1::int, $2::text, $3::bigint, $4::bigint, false, 0 WHERE NOT EXISTS (SELECT FROM untorn.progress) ON CONFLICT DO NOTHING",
             &[&FORMAT, log_id, &tablet, &epoch],
         )
         .await?;
@@ -311,6 +352,13 @@ async fn take(sql: &mut Sql, owner: &Owner, label: &str) -> Result<Result<Progre
             Err(failure) => return Ok(Err(failure)),
         }
     }
+    if let Some((leftovers, gids)) = leftovers {
+        match resolve(sql, leftovers, gids).await {
+            Ok(true) => {}
+            Ok(false) => return Err(TabletError::Refused(format!("{label}: {NO_PREPARED}"))),
+            Err(failure) => return Ok(Err(failure)),
+        }
+    }
     let epoch = number(owner.epoch.0);
     let taken = "UPDATE untorn.progress SET epoch = $1, backend = pg_catalog.pg_backend_pid(), backend_start =
              (SELECT backend_start FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid())
@@ -322,6 +370,23 @@ async fn take(sql: &mut Sql, owner: &Owner, label: &str) -> Result<Result<Progre
             None => return Err(TabletError::Indeterminate(format!("{label}: another owner was quicker"))),
         },
     })
+}
+
+/// What is the matter with a server that cannot prepare transactions.
+pub(super) const NO_PREPARED: &str = "the replica has several servers, and max_prepared_transactions is 0 at this one; run \
+     there, and restart it:\nALTER SYSTEM SET max_prepared_transactions = 10;";
+
+/// Ends what owners before left prepared, as the log says; whether the server can prepare transactions at all. Such a
+/// transaction holds the progress row, so this comes before the row is taken.
+async fn resolve(sql: &mut Sql, leftovers: Leftovers, gids: &str) -> Result<bool, Failure> {
+    let prepared = "SELECT gid FROM pg_catalog.pg_prepared_xacts WHERE database = current_database() ORDER BY prepared";
+    for row in sql.query(prepared, &[]).await? {
+        let gid: String = row.get(0);
+        let Some(found) = release::release_of(gids, &gid) else { continue };
+        let how = if release::is_committed(found, leftovers.last) { "COMMIT" } else { "ROLLBACK" };
+        sql.text(&format!("{how} PREPARED {}", literal(&gid))).await?;
+    }
+    Ok(sql.text("SHOW max_prepared_transactions").await?.as_deref() != Some("0"))
 }
 
 /// Ends a backend of an owner that is over, so that nothing of it is in work any more; whether it has ended.

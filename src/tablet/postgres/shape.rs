@@ -58,6 +58,8 @@ struct Found {
     /// The type below, where that is a domain, without its schema.
     base: String,
     number: i16,
+    /// Its collation takes different texts for equal.
+    blind: bool,
 }
 
 /// The server's table, as its catalog describes it.
@@ -142,6 +144,14 @@ fn shape(schema: &TableSchema, quoted: String, table: &Catalogued) -> Result<Sha
     for &place in &key {
         let column = &schema.columns[place];
         let held = table.columns.get(&column.name).map_or("", |found| found.base.as_str());
+        if table.columns.get(&column.name).is_some_and(|found| found.blind) {
+            let name = quote(&column.name);
+            return Err(ShapeError::Lacks(format!(
+                "table {quoted} has a collation at its key column {name} that takes different texts for equal, so rows of the \
+                 source could become one; run there:\nALTER TABLE {quoted} ALTER COLUMN {name} TYPE {} COLLATE \"C\";",
+                type_in_sql(held)
+            )));
+        }
         if !keeps_apart(&column.type_name, held) {
             let (name, wanted) = (quote(&column.name), type_in_sql(&column.type_name));
             return Err(ShapeError::Lacks(format!(
@@ -181,7 +191,8 @@ async fn catalogued(sql: &mut Sql, quoted: &str) -> Result<Option<Catalogued>, F
                         SELECT t.oid
                         UNION ALL SELECT d.typbasetype FROM based JOIN pg_catalog.pg_type d ON d.oid = base
                         WHERE d.typtype = 'd')
-                     SELECT b.typname::text FROM based JOIN pg_catalog.pg_type b ON b.oid = base WHERE b.typtype <> 'd')
+                     SELECT b.typname::text FROM based JOIN pg_catalog.pg_type b ON b.oid = base WHERE b.typtype <> 'd'),
+                    EXISTS (SELECT FROM pg_catalog.pg_collation c WHERE c.oid = a.attcollation AND NOT c.collisdeterministic)
              FROM pg_catalog.pg_attribute a
              JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
              JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
@@ -195,7 +206,12 @@ async fn catalogued(sql: &mut Sql, quoted: &str) -> Result<Option<Catalogued>, F
             return Ok(None);
         }
     }
-    let found = |row: &tokio_postgres::Row| Found { type_name: row.get(1), number: row.get(2), base: row.get(3) };
+    let found = |row: &tokio_postgres::Row| Found {
+        type_name: row.get(1),
+        number: row.get(2),
+        base: row.get(3),
+        blind: row.get(4),
+    };
     let columns = columns.iter().map(|row| (row.get(0), found(row))).collect();
     let indexes = sql
         .query(

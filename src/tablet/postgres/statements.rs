@@ -1,6 +1,6 @@
 //! The statements that carry a run to the server, each over arrays of many rows.
 
-use super::changes::{Changes, MovedRow, Rows, TableChanges};
+use super::changes::{MovedRow, Rows, TableChanges};
 use super::session::Session;
 use super::shape::Shape;
 use crate::postgres::Failure;
@@ -28,18 +28,11 @@ pub struct Refusal {
 }
 
 impl Session {
-    /// Carries a run to the server, within the transaction that is open.
+    /// Carries what is done to one table to the server, within the transaction that is open.
     ///
     /// # Errors
     /// See [`Refusal`].
-    pub(super) async fn change(&mut self, changes: Changes, puts: Puts) -> Result<(), Refusal> {
-        for table in changes.tables {
-            self.change_table(table, puts).await?;
-        }
-        Ok(())
-    }
-
-    async fn change_table(&mut self, table: TableChanges, puts: Puts) -> Result<(), Refusal> {
+    pub(super) async fn change_table(&mut self, table: TableChanges, puts: Puts) -> Result<(), Refusal> {
         let TableChanges { shape, streams, truncated, mut moved, deletes, puts: mut rows, mut patches } = table;
         self.write_by(&shape, &streams, truncated).await?;
         for row in &mut moved {

@@ -229,6 +229,9 @@ impl Shown {
                 Outcome::Abort => format!("ABORT {}", self.name(state, *transaction)),
             },
             Item::Applied { tablet, through } => format!("{tablet} applied through {through}"),
+            Item::Released { tablet, release, through } => {
+                format!("{tablet} releases {}.{} through {through}", release.epoch.0, release.number)
+            }
             Item::SafeTime { time: at } => format!("safe time {}", time(*at)),
         }
     }
