@@ -17,6 +17,9 @@ use std::time::Duration;
 /// How often a write that waits for table files looks again: short beside the writing of one.
 const UNWRITTEN_CHECKED_EVERY: Duration = Duration::from_millis(2);
 
+/// A key of no [`super::keys::Kind`].
+const NEVER_WRITTEN: [u8; 1] = [0];
+
 /// Bytes by which a folder is asked whether it takes anything: more than the last free blocks of a full disk.
 const PROBE_BYTES: usize = 1 << 20;
 
@@ -70,6 +73,15 @@ impl LsmStore {
         let [undecided, versions, wal] = SPACE_NAMES.map(space);
         let (folder, database) = (Arc::clone(folder), database.clone());
         Ok(Self { folder, database, undecided: undecided?, versions: versions?, wal: wal?, unwritten_bytes_max })
+    }
+
+    /// A start finds in memory again what no table file held. The store looks whether a part is full when something is
+    /// written to it, and only then; a write of another part would wait for that one for ever. So something is.
+    fn seal_what_is_full(&self) -> Result<(), StoreFailed> {
+        for space in [&self.undecided, &self.versions, &self.wal] {
+            space.remove(NEVER_WRITTEN).map_err(self.broken("cannot write"))?;
+        }
+        Ok(())
     }
 
     /// The store's one worker seals what is full, writes it to table files and merges these, one after another; a write
@@ -202,6 +214,9 @@ pub fn open(
         Ok(((*name).to_owned(), store))
     };
     let stores = names.iter().map(store).collect::<Result<Vec<_>, _>>().map_err(at)?;
+    if database.write_buffer_size() > unwritten_bytes_max {
+        stores.iter().try_for_each(|(_, store)| store.seal_what_is_full()).map_err(at)?;
+    }
     start(stores, options)
 }
 
@@ -246,6 +261,23 @@ mod tests {
     }
 
     tablet_conformance!(rig);
+
+    #[test]
+    fn what_a_crash_left_in_memory_does_not_hold_up_the_next_start() {
+        let home = tempfile::tempdir().unwrap();
+        let folder = home.path().join("tablets");
+        let (names, above) = (["r1", "r2"], 2 * usize::try_from(STORE_UNWRITTEN_BYTES_MAX).unwrap());
+        drop(open(&folder, &names, TabletOptions::default()).unwrap());
+        // The store is stopped before its worker has looked at a part that is too full.
+        let database = Database::builder(&folder).worker_threads_unchecked(0).open().unwrap();
+        let space = database.keyspace("r2.undecided", KeyspaceCreateOptions::default).unwrap();
+        space.insert("chunk", vec![1; above]).unwrap();
+        database.persist(PersistMode::SyncData).unwrap();
+        drop((space, database));
+        let (opened, answer) = std::sync::mpsc::channel();
+        std::thread::spawn(move || opened.send(open(&folder, &names, TabletOptions::default()).map(drop)));
+        answer.recv_timeout(Duration::from_secs(60)).expect("it starts").unwrap();
+    }
 
     #[test]
     fn a_tablet_that_lost_a_part_is_refused_by_name() {
