@@ -198,9 +198,6 @@ pub const COPY_SAID_EVERY_MS: u64 = 10_000;
 pub const COPY_PARALLEL: usize = 2;
 /// The most tables of one server that are copied at once: each takes a connection there and a page of rows here.
 pub const COPY_PARALLEL_MAX: usize = 32;
-/// Pages of one table ([`PAGE_BYTES`] each) that are on their way to the tablets at once: enough to share a durability
-/// barrier and to hide its wait, few enough to forget about their memory.
-pub const COPY_PAGES: usize = 4;
 /// Milliseconds that a source has to answer a probe before it counts as silent.
 pub const PROBE_DEADLINE_MS: u64 = 5_000;
 /// Milliseconds without a word after which a stream counts as pulled by nobody: several words, and a slow network.

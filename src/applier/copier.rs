@@ -8,7 +8,7 @@ use super::poller::{LeaderCatalog, asked_to_drain};
 use super::streams::StreamSide;
 use super::tablets::{Tablet, Tablets};
 use crate::flow::{Backoff, Pace};
-use crate::limits::{COPY_LOOK_EVERY_MS, COPY_PAGES, RETRY_FIRST_MS, RETRY_LAST_MS, STOPPED_RETRY_MS};
+use crate::limits::{COPY_LOOK_EVERY_MS, RETRY_FIRST_MS, RETRY_LAST_MS, STOPPED_RETRY_MS};
 use crate::metrics::{STREAM, STREAM_COPIED_ROWS};
 use crate::planted::{Bug, planted};
 use crate::router::Router;
@@ -17,7 +17,7 @@ use crate::tablet::{CopyBatch, TabletError};
 use crate::wal::{HybridTime, Key, OpId, Row, TableSchema};
 use ::metrics::counter;
 use futures::future::{BoxFuture, FutureExt, try_join_all};
-use futures::stream::{self, StreamExt, TryStreamExt};
+use futures::stream::{self, StreamExt};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -200,19 +200,21 @@ impl Copy<'_> {
     async fn table(&self, table: &str) -> Result<(), Trouble> {
         let Copier { side, leader, .. } = self.copier;
         let catalog = LeaderCatalog { leader: Arc::clone(leader), stream: self.opened.stream };
-        let reader = self.snapshot.read(table, Arc::new(catalog)).await?;
+        let mut reader = self.snapshot.read(table, Arc::new(catalog)).await?;
         let schema = reader.schema().clone();
-        let pages = stream::try_unfold(reader, |mut reader| async move {
-            let Some((rows, bytes)) = page(reader.as_mut()).await? else { return Ok::<_, Trouble>(None) };
+        let mut copied = 0;
+        let mut next = page(reader.as_mut()).await?;
+        while let Some((rows, bytes)) = next {
+            copied += rows.len() as u64;
+            counter!(STREAM_COPIED_ROWS, STREAM => side.name.clone()).increment(rows.len() as u64);
             self.took(table, rows.len() as u64);
             let wait = self.pace.lock().unwrap_or_else(PoisonError::into_inner).take(bytes, self.began.elapsed());
             sleep(wait).await;
-            Ok(Some((rows, reader)))
-        });
-        let mut copied = 0;
-        let counted = pages.inspect_ok(|rows| copied += rows.len() as u64);
-        // The next rows are read while these are stored, and a tablet makes several pages durable with one barrier.
-        counted.try_for_each_concurrent(COPY_PAGES, |rows| self.send(&schema, rows, false)).await?;
+            // The next rows are read while these are stored.
+            let (_, following) =
+                tokio::try_join!(self.send(&schema, rows, false), async { Ok(page(reader.as_mut()).await?) })?;
+            next = following;
+        }
         // Every tablet hears the end, rows or none.
         self.send(&schema, Vec::new(), !planted(Bug::CopyEndUnheard)).await?;
         let snapshot: OpId = self.snapshot.position();
@@ -229,7 +231,6 @@ impl Copy<'_> {
     /// Counts rows of a table, and says now and then how far all of them are.
     fn took(&self, table: &str, rows: u64) {
         let name = &self.copier.side.name;
-        counter!(STREAM_COPIED_ROWS, STREAM => name.clone()).increment(rows);
         let mut progress = self.copier.side.copy_progress();
         progress.took(table, rows, self.began.elapsed());
         if progress.is_to_be_said(self.began.elapsed()) {

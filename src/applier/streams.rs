@@ -175,7 +175,6 @@ impl StreamSide {
     /// This process' puller has the stream.
     pub(super) fn opens(&self, opened: Arc<StreamOpened>) {
         *self.opened.lock().unwrap_or_else(PoisonError::into_inner) = Some(opened);
-        self.to_copy.notify_one();
     }
 
     /// As what this process' puller has the stream, or had it last.
