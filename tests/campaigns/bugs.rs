@@ -13,6 +13,8 @@ use untorn::planted::{Bug, plant};
 
 /// Seeds that a bug may hide behind.
 const MOST_SEEDS: u64 = 5_000;
+/// Where it shows, `tables` fails without it, too: looked for by `--only` alone until that is mended (see the track record).
+const UNPROVED: &[Bug] = &[Bug::JoinShownAtOnce];
 /// Seeds under its own circumstances, before those of `sim`.
 const LIKELY_SEEDS: u64 = 30;
 
@@ -20,7 +22,10 @@ const LIKELY_SEEDS: u64 = 30;
 pub fn run(options: &Options) -> Report {
     let most = options.n.unwrap_or(MOST_SEEDS);
     let likely = if options.plain { 0 } else { LIKELY_SEEDS.min(most) };
-    let named = |bug: &&Bug| options.only.as_ref().is_none_or(|only| format!("{bug:?}") == *only);
+    let named = |bug: &&Bug| match &options.only {
+        Some(only) => format!("{bug:?}") == *only,
+        None => !UNPROVED.contains(*bug),
+    };
     let bugs: Vec<Bug> = Bug::ALL.iter().filter(named).copied().collect();
     let (found, faulty) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
     on_all_cores(bugs.len() as u64, |number| {
