@@ -133,8 +133,12 @@ impl State {
 
     /// Whether a branch that may have written one of the keys of another did so before it: its locks kept every other
     /// writer out until it ended. One that had not ended when the other opened wrote other keys, whatever its tablets
-    /// could tell; waiting for it, too, two transactions might wait for each other.
+    /// could tell; waiting for it, too, two transactions might wait for each other. None stands before a branch that was
+    /// prepared before the slot stood: that one has held its locks since, and only opens where it ends.
     fn stands_before(&self, id: TransactionId, earlier: BranchId, branch: &Branch) -> bool {
+        if branch.inside {
+            return false;
+        }
         let found = self.transactions.get(id).filter(|t| t.branch(branch.stream, branch.opened).is_none());
         let earlier = found.and_then(|t| t.branch(earlier.stream, earlier.opened));
         earlier.is_some_and(|earlier| earlier.ended && earlier.mentioned < branch.opened)

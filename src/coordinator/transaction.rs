@@ -58,7 +58,8 @@ pub struct Branch {
     pub bystander: bool,
     /// Its end in the stream was heard: COMMIT PREPARED, an ordinary commit, or with a common clock the Applying record.
     pub ended: bool,
-    /// Its PREPARE lies inside the cut (`release = "ordered"`).
+    /// Its PREPARE lies inside the cut (`release = "ordered"`), or before everything in the stream, because it was prepared
+    /// before the slot stood and came with its COMMIT PREPARED.
     pub inside: bool,
     /// It waits in its stream's queue of ends that are not acknowledged yet.
     pub unacknowledged: bool,

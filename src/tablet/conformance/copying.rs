@@ -106,3 +106,44 @@ pub async fn a_copy_mends_cells_that_were_filled_from_what_was_wrong(rig: Rig) {
     rig.turn(S1, 5, Turn::Shown { base: base(20), time: base(30) }).await;
     assert_eq!(rig.rows(5, LATEST).await, pairs(&[("a", "right")]));
 }
+
+/// A delete counts for its own stream's rows for good, also where another stream's row under the key stays shown: that one
+/// may be hidden later or not yet be shown, and a copy on its way may bring the own one back below the delete.
+pub async fn deletes_beside_copies_bring_nothing_back(rig: Rig) {
+    let mut rig = rig.announced().await;
+    let base = HybridTime::from_u64;
+    let decide = async |rig: &Rig, position: u64, branches: Vec<BranchId>| {
+        let decided = vec![commit(position, position * 10, branches)];
+        let decided = ApplyBatch { one_writer: true, ..decisions(position - 1, position, decided) };
+        rig.tablet().apply(decided).await.unwrap();
+    };
+    // A row moves to a part of the table that is hidden, and that part's copy has it no more.
+    rig.turn(S1, 1, Turn::Hidden { time: base(1) }).await;
+    rig.turn(S1, 2, Turn::Begun { base: base(2) }).await;
+    rig.store(batch(S2, 0, vec![(1, vec![put(1, "moved", "2"), put(2, "stays", "2")])])).await;
+    decide(&rig, 3, vec![branch(S2, 1)]).await;
+    rig.store(batch(S1, 0, vec![(1, vec![put(1, "moved", "1")])])).await;
+    rig.store(batch(S2, 2, vec![(3, vec![delete(3, "moved")])])).await;
+    decide(&rig, 4, vec![branch(S1, 1), branch(S2, 3)]).await;
+    let shown = pairs(&[("stays", "2")]);
+    assert_eq!(rig.rows(4, LATEST).await, shown, "hidden there, deleted here");
+    rig.copy(S1, 2, true, &[]).await;
+    rig.turn(S1, 5, Turn::Shown { base: base(2), time: base(41) }).await;
+    let both = pairs(&[("moved", "1"), ("stays", "2")]);
+    assert_eq!(rig.rows(5, LATEST).await, both, "decided above the base");
+    // The part that has it now leaves, and takes its rows with it.
+    rig.turn(S1, 6, Turn::Hidden { time: base(60) }).await;
+    assert_eq!(rig.rows(6, LATEST).await, shown);
+    // What one part's copy has was deleted in the other, whose copy has it still and is shown later.
+    rig.turn(S2, 7, Turn::Begun { base: base(70) }).await;
+    rig.copied(S1, 8, 80, &[("both", "1")]).await;
+    rig.copy(S2, 70, false, &[("both", "2")]).await;
+    rig.store(batch(S2, 3, vec![(4, vec![delete(4, "both")])])).await;
+    decide(&rig, 10, vec![branch(S2, 4)]).await;
+    rig.tablet().sync().await.unwrap();
+    rig.restart();
+    rig.copy(S2, 70, true, &[]).await;
+    assert_eq!(rig.rows(10, LATEST).await, pairs(&[("both", "1"), ("stays", "2")]));
+    rig.turn(S2, 11, Turn::Shown { base: base(70), time: base(101) }).await;
+    assert_eq!(rig.rows(11, LATEST).await, pairs(&[("both", "1")]));
+}

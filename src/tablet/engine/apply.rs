@@ -303,17 +303,18 @@ impl<S: Store> State<S> {
             self.finish(step)?;
             self.remember_deleted(applying, stream, write)?;
         }
-        if applying.one_writer && self.note_writer(&mut step.batch, write.table, stream) {
-            match self.judge(step, applying, stream, write, row.is_none())? {
-                Verdict::Counts => {}
-                Verdict::AnotherServersRow => return Ok(()),
-                Verdict::Uncovers(second) => return self.uncover(step, applying, second, write),
-            }
+        let mut beside = false;
+        if applying.one_writer
+            && self.note_writer(&mut step.batch, write.table, stream)
+            && let Verdict::Beside(other) = self.judge(step, applying, stream, write, row.is_none())?
+        {
+            self.put_anew(step, applying, other, write)?;
+            beside = true;
         }
         let key = keys::version(write.table, write.key.0, time, stream);
         step.batch.put(Space::Versions, key, encode(&StoredVersion { position, row })?);
         self.versions_written += 1;
-        if !self.options.wal {
+        if beside || !self.options.wal {
             return Ok(());
         }
         if several_streams && row.is_none() {

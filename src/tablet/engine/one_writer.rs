@@ -41,15 +41,13 @@ pub(super) struct Writers {
 /// Rows that a step writes and nobody can look up yet: whose they are and when, `None` where the key is gone.
 pub(super) type Unwritten = FxHashMap<(TableId, Vec<u8>), Option<(SourceTabletId, HybridTime)>>;
 
-/// Whether a write is to become a version.
+/// What a write means for other streams' rows of its key.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// It is.
     Counts,
-    /// It deletes a row that another server has put under its key since: that one stays.
-    AnotherServersRow,
-    /// It deletes the first of two streams' rows: from now on the second's is shown.
-    Uncovers(SourceTabletId),
+    /// It is a delete, and this other stream's row of the key stays shown.
+    Beside(SourceTabletId),
 }
 
 impl<S: Store> State<S> {
@@ -118,10 +116,10 @@ impl<S: Store> State<S> {
             if let Some(second) = second {
                 self.forget_twice(step, stream, |key| *key == id);
                 step.unwritten.insert(id, Some((second, applying.time)));
-                return Ok(Verdict::Uncovers(second));
+                return Ok(Verdict::Beside(second));
             }
             return Ok(match others {
-                Some((_, time)) if time < applying.time => Verdict::AnotherServersRow,
+                Some((other, time)) if time < applying.time => Verdict::Beside(other),
                 // Within one transaction a write beats another stream's delete.
                 Some(_) => Verdict::Counts,
                 None => {
@@ -142,20 +140,21 @@ impl<S: Store> State<S> {
         Ok(Verdict::Counts)
     }
 
-    /// Puts the second stream's row anew, because the first's is deleted.
-    pub(super) fn uncover(
+    /// Puts another stream's row anew, at the time of a delete that would hide it. The delete itself counts, too: what its
+    /// stream had under the key may lie below it in a copy that is shown later, or be all that is left when the other's part
+    /// of the table is hidden.
+    pub(super) fn put_anew(
         &mut self,
         step: &mut Step,
         applying: &Applying,
-        second: SourceTabletId,
+        other: SourceTabletId,
         write: &StoredWrite<'_>,
     ) -> Result<(), TabletError> {
         self.finish(step)?;
-        let Some(Earlier { row, .. }) = self.newest_write(applying.time, None, second, write.table, write.key.0)?
-        else {
+        let Some(Earlier { row, .. }) = self.newest_write(applying.time, None, other, write.table, write.key.0)? else {
             return Ok(());
         };
-        let key = keys::version(write.table, write.key.0, applying.time, second);
+        let key = keys::version(write.table, write.key.0, applying.time, other);
         let version = StoredVersion { position: applying.position, row: Some(Raw(&row)) };
         step.batch.put(Space::Versions, key, encode(&version)?);
         self.versions_written += 1;

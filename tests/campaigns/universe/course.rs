@@ -178,12 +178,14 @@ impl Universe {
         });
         let look = tokio::time::timeout(Duration::from_secs(5), look).await;
         let left = self.left(&inspector).await;
-        let streams: Vec<String> = self
-            .stream_names()
-            .into_iter()
-            .filter_map(|name| inspector.progress(&name).map(|progress| (name, progress)))
-            .filter(|(_, progress)| progress.state != untorn::applier::leader::StreamState::Running)
-            .map(|(name, progress)| format!("{name} {:?}", progress.state))
+        let known = inspector.look(|machine, _| {
+            machine.state().streams.iter().map(|stream| (stream.stream, stream.name.clone())).collect::<Vec<_>>()
+        });
+        let known = tokio::time::timeout(Duration::from_secs(5), known).await;
+        let streams: Vec<String> = (known.ok().and_then(Result::ok).into_iter().flatten())
+            .map(|(id, name)| (inspector.stream_state(id, &name), name))
+            .filter(|(state, _)| *state != untorn::applier::leader::StreamState::Running)
+            .map(|(state, name)| format!("{name} {state:?}"))
             .collect();
         let missing = match auditor.lock().await.read(&reader, auditor::Kind::Safe).await {
             Some(seen) => {

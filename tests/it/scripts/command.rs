@@ -476,7 +476,8 @@ fn fact(world: &World, stream: &mut Stream, record: &str) -> Result<Vec<Fact>, S
             let branch = Some(known(stream, name).unwrap_or(OpId::new(0, 7)));
             Fact::Aborted { transaction: source(name), branch, at }
         }
-        ["late", name, records, into, prepared_at, "at", time] => {
+        ["late", name, records, into, prepared_at, "at", time, ref rest @ ..] => {
+            let after = after(stream, rest)?;
             stream.opened.insert(name.to_owned(), at);
             let prepared_at = micros(prepared_at.trim_start_matches('@'))?;
             let applying = Some(ApplyingFact { at, prepared_at, ..ApplyingFact::default() });
@@ -484,14 +485,7 @@ fn fact(world: &World, stream: &mut Stream, record: &str) -> Result<Vec<Fact>, S
             let (branch, involved, time) = (Some(at), Involvement::Discovered, micros(time)?);
             stream.checkpoint = at;
             return Ok(vec![
-                Fact::Branch {
-                    transaction: transaction.clone(),
-                    opened: at,
-                    records,
-                    tablets,
-                    after: vec![],
-                    applying,
-                },
+                Fact::Branch { transaction: transaction.clone(), opened: at, records, tablets, after, applying },
                 Fact::Commit { transaction, branch, at, time, involved },
             ]);
         }
