@@ -5,6 +5,7 @@ use super::entry::{Outcome, Release};
 use super::fact::{Fact, InvolvedStream, Involvement, Report};
 use super::output::Refused;
 use super::state::State;
+use super::stream::StreamRecord;
 use super::transaction::Transaction;
 use crate::planted::{Bug, planted};
 use crate::wal::{HybridTime, OpId, SourceTabletId, SourceTransactionId};
@@ -36,11 +37,21 @@ pub(super) struct Carried {
 }
 
 impl State {
-    /// Refuses a report that cannot be true or does not follow.
-    pub(super) fn check_report(&self, report: &Report) -> Result<(), Refused> {
-        let Some(stream) = self.stream(report.stream) else {
-            return Err(Refused::UnknownStream(report.stream.to_string()));
-        };
+    /// A stream that the log knows, and whose word still counts.
+    ///
+    /// # Errors
+    /// There is none, or it left.
+    pub(super) fn taking_part(&self, stream: SourceTabletId) -> Result<&StreamRecord, Refused> {
+        match self.stream(stream) {
+            None => Err(Refused::UnknownStream(stream.to_string())),
+            Some(gone) if gone.is_gone() => Err(Refused::UnknownStream(gone.name.clone())),
+            Some(record) => Ok(record),
+        }
+    }
+
+    /// Refuses a report that cannot be true or does not follow. Answers its stream.
+    pub(super) fn check_report(&self, report: &Report) -> Result<&StreamRecord, Refused> {
+        let stream = self.taking_part(report.stream)?;
         if report.puller != stream.puller && !planted(Bug::StalePullerReports) {
             return Err(Refused::Fenced { held: stream.puller });
         }
@@ -58,7 +69,7 @@ impl State {
         for fact in &report.facts {
             self.check_fact(report.stream, fact, &mut said).map_err(Refused::Damage)?;
         }
-        Ok(())
+        Ok(stream)
     }
 
     fn check_fact<'r>(&self, stream: SourceTabletId, fact: &'r Fact, said: &mut Said<'r>) -> Result<(), String> {

@@ -79,8 +79,8 @@ pub enum Refused {
     /// It cannot be true (C1, C2): the stream stops by name.
     #[error("{0}")]
     Damage(String),
-    /// No such stream.
-    #[error("the log knows no stream {0}")]
+    /// No such stream, or it left.
+    #[error("no stream {0} takes part: the configuration of the transaction leader does not name it")]
     UnknownStream(String),
 }
 

@@ -24,9 +24,9 @@ impl Coordinator {
     /// A puller takes a stream.
     ///
     /// # Errors
-    /// The stream is unknown.
+    /// The stream is unknown, or it left.
     pub fn handle_open_stream(&mut self, now: HybridTime, name: &str) -> Result<Promise<StreamOpening>, Refused> {
-        let Some(record) = self.state.stream_named(name) else {
+        let Some(record) = self.state.stream_named(name).filter(|record| !record.is_gone()) else {
             return Err(Refused::UnknownStream(name.to_owned()));
         };
         let (stream, puller) = (record.stream, Epoch(record.puller.0 + 1));
@@ -63,11 +63,8 @@ impl Coordinator {
     }
 
     pub(super) fn check_puller(&self, stream: SourceTabletId, puller: Epoch) -> Result<(), Refused> {
-        match self.state.stream(stream) {
-            None => Err(Refused::UnknownStream(stream.to_string())),
-            Some(record) if record.puller != puller => Err(Refused::Fenced { held: record.puller }),
-            Some(_) => Ok(()),
-        }
+        let record = self.state.taking_part(stream)?;
+        if record.puller == puller { Ok(()) } else { Err(Refused::Fenced { held: record.puller }) }
     }
 
     /// A poller's report. The promise's value is the checkpoint.
@@ -75,10 +72,7 @@ impl Coordinator {
     /// # Errors
     /// See [`Refused`].
     pub fn handle_report(&mut self, now: HybridTime, mut report: Report) -> Result<Promise<OpId>, Refused> {
-        self.state.check_report(&report)?;
-        let Some(record) = self.state.stream(report.stream) else {
-            return Err(Refused::UnknownStream(report.stream.to_string()));
-        };
+        let record = self.state.check_report(&report)?;
         let upto = report.upto;
         let head = self.heads.entry(report.stream).or_default();
         *head = report.head.max(*head);

@@ -63,6 +63,13 @@ pub struct StreamRecord {
 }
 
 impl StreamRecord {
+    /// It left because the configuration does not name it any more: nothing that it carries is taken. One whose end was
+    /// reached left, too, and still says what it acknowledges.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.left && self.children.is_empty()
+    }
+
     pub(super) fn new(stream: SourceTabletId, name: String, at: HybridTime) -> Self {
         Self {
             stream,

@@ -182,7 +182,11 @@ fn command(world: &mut World, word: &str, rest: &str) -> Result<(), String> {
         }
         "crash" => crash(world)?,
         "snapshot" => world.take_snapshot()?,
-        "reopen" => world.open_stream(rest).map_err(|e| e.to_string())?,
+        "reopen" => {
+            if let Err(e) = world.open_stream(rest) {
+                world.refused(&e);
+            }
+        }
         "join" => {
             world.machine().handle_stream_joined(now, rest);
             world.open_stream(rest).map_err(|e| e.to_string())?;

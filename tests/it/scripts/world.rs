@@ -105,7 +105,6 @@ impl World {
         let tablets: Vec<_> = self.tablet_names.iter().map(|name| (name.clone(), None)).collect();
         machine.handle_opened(self.now, Epoch(self.epoch), "leader", &tablets)?;
         machine.handle_configured(self.now, &names.iter().map(String::as_str).collect::<Vec<_>>());
-        self.streams.retain(|name, _| names.contains(name));
         self.machine = Some(machine);
         for name in names {
             self.open_stream(name).map_err(|e| e.to_string())?;
