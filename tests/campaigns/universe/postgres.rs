@@ -134,7 +134,9 @@ impl Source for SimPostgres {
 
     async fn create_slot(&self) -> Result<NewSlot, SourceError> {
         self.server.answers().await;
-        let held = self.server.create_slot().await;
+        let Some(held) = self.server.create_slot().await else {
+            return Err(SourceError::Retry("another process is making the slot".into()));
+        };
         let (start, identity) = (OpId::end_of_term(held.0), self.server.name.clone());
         Ok(NewSlot { start, identity, snapshot: Some(Held::of(&self.world, &self.server, held)) })
     }
@@ -168,8 +170,14 @@ impl Source for SimPostgres {
                 }
                 return Err(SourceError::Stop("the server has forgotten what comes next".into()));
             }
+            if state.slot && state.confirmed > after {
+                return Err(SourceError::Stop("the slot was confirmed beyond what the log knows".into()));
+            }
+            if !state.slot {
+                return Err(SourceError::Retry("the slot is gone, or being made".into()));
+            }
             state.connection = connection;
-            after.max(state.confirmed)
+            after
         };
         self.server.changed.notify_one();
         let stream = SimStream {

@@ -114,6 +114,8 @@ pub struct State {
     pub wanted: u64,
     /// The connection that has the slot.
     pub connection: u64,
+    /// Somebody is making the slot, and has its name meanwhile.
+    creating: bool,
     next_xid: u32,
 }
 
@@ -157,6 +159,7 @@ impl Server {
             short: false,
             wanted: 0,
             connection: 0,
+            creating: false,
             next_xid: 700,
         };
         Arc::new(Self {
@@ -254,18 +257,26 @@ impl Server {
         (state.lsn, state.rows.clone())
     }
 
-    /// Makes a slot, once everything that is prepared now has ended; answers where it starts, and what is in the copy.
-    pub async fn create_slot(&self) -> (u64, BTreeMap<RowKey, Value>) {
+    /// Makes a slot, once everything that is prepared now has ended; answers where it starts, and what is in the copy. What
+    /// stood under its name is dropped first. `None` while somebody else is making it.
+    pub async fn create_slot(&self) -> Option<(u64, BTreeMap<RowKey, Value>)> {
+        let _creation = {
+            let state = &mut *self.state();
+            if std::mem::replace(&mut state.creating, true) {
+                return None;
+            }
+            (state.slot, state.connection, state.collected) = (false, 0, false);
+            state.wal.clear();
+            Creation(self)
+        };
         self.end_of_prepared().await;
         let state = &mut *self.state();
         for prepared in state.prepared.values_mut() {
             prepared.late = true;
             self.world.struck(Kind::LateBranch);
         }
-        state.wal.clear();
-        // Whoever had the slot before it was made again is gone.
-        (state.slot, state.confirmed, state.connection, state.collected) = (true, state.lsn, 0, false);
-        (state.lsn, state.rows.clone())
+        (state.slot, state.confirmed) = (true, state.lsn);
+        Some((state.lsn, state.rows.clone()))
     }
 
     /// The publication has all tables from here on; whether it had not.
@@ -299,6 +310,15 @@ impl Server {
         while state.wal.front().is_some_and(|item| item.end <= state.confirmed) {
             state.forgotten = state.wal.pop_front().map_or(0, |item| item.end);
         }
+    }
+}
+
+/// A slot that is being made: one that is cut off leaves the name free.
+struct Creation<'a>(&'a Server);
+
+impl Drop for Creation<'_> {
+    fn drop(&mut self) {
+        self.0.state().creating = false;
     }
 }
 
