@@ -135,6 +135,13 @@ impl Truncations {
         self.turns.get(&(table, stream)).and_then(|turns| turns.last()).is_some_and(|turn| turn.base.is_none())
     }
 
+    /// Whether a copy with this base is shown already, or never will be, because what is seen of the table changed after it
+    /// began.
+    #[must_use]
+    pub fn is_past(&self, table: TableId, stream: SourceTabletId, base: HybridTime) -> bool {
+        self.turns.get(&(table, stream)).and_then(|turns| turns.last()).is_some_and(|turn| turn.below() >= base)
+    }
+
     /// Whether no reader at or above `horizon` will ever see this version, because a copy took its place, or its stream or
     /// table left.
     #[must_use]

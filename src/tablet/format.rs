@@ -269,6 +269,7 @@ mod tests {
         assert_eq!(payload(&Copying { base: HybridTime::from_u64(4), complete: true }), [4, 1]);
         let unfilled = Unfilled { position: LogPosition(7), row: Raw(b"r"), from: Some(Raw(b"o")) };
         assert_eq!(payload(&unfilled), [7, 1, b'r', 1, 1, b'o']);
+        assert_eq!(payload(&LogPosition(7)), [7], "a delete beside a copy");
         assert_eq!(payload(&StoredWal { before: 300, record: Raw(b"r") }), [172, 2, 1, b'r']);
     }
 

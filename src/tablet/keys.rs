@@ -44,6 +44,8 @@ pub enum Kind {
     Provisional = 16,
     /// A chunk, by stream, connection, xid and number.
     Chunk = 17,
+    /// Another stream's delete under a key of which a copy on its way may bring a row, by table, copied stream, time and row.
+    Beside = 18,
     /// A version, by table, key, time descending, stream.
     Version = 32,
     /// An entry of the tablet's own WAL, by index.
@@ -147,6 +149,24 @@ pub fn unfilled(table: TableId, stream: SourceTabletId, time: HybridTime, row: &
 #[must_use]
 pub fn all_unfilled(table: TableId, stream: SourceTabletId) -> (Vec<u8>, Vec<u8>) {
     let from = part(Kind::Unfilled, table, stream, 0);
+    let mut below = from.clone();
+    below.extend([0xFF; 9]);
+    (from, below)
+}
+
+/// See [`Kind::Beside`].
+#[must_use]
+pub fn beside(table: TableId, copied: SourceTabletId, time: HybridTime, row: &[u8]) -> Vec<u8> {
+    let mut out = part(Kind::Beside, table, copied, 8 + row.len());
+    out.extend(time.to_u64().to_be_bytes());
+    out.extend(row);
+    out
+}
+
+/// Bounds of what other streams deleted while one stream's part of a table is copied.
+#[must_use]
+pub fn all_beside(table: TableId, copied: SourceTabletId) -> (Vec<u8>, Vec<u8>) {
+    let from = part(Kind::Beside, table, copied, 0);
     let mut below = from.clone();
     below.extend([0xFF; 9]);
     (from, below)
@@ -407,6 +427,10 @@ mod tests {
         assert_eq!(copying(table, stream), [13, 0, 0, 0, 1, 0, 0, 0, 2]);
         let expected = [14, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 5, b'k', 0, 1];
         assert_eq!(unfilled(table, stream, HybridTime::from_u64(5), b"k\0\x01"), expected);
+        let beside_key = beside(table, stream, HybridTime::from_u64(5), b"k\0\x01");
+        assert_eq!(beside_key, [&[18][..], &expected[1..]].concat());
+        let (from, below) = all_beside(table, stream);
+        assert!(from < beside_key && beside_key < below && below < part(Kind::Beside, table, SourceTabletId(3), 0));
         let (from, below) = all_unfilled(table, stream);
         assert!(
             from < expected.to_vec()

@@ -147,3 +147,43 @@ pub async fn deletes_beside_copies_bring_nothing_back(rig: Rig) {
     rig.turn(S2, 11, Turn::Shown { base: base(70), time: base(101) }).await;
     assert_eq!(rig.rows(11, LATEST).await, pairs(&[("both", "1")]));
 }
+
+/// A row moved from one server to another, and the other's copy, which is not shown yet, has it already: the delete that the
+/// one's stream still carries does not hide it, whether it comes before the copied row or after it.
+pub async fn a_copy_keeps_rows_that_moved_here_before_it(rig: Rig) {
+    let mut rig = rig.announced().await;
+    let base = HybridTime::from_u64;
+    let decide = async |rig: &Rig, position: u64, branches: Vec<BranchId>| {
+        let decided = vec![commit(position, position * 10, branches)];
+        let decided = ApplyBatch { one_writer: true, ..decisions(position - 1, position, decided) };
+        rig.tablet().apply(decided).await.unwrap();
+    };
+    rig.turn(S1, 1, Turn::Hidden { time: base(1) }).await;
+    rig.turn(S2, 2, Turn::Hidden { time: base(2) }).await;
+    rig.turn(S1, 3, Turn::Begun { base: base(3) }).await;
+    rig.turn(S2, 4, Turn::Begun { base: base(4) }).await;
+    let rows = ["early", "late", "left", "gone", "last"].map(|key| (key, "2"));
+    rig.copy(S2, 4, true, &rows).await;
+    let gone = [delete(1, "early"), delete(2, "late"), delete(3, "left"), delete(4, "gone")];
+    rig.store(batch(S2, 0, vec![(1, gone.to_vec())])).await;
+    decide(&rig, 5, vec![branch(S2, 1)]).await;
+    // It moves on before the copy is whole.
+    rig.store(batch(S1, 0, vec![(1, vec![delete(1, "left")])])).await;
+    decide(&rig, 6, vec![branch(S1, 1)]).await;
+    rig.tablet().sync().await.unwrap();
+    rig.restart();
+    rig.copy(S1, 3, false, &[("early", "1"), ("late", "1"), ("left", "1")]).await;
+    rig.copy(S1, 3, true, &[("last", "1")]).await;
+    // Nor after the last row.
+    rig.store(batch(S2, 4, vec![(5, vec![delete(5, "last")])])).await;
+    decide(&rig, 7, vec![branch(S2, 5)]).await;
+    rig.turn(S1, 8, Turn::Shown { base: base(3), time: base(81) }).await;
+    rig.turn(S2, 9, Turn::Shown { base: base(4), time: base(91) }).await;
+    assert_eq!(rig.rows(9, LATEST).await, pairs(&[("early", "1"), ("last", "1"), ("late", "1")]));
+    // An attempt that was cut off, whose last rows come once another is shown, brings nothing back.
+    rig.copied(S1, 10, 110, &[("late", "1")]).await;
+    rig.copy(S1, 3, true, &[]).await;
+    rig.store(batch(S2, 5, vec![(6, vec![delete(6, "early")])])).await;
+    decide(&rig, 12, vec![branch(S2, 6)]).await;
+    assert_eq!(rig.rows(12, LATEST).await, pairs(&[("late", "1")]));
+}

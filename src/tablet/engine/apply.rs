@@ -303,18 +303,19 @@ impl<S: Store> State<S> {
             self.finish(step)?;
             self.remember_deleted(applying, stream, write)?;
         }
-        let mut beside = false;
-        if applying.one_writer
-            && self.note_writer(&mut step.batch, write.table, stream)
-            && let Verdict::Beside(other) = self.judge(step, applying, stream, write, row.is_none())?
-        {
-            self.put_anew(step, applying, other, write)?;
-            beside = true;
-        }
+        let several_writers = applying.one_writer && self.note_writer(&mut step.batch, write.table, stream);
+        let verdict =
+            if several_writers { self.judge(step, applying, stream, write, row.is_none())? } else { Verdict::Counts };
         let key = keys::version(write.table, write.key.0, time, stream);
         step.batch.put(Space::Versions, key, encode(&StoredVersion { position, row })?);
         self.versions_written += 1;
-        if beside || !self.options.wal {
+        if applying.one_writer && row.is_none() {
+            self.keep_in_copies(step, applying, stream, write)?;
+        }
+        if let Verdict::Beside(other) = verdict {
+            return self.put_anew(step, applying, other, write);
+        }
+        if !self.options.wal {
             return Ok(());
         }
         if several_streams && row.is_none() {

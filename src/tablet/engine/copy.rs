@@ -43,11 +43,16 @@ impl<S: Store> State<S> {
             // Another attempt has begun since.
             return Ok(());
         }
+        if self.shared.truncations().is_past(table, stream, base) {
+            // It came late: what readers see of the table has changed since it began.
+            return Ok(());
+        }
         let mut step = Step::default();
         // Before it counts as complete: what a crash interrupts goes on with the copy.
         self.settle_owed(&mut step, table, stream)?;
         self.keep_copying(&mut step, table, stream, Copying { base, complete: true })?;
         self.fill_notes(&mut step, table, stream)?;
+        self.settle_beside(&mut step, table, stream)?;
         self.finish(&mut step)
     }
 
@@ -79,12 +84,14 @@ impl<S: Store> State<S> {
                     return Ok(());
                 }
                 self.forget_owed_of(step, table, stream)?;
+                self.forget_beside(step, table, stream)?;
                 return self.keep_copying(step, table, stream, Copying { base, complete: false });
             }
             Turn::Shown { base, time } => (time, Some(base)),
             Turn::Hidden { .. } if planted(Bug::LeftStreamStays) => return Ok(()),
             Turn::Hidden { time } => {
                 self.forget_owed_of(step, table, stream)?;
+                self.forget_beside(step, table, stream)?;
                 (time, None)
             }
         };

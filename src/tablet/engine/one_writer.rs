@@ -8,7 +8,7 @@ use super::apply::{Applying, Step};
 use super::fill::Earlier;
 use super::state::State;
 use crate::coordinator::ReadPoint;
-use crate::limits::TWICE_WRITTEN_KEYS;
+use crate::limits::{APPLY_BYTES, TWICE_WRITTEN_KEYS};
 use crate::mvcc::{Chain, Offer, Stamp};
 use crate::planted::{Bug, planted};
 use crate::tablet::TabletError;
@@ -150,15 +150,88 @@ impl<S: Store> State<S> {
         other: SourceTabletId,
         write: &StoredWrite<'_>,
     ) -> Result<(), TabletError> {
+        let at = (applying.time, applying.position);
+        match self.row_anew(step, at, other, write.table, write.key.0)? {
+            Some(row) if self.options.wal => self.wal_write(step, applying.transaction, write, Some(Raw(&row))),
+            _ => Ok(()),
+        }
+    }
+
+    fn row_anew(
+        &mut self,
+        step: &mut Step,
+        (time, position): (HybridTime, LogPosition),
+        stream: SourceTabletId,
+        table: TableId,
+        key: &[u8],
+    ) -> Result<Option<Vec<u8>>, TabletError> {
         self.finish(step)?;
-        let Some(Earlier { row, .. }) = self.newest_write(applying.time, None, other, write.table, write.key.0)? else {
-            return Ok(());
-        };
-        let key = keys::version(write.table, write.key.0, applying.time, other);
-        let version = StoredVersion { position: applying.position, row: Some(Raw(&row)) };
-        step.batch.put(Space::Versions, key, encode(&version)?);
+        let Some(Earlier { row, .. }) = self.newest_write(time, None, stream, table, key)? else { return Ok(None) };
+        let version = StoredVersion { position, row: Some(Raw(&row)) };
+        step.batch.put(Space::Versions, keys::version(table, key, time, stream), encode(&version)?);
         self.versions_written += 1;
-        if self.options.wal { self.wal_write(step, applying.transaction, write, Some(Raw(&row))) } else { Ok(()) }
+        Ok(Some(row))
+    }
+
+    /// A stream deletes a row that may have moved to other streams before their copies were taken, which are not shown yet:
+    /// theirs stay. A copy that is not whole may still bring one, so the delete is noted.
+    pub(super) fn keep_in_copies(
+        &mut self,
+        step: &mut Step,
+        applying: &Applying,
+        stream: SourceTabletId,
+        write: &StoredWrite<'_>,
+    ) -> Result<(), TabletError> {
+        let of_table = (write.table, SourceTabletId(0))..=(write.table, SourceTabletId(u32::MAX));
+        let others = self.copying.range(of_table).filter(|((_, other), _)| *other != stream);
+        for (other, complete) in others.map(|((_, other), copying)| (*other, copying.complete)).collect::<Vec<_>>() {
+            if complete {
+                self.row_anew(step, (applying.time, applying.position), other, write.table, write.key.0)?;
+            } else {
+                let note = keys::beside(write.table, other, applying.time, write.key.0);
+                step.batch.put(Space::Undecided, note, encode(&applying.position)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Every row of a copy is here: those that other streams' deletes would hide are put anew.
+    pub(super) fn settle_beside(
+        &mut self,
+        step: &mut Step,
+        table: TableId,
+        stream: SourceTabletId,
+    ) -> Result<(), TabletError> {
+        let (from, below) = keys::all_beside(table, stream);
+        let store = self.store.clone();
+        for note in store.scan(Space::Undecided, &from, &below) {
+            let (note, position) = note?;
+            let position: LogPosition = decode("a delete beside a copy", position.as_ref())?;
+            let Some((time, key)) = note.as_ref().get(9..).and_then(|rest| rest.split_first_chunk::<8>()) else {
+                return Err(TabletError::Poisoned("a key of a delete beside a copy is damaged".into()));
+            };
+            let time = HybridTime::from_u64(u64::from_be_bytes(*time));
+            self.row_anew(step, (time, position), stream, table, key)?;
+            step.batch.delete(Space::Undecided, note.as_ref().to_vec());
+            if step.batch.bytes >= APPLY_BYTES {
+                self.finish(step)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The copy that was on its way will not be shown.
+    pub(super) fn forget_beside(
+        &self,
+        step: &mut Step,
+        table: TableId,
+        stream: SourceTabletId,
+    ) -> Result<(), TabletError> {
+        let (from, below) = keys::all_beside(table, stream);
+        for note in self.store.scan(Space::Undecided, &from, &below) {
+            step.batch.delete(Space::Undecided, note?.0.as_ref().to_vec());
+        }
+        Ok(())
     }
 
     /// A stream's rows of these keys are gone: whoever stopped for one of them may go on.

@@ -102,9 +102,6 @@ pub struct History {
     pub locked: BTreeSet<RowKey>,
     /// How many have committed.
     pub committed: u64,
-    /// Rows may move from one server to another. Not while slots are made: one server's copy would have the row already,
-    /// and another's stream would still carry its delete, which is not told from a later one.
-    pub may_move: bool,
 }
 
 impl History {

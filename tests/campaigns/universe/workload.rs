@@ -90,7 +90,6 @@ impl Workload {
         while self.history().committed < self.wanted {
             let pause = self.world.chance(|chance| chance.between(1, self.pause_ms));
             tokio::time::sleep(Duration::from_millis(pause)).await;
-            self.history().may_move = self.all_stand();
             let draft = self.world.chance(|chance| draft::draw(&self.shape, &mut self.history(), chance));
             let Some(draft) = draft else { continue };
             match &self.database {
