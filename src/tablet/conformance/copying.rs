@@ -187,3 +187,26 @@ pub async fn a_copy_keeps_rows_that_moved_here_before_it(rig: Rig) {
     decide(&rig, 12, vec![branch(S2, 6)]).await;
     assert_eq!(rig.rows(12, LATEST).await, pairs(&[("late", "1")]));
 }
+
+/// The last row of a copy may come before the tablet hears that its table is hidden and the copy begins: it stays whole.
+pub async fn a_copy_may_be_whole_before_its_table_is_hidden(rig: Rig) {
+    let mut rig = rig.announced().await;
+    let base = HybridTime::from_u64;
+    let decide = async |rig: &Rig, position: u64, branches: Vec<BranchId>| {
+        let decided = vec![commit(position, position * 10, branches)];
+        let decided = ApplyBatch { one_writer: true, ..decisions(position - 1, position, decided) };
+        rig.tablet().apply(decided).await.unwrap();
+    };
+    rig.copy(S1, 3, true, &[("moved", "1"), ("stays", "1")]).await;
+    rig.turn(S1, 1, Turn::Hidden { time: base(2) }).await;
+    rig.turn(S1, 2, Turn::Begun { base: base(3) }).await;
+    rig.tablet().sync().await.unwrap();
+    rig.restart();
+    // It moved from there to here before the copy was taken.
+    rig.store(batch(S2, 0, vec![(1, vec![put(1, "moved", "2")])])).await;
+    decide(&rig, 3, vec![branch(S2, 1)]).await;
+    rig.store(batch(S2, 1, vec![(2, vec![delete(2, "moved")])])).await;
+    decide(&rig, 4, vec![branch(S2, 2)]).await;
+    rig.turn(S1, 5, Turn::Shown { base: base(3), time: base(41) }).await;
+    assert_eq!(rig.rows(5, LATEST).await, pairs(&[("moved", "1"), ("stays", "1")]));
+}

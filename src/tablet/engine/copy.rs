@@ -96,7 +96,10 @@ impl<S: Store> State<S> {
             }
         };
         step.batch.put(Space::Undecided, keys::turn(table, stream, position), encode(&StoredTurn { time, base })?);
-        if self.copying.remove(&(table, stream)).is_some() {
+        // One that was whole before this was heard goes on: its base lies above.
+        let is_over = |copying: &Copying| copying.base <= base.unwrap_or(time);
+        if self.copying.get(&(table, stream)).is_some_and(is_over) {
+            self.copying.remove(&(table, stream));
             step.batch.delete(Space::Undecided, keys::copying(table, stream));
         }
         self.forget_twice_of(step, table, stream);
