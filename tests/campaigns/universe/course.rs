@@ -177,7 +177,7 @@ impl Universe {
             format!("oldest waiting {oldest:?}; start {start}; first held {:?}", held.values().next())
         });
         let look = tokio::time::timeout(Duration::from_secs(5), look).await;
-        let left = self.left(&inspector).await;
+        let left = tokio::time::timeout(Duration::from_secs(5), self.left(&inspector)).await;
         let known = inspector.look(|machine, _| {
             machine.state().streams.iter().map(|stream| (stream.stream, stream.name.clone())).collect::<Vec<_>>()
         });
@@ -187,7 +187,9 @@ impl Universe {
             .filter(|(state, _)| *state != untorn::applier::leader::StreamState::Running)
             .map(|(state, name)| format!("{name} {state:?}"))
             .collect();
-        let missing = match auditor.lock().await.read(&reader, auditor::Kind::Safe).await {
+        // Nobody may answer any more.
+        let read = async { auditor.lock().await.read(&reader, auditor::Kind::Safe).await };
+        let missing = match tokio::time::timeout(Duration::from_secs(30), read).await.ok().flatten() {
             Some(seen) => {
                 let history = self.workload.history.lock().unwrap();
                 let visible = seen.visible();
