@@ -241,10 +241,12 @@ impl<S: Store> PostgresTablet<S> {
                 && is_unique(&refusal.failure)
             {
                 session.roll_back().await?;
+                self.forget_shapes();
                 done = self.group(session, work, range, Step::of(server, to, first)?, Puts::Replace).await;
             }
             done?;
             server.progress = Progress { started: true, position: to };
+            server.unwritten = !self.options.synchronous_commit;
             if server.skipped.iter().any(|(position, ..)| *position <= to) {
                 (server.skip, server.skipped) = (None, Vec::new());
             }

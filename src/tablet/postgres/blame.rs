@@ -49,6 +49,7 @@ impl<S: Store> PostgresTablet<S> {
                 && self.group(session, work, (from, before), step, Puts::Replace).await.is_ok()
             {
                 server.progress.position = to;
+                server.unwritten = !self.options.synchronous_commit;
                 self.was_applied(server, work.get(from..before).unwrap_or_default());
             }
         }

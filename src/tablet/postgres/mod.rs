@@ -141,6 +141,9 @@ struct Server {
     gathered: Vec<Decided>,
     /// Applied at the server, and staged here until that is durable there.
     unforgotten: Vec<Decided>,
+    /// Something was committed since the last barrier, and commits do not wait for the disk. The first cut may hold copied
+    /// rows and no decision.
+    unwritten: bool,
     /// What was staged of the initial copies is gone.
     copy_dropped: bool,
     /// The transaction that the server refuses.
@@ -217,13 +220,21 @@ impl<S: Store> PostgresTablet<S> {
         }
         let (session, progress) =
             Sessions::open(&self.servers, &server.owner()?, self.options.synchronous_commit, self.releases()?).await?;
-        if progress.position < server.progress.position && self.options.synchronous_commit {
-            return Err(TabletError::Refused(format!(
+        // Tables that were made may be among what it lost.
+        self.forget_shapes();
+        if progress.position < server.progress.position {
+            let lost = format!(
                 "{}: it has applied the log up to {} only, but had up to {}: it lost what it had committed",
                 session.label(),
                 progress.position,
                 server.progress.position
-            )));
+            );
+            if self.options.synchronous_commit {
+                return Err(TabletError::Refused(lost));
+            }
+            // Until it is announced to again, nothing counts as heard: all of that is told once more then.
+            *server = Server::default();
+            return Err(TabletError::Indeterminate(lost));
         }
         server.progress = progress;
         Ok(session)
@@ -334,6 +345,8 @@ impl<S: Store> PostgresTablet<S> {
         if session.roll_back().await.is_ok() {
             server.session = Some(session);
         }
+        // With what was made meanwhile rolled back.
+        self.forget_shapes();
         answer
     }
 
@@ -455,11 +468,11 @@ impl<S: Store> TabletLeader for PostgresTablet<S> {
         let mut server = self.server.lock().await;
         let heard = server.heard;
         if server.progress.started {
-            if !self.options.synchronous_commit && !server.unforgotten.is_empty() {
+            if server.unwritten {
                 let mut session = self.session(&mut server).await?;
                 let passed = session.barrier().await;
                 passed.map_err(|failure| Lost::of(&failure).at(session.label(), session.role()))?;
-                server.session = Some(session);
+                (server.session, server.unwritten) = (Some(session), false);
             }
             self.forget(&mut server, heard).await?;
             if !server.copy_dropped {

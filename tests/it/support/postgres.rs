@@ -163,14 +163,23 @@ impl Postgres {
         self.wait();
     }
 
-    /// Kills the server with all its processes: a crash.
+    /// Kills the server with all its processes: a crash. None of them is left when this returns: one that still wrote
+    /// beside the next server would damage the cluster.
     pub fn kill(&mut self) {
+        let server = self.server.as_ref().expect("the server runs").id();
+        // While it stands still it makes no more of them.
+        self.signal("STOP");
+        let children = children(server);
         self.signal("KILL");
+        for child in &children {
+            let _ = Command::new("kill").arg("-KILL").arg(child.to_string()).stderr(Stdio::null()).status();
+        }
         self.wait();
-        // Its children end by themselves once they notice; until then they hold the shared memory.
-        let held = self.folder.path().join("data/postmaster.pid");
-        let _ = std::fs::remove_file(held);
-        std::thread::sleep(Duration::from_millis(300));
+        let deadline = Instant::now() + START_DEADLINE;
+        while children.iter().any(|child| runs(*child)) {
+            assert!(Instant::now() < deadline, "a process of the server does not end");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// The port on 127.0.0.1.
@@ -265,6 +274,25 @@ impl Drop for Postgres {
             let _ = server.wait();
         }
     }
+}
+
+/// A process's state and its parent, while it is there.
+fn state_and_parent(process: u32) -> Option<(String, u32)> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // The name before them stands in parentheses, and may hold anything.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().map(str::to_owned);
+    Some((fields.next()?, fields.next()?.parse().ok()?))
+}
+
+fn children(of: u32) -> Vec<u32> {
+    let processes = std::fs::read_dir("/proc").expect("processes are listed").flatten();
+    let processes = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    processes.filter(|process| state_and_parent(*process).is_some_and(|(_, parent)| parent == of)).collect()
+}
+
+/// Whether it has not ended; what nobody has waited for has.
+fn runs(process: u32) -> bool {
+    state_and_parent(process).is_some_and(|(state, _)| state != "Z" && state != "X")
 }
 
 /// Runs statements on a session, as [`Postgres::execute`].
