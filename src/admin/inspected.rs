@@ -10,7 +10,7 @@ use super::verify::{Event, Verifier, VerifyError};
 use super::{Inspect, RecopyError, gauges};
 use crate::applier::leader::StreamState;
 use crate::applier::{CopyProgress, Inspector, NotReady, Progress, Retried, Skipped};
-use crate::coordinator::{self, Coordinator, CopyState, Release, StreamView, TableCopy};
+use crate::coordinator::{self, Absence, Coordinator, CopyState, ReadPoint, Release, StreamView, TableCopy};
 use crate::limits::{COUNTED_TRANSACTIONS, WAITING_LISTED};
 use crate::wal::{HybridTime, LogPosition, OpId, SourceTabletId};
 use async_trait::async_trait;
@@ -251,13 +251,24 @@ impl Inspect for Inspected {
             NotReady::AboveSafeTime { .. } | NotReady::OneMoment => ScanError::NotServed(error.to_string()),
         })?;
         let schema = reader.table(table).ok_or_else(|| ScanError::UnknownTable(table.to_owned()))?;
-        let (name, position) = (table.to_owned(), point.position);
-        let copying = self.inspector.look(move |coordinator, _| {
+        let (name, ReadPoint { position, time }) = (table.to_owned(), point);
+        let missed = self.inspector.look(move |coordinator, _| {
             let state = coordinator.state();
-            state.unreadable(&name, position).map(|stream| state.stream_name(stream).to_owned())
+            if let Some(stream) = state.unreadable(&name, position) {
+                let stream = state.stream_name(stream);
+                return Some(ScanError::NotReady(format!("table {name} is being copied from {stream}, and not shown yet")));
+            }
+            let (record, Absence { from, until, .. }) = state.absent(&name, time)?;
+            Some(ScanError::NotServed(format!(
+                "there is no complete {name} at {time}: {} was joining anew, and its rows are missed from {from} on and below \
+                 {until}; ask for a time below or above",
+                record.name
+            )))
         });
-        if let Ok(Some(stream)) = copying.await {
-            return Err(ScanError::NotReady(format!("table {table} is being copied from {stream}, and not shown yet")));
+        match missed.await {
+            Ok(None) => {}
+            Ok(Some(missed)) => return Err(missed),
+            Err(error) => return Err(ScanError::NotReady(error.to_string())),
         }
         Ok(rows(reader, schema, point))
     }

@@ -16,8 +16,12 @@ use serde::{Deserialize, Serialize};
 /// copies while everything else goes on, and of streams that join it. Version 3 has decisions on releases.
 pub const FORMAT_VERSION: u8 = 3;
 
-/// The version byte of snapshots. Version 3 has the last release of each replica tablet; those of version 2 are read.
-pub const SNAPSHOT_VERSION: u8 = 3;
+/// The version byte of snapshots. Version 3 has the last release of each replica tablet, version 4 when streams that joined
+/// anew were missed; older ones are read.
+pub const SNAPSHOT_VERSION: u8 = 4;
+
+/// Snapshots of this version hold the state and the releases.
+pub(super) const SNAPSHOT_WITH_RELEASES: u8 = 3;
 
 /// Snapshots below it are refused by name: what they say of copies is too little.
 pub(super) const OLDEST_SNAPSHOT: u8 = 2;

@@ -99,12 +99,7 @@ impl State {
                 }
             }
             Item::JoinFence { streams, fence } => self.fold_join_fence(streams, fence),
-            Item::StreamShown { stream, time } => {
-                self.last_time = self.last_time.max(*time);
-                if let Some(record) = self.stream_mut(*stream) {
-                    record.joining = None;
-                }
-            }
+            Item::StreamShown { stream, time } => self.fold_stream_shown(*stream, *time),
             Item::Fence(fence) => self.fold_fence(fence),
             Item::FenceResolved { stream, transactions, position } => {
                 let gone = |outstanding: &mut Vec<Outstanding>| {

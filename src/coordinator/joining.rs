@@ -34,7 +34,31 @@ pub enum Joining {
     },
 }
 
+/// Times at which readers miss the rows of a stream that had to join anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Absence {
+    /// The number that the stream had before.
+    pub stream: SourceTabletId,
+    /// Its rows are hidden from this time on.
+    pub from: HybridTime,
+    /// The stream of its name shows them again from this time on; `MAX` before.
+    pub until: HybridTime,
+}
+
 impl State {
+    /// The stream that was joining anew at this time with a part of the table, and when: a read there would miss rows.
+    /// What leaves for good is not missed.
+    #[must_use]
+    pub fn absent(&self, table: &str, time: HybridTime) -> Option<(&StreamRecord, Absence)> {
+        self.absences.iter().filter(|absence| (absence.from..absence.until).contains(&time)).find_map(|absence| {
+            let record = self.stream(absence.stream)?;
+            let is_awaited =
+                absence.until < HybridTime::MAX || self.stream_named(&record.name).is_some_and(|s| !s.left);
+            let had = record.copies.iter().any(|copy| copy.table == table);
+            (is_awaited && had).then_some((record, *absence))
+        })
+    }
+
     /// Whether a stream that is new to the log has to be kept back until it was taken in.
     pub(super) fn joins_late(&self) -> bool {
         self.start != Start::Slots && self.release != Release::CommonClock
@@ -84,10 +108,15 @@ impl State {
     /// The stream leaves for good: what it did not end will not be ended by it, and it acknowledges nothing any more.
     pub(super) fn fold_left(&mut self, stream: SourceTabletId) {
         let position = self.position;
+        let (from, was_shown) = (self.last_time, self.joins_late());
         let Some(record) = self.stream_mut(stream) else { return };
         record.left = true;
         record.joining = None;
         record.unacknowledged.clear();
+        if was_shown && !record.copies.is_empty() {
+            // The entry hid them at the newest time of the log. Whoever leaves for good has none.
+            self.absences.push(Absence { stream, from, until: HybridTime::MAX });
+        }
         if let Start::Fenced { outstanding, .. } = &mut self.start {
             outstanding.retain(|o| o.stream != stream);
         }
@@ -138,6 +167,19 @@ impl State {
             (copy.shown, copy.shown_at) = (Some(base), position);
             self.turned(stream, number, Turn::Shown { base, time });
         }
+    }
+
+    pub(super) fn fold_stream_shown(&mut self, stream: SourceTabletId, time: HybridTime) {
+        self.last_time = self.last_time.max(time);
+        let Some(record) = self.stream_mut(stream) else { return };
+        record.joining = None;
+        let name = record.name.clone();
+        let streams = &self.streams;
+        let is_it = |absence: &&mut Absence| {
+            let before = streams.get(absence.stream.0 as usize);
+            absence.until == HybridTime::MAX && before.is_some_and(|before| before.name == name)
+        };
+        self.absences.iter_mut().filter(is_it).for_each(|absence| absence.until = time);
     }
 
     pub(super) fn turned(&mut self, stream: SourceTabletId, table: crate::wal::TableId, turn: Turn) {

@@ -2,7 +2,9 @@
 
 use super::applying::Handed;
 use super::decided::ReadPoint;
-use super::entry::{Entry, Item, MappedTablet, OLDEST_SNAPSHOT, Release, SNAPSHOT_VERSION, TabletMap};
+use super::entry::{
+    Entry, Item, MappedTablet, OLDEST_SNAPSHOT, Release, SNAPSHOT_VERSION, SNAPSHOT_WITH_RELEASES, TabletMap,
+};
 use super::fact::{Fact, Involvement};
 use super::output::{Output, Promise};
 use super::pressure::Full;
@@ -98,11 +100,16 @@ impl Coordinator {
             None => State::default(),
             Some((position, bytes)) => {
                 codec::at_least(OLDEST_SNAPSHOT, bytes)?;
-                let mut state: State = if bytes.first() == Some(&OLDEST_SNAPSHOT) {
-                    codec::decode(OLDEST_SNAPSHOT, bytes)?
-                } else {
-                    let (state, released) = codec::decode(SNAPSHOT_VERSION, bytes)?;
-                    State { released, ..state }
+                let mut state: State = match bytes.first() {
+                    Some(&OLDEST_SNAPSHOT) => codec::decode(OLDEST_SNAPSHOT, bytes)?,
+                    Some(&SNAPSHOT_WITH_RELEASES) => {
+                        let (state, released) = codec::decode(SNAPSHOT_WITH_RELEASES, bytes)?;
+                        State { released, ..state }
+                    }
+                    _ => {
+                        let (state, released, absences) = codec::decode(SNAPSHOT_VERSION, bytes)?;
+                        State { released, absences, ..state }
+                    }
                 };
                 if planted(Bug::SnapshotWithoutUndecided) {
                     state.streams.iter_mut().for_each(|stream| stream.places.clear());
@@ -270,7 +277,10 @@ impl Coordinator {
     /// See [`codec::encode`].
     pub fn snapshot(&mut self) -> Result<(LogPosition, Vec<u8>), CodecError> {
         self.seal();
-        Ok((self.state.position, codec::encode(SNAPSHOT_VERSION, &(&self.state, &self.state.released))?))
+        Ok((
+            self.state.position,
+            codec::encode(SNAPSHOT_VERSION, &(&self.state, &self.state.released, &self.state.absences))?,
+        ))
     }
 
     /// The fold's state, which runs ahead of the log by what is on its way.

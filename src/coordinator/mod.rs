@@ -124,7 +124,7 @@ pub use entry::{
 pub use explain::{Cause, Explanation, InvolvedView, StreamView, TransactionCounts, Wait};
 pub use fact::{ApplyingFact, Fact, InvolvedStream, Involvement, Report};
 pub use gate::Missing;
-pub use joining::Joining;
+pub use joining::{Absence, Joining};
 pub use machine::{Coordinator, Settings};
 pub use output::{OpenBranchView, Output, Promise, Refused, StreamOpening};
 pub use state::State;

@@ -36,7 +36,7 @@ impl Coordinator {
 mod tests {
     use super::*;
     use crate::coordinator::Settings;
-    use crate::coordinator::entry::OLDEST_SNAPSHOT;
+    use crate::coordinator::entry::{OLDEST_SNAPSHOT, SNAPSHOT_WITH_RELEASES};
     use crate::wal::{Epoch, codec};
 
     const TABLET: ReplicaTabletId = ReplicaTabletId(0);
@@ -53,7 +53,11 @@ mod tests {
         let restored = Coordinator::restore(Settings::default(), Some((position, &bytes))).unwrap();
         assert_eq!(restored.last_release(TABLET).value, Some(release(2)));
         assert_eq!(restored.state(), coordinator.state());
-        let before = codec::encode(OLDEST_SNAPSHOT, coordinator.state()).unwrap();
+        let state = coordinator.state();
+        let before = codec::encode(SNAPSHOT_WITH_RELEASES, &(state, &state.released)).unwrap();
+        let restored = Coordinator::restore(Settings::default(), Some((position, &before))).unwrap();
+        assert_eq!(restored.last_release(TABLET).value, Some(release(2)));
+        let before = codec::encode(OLDEST_SNAPSHOT, state).unwrap();
         let restored = Coordinator::restore(Settings::default(), Some((position, &before))).unwrap();
         assert_eq!(restored.last_release(TABLET).value, None);
     }

@@ -3,6 +3,7 @@
 use super::decided::Turn;
 use super::discovery::{Discovery, Start};
 use super::entry::{Release, ReleaseId, TabletMap};
+use super::joining::Absence;
 use super::stream::{Place, StreamRecord};
 use super::transaction::{Branch, Transaction};
 use super::transactions::Transactions;
@@ -92,6 +93,10 @@ pub struct State {
     /// version 2 lack it.
     #[serde(skip)]
     pub released: BTreeMap<ReplicaTabletId, ReleaseId>,
+    /// When the rows of streams that joined anew were missed, oldest first: one for each time, as streams are. Beside the
+    /// rest in a snapshot, too.
+    #[serde(skip)]
+    pub absences: Vec<Absence>,
     /// What the log does not say.
     #[serde(skip)]
     pub(super) agenda: Agenda,
@@ -137,6 +142,7 @@ impl Default for State {
             by_branch: BTreeMap::new(),
             not_running: BTreeMap::new(),
             released: BTreeMap::new(),
+            absences: Vec::new(),
             agenda: Agenda::default(),
         }
     }

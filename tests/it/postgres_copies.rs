@@ -6,6 +6,7 @@ use crate::support::daemon::{Daemon, source_of};
 use crate::support::postgres::Postgres;
 use crate::support::tables::until_equal;
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::time::sleep;
 
@@ -122,12 +123,27 @@ async fn tables_and_servers_come_and_go_while_money_moves() {
     assert!(of_b(&stopped)["cause"].as_str().unwrap().contains("untorn recopy --tablet shard-b"), "{stopped}");
     sleep(Duration::from_millis(500)).await;
     assert!(daemon.ask(&["recopy", "--tablet", "shard-b"]).status.success());
+    let safe_times = std::sync::Mutex::new(BTreeSet::new());
     let status = |status: &Value| {
         audit(&daemon, servers.len());
+        safe_times.lock().unwrap().extend(status["safe_time"].as_str().map(str::to_owned));
         let all = status["streams"].as_array().unwrap();
         all.iter().all(|stream| stream["state"] == "running" && stream["cause"].is_null())
     };
     daemon.until_status("the stream takes part again", status).await;
+    // Nor does one at a time that is past: without that part it is refused, and says so.
+    let safe_times = safe_times.into_inner().unwrap();
+    let refused = |time: &&String| match daemon.scan("public.accounts", time, "csv") {
+        Ok(_) => {
+            assert_eq!(accounts(&daemon, time), Some((3 * ACCOUNTS, 3 * ACCOUNTS * BALANCE)), "torn at {time}");
+            false
+        }
+        Err(error) => {
+            assert!(error.contains("shard-b was joining anew"), "{error}");
+            true
+        }
+    };
+    assert!(safe_times.iter().filter(refused).count() > 0, "{safe_times:?}");
     assert!(audit(&daemon, servers.len()) > 0);
     assert!(tellers.stop().await > 0);
     for table in ["public.accounts", "public.legs"] {

@@ -39,13 +39,16 @@ impl World {
         self.reader.safe().map_err(|error| VerifyError::NotReady(error.to_string()))
     }
 
-    /// The stream that copies a table, whose rows are not shown meanwhile.
+    /// The stream that copies a table, or joins anew with a part of it: its rows are not shown meanwhile.
     pub(super) async fn copied_by(&self, table: &str) -> Result<Option<String>, VerifyError> {
-        let table = table.to_owned();
+        let (table, position) = (table.to_owned(), self.safe()?.position);
         let look = move |coordinator: &Coordinator, _| {
+            let state = coordinator.state();
             let running = |copy: &TableCopy| copy.table == table && !copy.is_over();
-            let mut live = coordinator.state().streams.iter().filter(|stream| !stream.left);
-            live.find(|stream| stream.copies.iter().any(running)).map(|stream| stream.name.clone())
+            let mut live = state.streams.iter().filter(|stream| !stream.left);
+            let copied = live.find(|stream| stream.copies.iter().any(running)).map(|stream| stream.stream);
+            let stream = copied.or_else(|| state.unreadable(&table, position));
+            stream.map(|stream| state.stream_name(stream).to_owned())
         };
         self.inspector.look(look).await.map_err(|error| VerifyError::NotReady(error.to_string()))
     }

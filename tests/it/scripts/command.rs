@@ -19,7 +19,7 @@
 //! hold | release [N]          the barriers of entries do not come | so many come, or all
 //! no-poll | poll              entries are not taken from the machine | they are
 //! crash | unknown-append did | unknown-append did-not | snapshot
-//! reopen a | join c | stopped a CAUSE | tick 100ms | clock 500 | read | explain T
+//! reopen a | join c | stopped a CAUSE | tick 100ms | clock 500 | read | read t at 500 | explain T
 //! ```
 //!
 //! Records with a common clock: `created T`, `pending T`, `wrote T 2 r0,r1`, `applying T [of 2]`,
@@ -204,7 +204,10 @@ fn command(world: &mut World, word: &str, rest: &str) -> Result<(), String> {
         }
         "clock" => world.now = micros(rest)?,
         "read" => {
-            let line = super::trace::read(world.machine());
+            let line = match rest.split_once(" at ") {
+                Some((table, time)) => super::trace::missed(world.machine(), table, micros(time)?),
+                None => super::trace::read(world.machine()),
+            };
             world.lines.push(line);
         }
         "explain" => {

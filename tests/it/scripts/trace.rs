@@ -106,6 +106,15 @@ pub fn read(machine: &Coordinator) -> String {
     format!("read: latest {latest}, {}", safe(machine))
 }
 
+/// Whose rows of a table a reader at a time would miss.
+pub fn missed(machine: &Coordinator, table: &str, at: HybridTime) -> String {
+    let missed = machine.state().absent(table, at).map_or_else(
+        || "misses nothing".into(),
+        |(record, absence)| format!("misses {} from {} until {}", record.name, time(absence.from), time(absence.until)),
+    );
+    format!("{table} at {} {missed}", time(at))
+}
+
 fn safe(machine: &Coordinator) -> String {
     match machine.safe() {
         None => "safe not ready".into(),
