@@ -69,9 +69,9 @@ pub const LONG_POLL_MS: u64 = 500;
 pub const SNAPSHOT_AFTER_BYTES: usize = 8 << 20;
 /// Bytes of one log entry before the next one is begun. etcd refuses requests above 1.5 MiB.
 pub const ENTRY_BYTES: usize = 1 << 20;
-/// Milliseconds that opening a log waits for its owner to go away: a process that was killed a moment ago still holds
-/// its locks until the kernel has torn it down. Anyone who lives longer than this is another owner.
-pub const LOG_OWNER_WAIT_MS: u64 = 3_000;
+/// Milliseconds that opening a log or tablets' storage waits for its owner to go away: a process that was killed a moment
+/// ago still holds its locks until the kernel has torn it down. Anyone who lives longer than this is another owner.
+pub const OWNER_WAIT_MS: u64 = 3_000;
 /// Bytes of one value in sled. sled puts a page above 128 KiB into a file of its own, which it never syncs; a page holds
 /// up to about 20 values.
 pub const SLED_VALUE_BYTES: usize = 4_000;

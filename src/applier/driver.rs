@@ -3,7 +3,7 @@
 use super::ended::Ended;
 use super::host::Clock;
 use super::inputs::{Input, Reply};
-use super::leader::{Copied, LeaderError, PullerId, Reported, StandingSlot, StreamState, Wanted};
+use super::leader::{Copied, LeaderError, PullerId, Reported, StandingSlot, StreamState, Taker, Wanted};
 use super::log_thread::{LogCommand, LogEvent};
 use super::opened::Given;
 use super::probes::Probes;
@@ -250,6 +250,28 @@ impl Driver {
         })
     }
 
+    /// Whether the slot that was found for a stream may be this log's. A stream that nobody has taken yet shows why not.
+    fn owns_slot(
+        &mut self,
+        now: HybridTime,
+        name: &str,
+        found: Result<Option<String>, String>,
+    ) -> Result<(), LeaderError> {
+        let (error, state) = match found {
+            Ok(None) => return Ok(()),
+            Ok(Some(found)) => {
+                let Err(refused) = self.coordinator.owns_slot(name, &found) else { return Ok(()) };
+                (LeaderError::from(refused.clone()), StreamState::Stopped { cause: refused.to_string() })
+            }
+            Err(_) if self.coordinator.may_have_slot(name) => return Ok(()),
+            Err(cause) => (LeaderError::Unavailable(cause.clone()), StreamState::Waiting { cause }),
+        };
+        if let Some((stream, puller)) = self.coordinator.state().stream_named(name).map(|s| (s.stream, s.puller)) {
+            self.puller_says(now, stream, puller, state).ok();
+        }
+        Err(error)
+    }
+
     /// Whether a puller that had the stream under this epoch may take it again.
     fn may_take(&self, name: &str, held: Option<Epoch>, now: HybridTime) -> Result<(), LeaderError> {
         let Some(record) = self.coordinator.state().stream_named(name) else { return Ok(()) };
@@ -332,13 +354,17 @@ impl Driver {
                 let promise = self.coordinator.last_release(tablet);
                 self.promise(Ok(promise), reply, |last| last);
             }
-            Input::OpenStream { name, puller, held, reply } => {
+            Input::OpenStream { name, taker: Taker { puller, held, found }, reply } => {
                 if let Err(error) = self.may_take(&name, held, now) {
                     reply.send(Err(error)).ok();
                     return;
                 }
                 if self.joins {
                     self.coordinator.handle_stream_joined(now, &name);
+                }
+                if let Err(error) = self.owns_slot(now, &name, found) {
+                    reply.send(Err(error)).ok();
+                    return;
                 }
                 let promised = self.coordinator.handle_open_stream(now, &name);
                 if let Ok(promise) = &promised {

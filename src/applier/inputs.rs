@@ -1,6 +1,6 @@
 //! What the transaction leader of this process is told and asked.
 
-use super::leader::{Copied, LeaderError, PullerId, Reported, StandingSlot, StreamOpened, StreamState, Wanted};
+use super::leader::{Copied, LeaderError, PullerId, Reported, StandingSlot, StreamOpened, StreamState, Taker, Wanted};
 use crate::coordinator::{Applied, Coordinator, Fence, PublishedTable, ReleaseId, Report};
 use crate::wal::{
     Column, Epoch, HybridTime, LogPosition, OpId, ReplicaTabletId, SourceTabletId, SourceTransactionId, TableSchema,
@@ -22,8 +22,7 @@ pub struct Inputs(pub(super) mpsc::Sender<Input>);
 pub(super) enum Input {
     OpenStream {
         name: String,
-        puller: String,
-        held: Option<Epoch>,
+        taker: Taker,
         reply: Reply<StreamOpened>,
     },
     Report {

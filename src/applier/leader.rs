@@ -33,6 +33,19 @@ pub struct StreamOpened {
     pub stored: Vec<(ReplicaTabletId, OpId)>,
 }
 
+/// Who takes a stream, and what it finds there.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Taker {
+    /// Which process, for people.
+    pub puller: String,
+    /// The epoch under which it had the stream before: where another took it since and lives, this one is fenced, so that
+    /// two who pull one stream do not take it from each other for ever.
+    pub held: Option<Epoch>,
+    /// The slot that is there before this process has asked for one, or why that cannot be known now. One that the log
+    /// never asked for may be another untorn's: it is neither read nor dropped.
+    pub found: Result<Option<String>, String>,
+}
+
 /// One stream's puller.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PullerId {
@@ -92,7 +105,8 @@ pub enum LeaderError {
     /// The report says what cannot be true: the stream stops by name until somebody mends it.
     #[error("{0}")]
     Stop(String),
-    /// A replica tablet refuses what the stream carried: it stands still until the tablet has taken it. Ask again soon.
+    /// The stream stands still until something outside of it is mended: a replica tablet refuses what it carried, or its
+    /// slot is another's. Ask again soon.
     #[error("{0}")]
     Refused(String),
     /// The leader cannot be reached, or does not know yet; open the stream again.
@@ -103,10 +117,8 @@ pub enum LeaderError {
 /// The owner of the transaction records.
 #[async_trait]
 pub trait TransactionLeader: Send + Sync {
-    /// A puller takes a stream. The answer comes once its epoch is durable in the log. `held` is the epoch under which it
-    /// had the stream before: where another took it since and lives, this one is fenced, so that two who pull one stream
-    /// do not take it from each other for ever.
-    async fn open_stream(&self, name: &str, puller: &str, held: Option<Epoch>) -> Result<StreamOpened, LeaderError>;
+    /// A puller takes a stream. The answer comes once its epoch is durable in the log.
+    async fn open_stream(&self, name: &str, taker: Taker) -> Result<StreamOpened, LeaderError>;
 
     /// Reports facts; answers once they are durable in the log with their checkpoint. Reports of one stream are handed
     /// in in order, and several may be on their way: a report is handed in when its future is first polled.

@@ -2,7 +2,7 @@
 
 use super::inputs::{Input, Inputs};
 use super::leader::{
-    Copied, LeaderError, PullerId, Reported, StandingSlot, StreamOpened, StreamState, TransactionLeader, Wanted,
+    Copied, LeaderError, PullerId, Reported, StandingSlot, StreamOpened, StreamState, Taker, TransactionLeader, Wanted,
 };
 use crate::coordinator::{Coordinator, Outcome, PublishedTable, Refused, Report, Status};
 use crate::proto::transaction::{TransactionRecord, TransactionStatus};
@@ -12,9 +12,9 @@ use std::collections::BTreeSet;
 
 #[async_trait]
 impl TransactionLeader for Inputs {
-    async fn open_stream(&self, name: &str, puller: &str, held: Option<Epoch>) -> Result<StreamOpened, LeaderError> {
-        let (name, puller) = (name.to_owned(), puller.to_owned());
-        self.ask(|reply| Input::OpenStream { name, puller, held, reply }).await
+    async fn open_stream(&self, name: &str, taker: Taker) -> Result<StreamOpened, LeaderError> {
+        let name = name.to_owned();
+        self.ask(|reply| Input::OpenStream { name, taker, reply }).await
     }
 
     async fn report(&self, report: Report) -> Result<Reported, LeaderError> {
@@ -116,6 +116,7 @@ impl From<Refused> for LeaderError {
             Refused::OutOfOrder { held, follows } => Self::OutOfOrder { held, follows },
             Refused::Fenced { .. } => Self::Fenced(refused.to_string()),
             Refused::Damage(cause) => Self::Stop(cause),
+            Refused::ForeignSlot { .. } => Self::Refused(refused.to_string()),
             Refused::UnknownStream(_) => Self::Unavailable(refused.to_string()),
         }
     }

@@ -2,7 +2,7 @@
 
 use super::ended::{Ended, Trouble};
 use super::host::Clock;
-use super::leader::{LeaderError, PullerId, StandingSlot, StreamOpened, StreamState, TransactionLeader};
+use super::leader::{LeaderError, PullerId, StandingSlot, StreamOpened, StreamState, Taker, TransactionLeader};
 use super::probes;
 use super::pull::Pull;
 use super::retention;
@@ -159,7 +159,7 @@ impl Poller {
         opened_as: &mut Option<(SourceTabletId, Epoch)>,
         backoff: &mut Backoff,
     ) -> Result<SessionEnd, Trouble> {
-        let opened = Arc::new(self.leader.open_stream(&self.side.name, &self.puller, held).await?);
+        let opened = Arc::new(self.take(held).await?);
         // Until there is news, the leader hears what it heard before.
         self.side.opens(Arc::clone(&opened));
         *opened_as = Some((opened.stream, opened.puller));
@@ -197,6 +197,15 @@ impl Poller {
             poller: self,
         };
         pull.run().await
+    }
+
+    /// Takes the stream. The first time in this process its slot may be one that this log never made.
+    async fn take(&self, held: Option<Epoch>) -> Result<StreamOpened, Trouble> {
+        let found = match held {
+            Some(_) => Ok(None),
+            None => self.side.source.found_slot().await.map_err(|error| error.to_string()),
+        };
+        Ok(self.leader.open_stream(&self.side.name, Taker { puller: self.puller.clone(), held, found }).await?)
     }
 
     /// Creates the stream's slot, and hands its snapshot to the copier once the log says that it stands.

@@ -82,6 +82,17 @@ pub enum Refused {
     /// No such stream, or it left.
     #[error("no stream {0} takes part: the configuration of the transaction leader does not name it")]
     UnknownStream(String),
+    /// This log has not made it.
+    #[error(
+        "{stream}: {found} is there already, and was not made by this untorn, whose log never asked for it: another one may \
+         need what it carries. If none does, drop it: untorn source drop --config FILE --tablet {stream}"
+    )]
+    ForeignSlot {
+        /// The stream's name.
+        stream: String,
+        /// What is there.
+        found: String,
+    },
 }
 
 /// What a puller needs to open its stream.

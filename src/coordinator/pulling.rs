@@ -21,6 +21,24 @@ impl Coordinator {
         stream
     }
 
+    /// A slot was found for a stream before its puller asked for one: whether this log may have made it. It may once a
+    /// puller took a stream of that name, as slots are made after that and before the log hears of them.
+    ///
+    /// # Errors
+    /// [`Refused::ForeignSlot`].
+    pub fn owns_slot(&self, name: &str, found: &str) -> Result<(), Refused> {
+        if self.may_have_slot(name) {
+            return Ok(());
+        }
+        Err(Refused::ForeignSlot { stream: name.to_owned(), found: found.to_owned() })
+    }
+
+    /// Whether the log may have made a slot for a stream of that name.
+    #[must_use]
+    pub fn may_have_slot(&self, name: &str) -> bool {
+        self.state.streams.iter().any(|record| record.name == name && record.puller > Epoch(0))
+    }
+
     /// A puller takes a stream.
     ///
     /// # Errors
@@ -150,5 +168,27 @@ impl Coordinator {
             Some(cause) => self.stopped.insert(stream, cause),
             None => self.stopped.remove(&stream),
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::machine::Settings;
+    use super::*;
+
+    #[test]
+    fn a_slot_is_its_own_once_a_puller_took_a_stream_of_that_name() {
+        let now = HybridTime::from_micros(1);
+        let mut machine = Coordinator::restore(Settings::default(), None).unwrap();
+        machine.handle_opened(now, Epoch(1), "leader", &[]).unwrap();
+        machine.handle_configured(now, &["shard-a"]);
+        let refused = machine.owns_slot("shard-a", "slot \"a\"").unwrap_err().to_string();
+        assert!(refused.contains("slot \"a\"") && refused.contains("source drop"), "{refused}");
+        machine.handle_open_stream(now, "shard-a").unwrap();
+        assert_eq!(machine.owns_slot("shard-a", "slot \"a\""), Ok(()));
+        // It left, and comes again: what stands there is its own.
+        machine.handle_configured(now, &[]);
+        machine.handle_configured(now, &["shard-a"]);
+        assert_eq!(machine.owns_slot("shard-a", "slot \"a\""), Ok(()));
     }
 }

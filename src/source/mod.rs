@@ -163,8 +163,13 @@ pub trait Source: Send + Sync {
     /// The source tablet's name in the configuration.
     fn name(&self) -> &str;
 
+    /// The stream's slot, if one is there, in words: one that the log never asked for is another's.
+    async fn found_slot(&self) -> Result<Option<String>, SourceError> {
+        Ok(None)
+    }
+
     /// Makes sure that the stream can be read from its start, and takes the snapshot for the initial copy. Drops and
-    /// creates again a slot that the log never heard of.
+    /// creates again a slot of which the log does not know that it stands: its creation was cut off.
     async fn create_slot(&self) -> Result<NewSlot, SourceError>;
 
     /// A snapshot of now. Its position lies above the end of everything that was prepared when it was asked for.

@@ -6,16 +6,19 @@ use super::TabletError;
 use super::engine::{Engine, TabletOptions, Worker, start};
 use super::store::{Read, Scan, Space, Store, StoreBatch, StoreFailed};
 use crate::limits::{
-    STORE_CACHE_BYTES, STORE_JOURNAL_BYTES, STORE_MEMTABLE_BYTES_MAX, STORE_MEMTABLE_BYTES_MIN, STORE_MEMTABLES_BYTES,
-    STORE_UNWRITTEN_BYTES_MAX,
+    OWNER_WAIT_MS, STORE_CACHE_BYTES, STORE_JOURNAL_BYTES, STORE_MEMTABLE_BYTES_MAX, STORE_MEMTABLE_BYTES_MIN,
+    STORE_MEMTABLES_BYTES, STORE_UNWRITTEN_BYTES_MAX,
 };
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Slice};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often a write that waits for table files looks again: short beside the writing of one.
 const UNWRITTEN_CHECKED_EVERY: Duration = Duration::from_millis(2);
+
+/// How often a folder that somebody holds is asked for again.
+const LOCK_ASKED_AGAIN_AFTER: Duration = Duration::from_millis(20);
 
 /// A key of no [`super::keys::Kind`].
 const NEVER_WRITTEN: [u8; 1] = [0];
@@ -229,14 +232,26 @@ fn memtable_bytes(tablets: usize) -> u64 {
 }
 
 fn open_database(folder: &Path) -> Result<Database, StoreFailed> {
-    let database = Database::builder(folder)
-        // Every barrier is asked for by name, so a batch need not be handed to the kernel by itself.
-        .manual_journal_persist(true)
-        .worker_threads(1)
-        .cache_size(STORE_CACHE_BYTES)
-        .max_journaling_size(STORE_JOURNAL_BYTES)
-        .open()
-        .map_err(failed("cannot open the tablets' storage"))?;
+    let open = || {
+        Database::builder(folder)
+            // Every barrier is asked for by name, so a batch need not be handed to the kernel by itself.
+            .manual_journal_persist(true)
+            .worker_threads(1)
+            .cache_size(STORE_CACHE_BYTES)
+            .max_journaling_size(STORE_JOURNAL_BYTES)
+            .open()
+    };
+    let patience = Instant::now() + Duration::from_millis(OWNER_WAIT_MS);
+    let database = loop {
+        match open() {
+            // Perhaps by an owner that is going away.
+            Err(fjall::Error::Locked) if Instant::now() < patience => std::thread::sleep(LOCK_ASKED_AGAIN_AFTER),
+            Err(fjall::Error::Locked) => {
+                return Err(StoreFailed("is in use by another process; stop it, or use another folder".into()));
+            }
+            opened => break opened.map_err(failed("cannot open the tablets' storage"))?,
+        }
+    };
     // The store makes its own folders durable, but not its own folder's name in the one above it.
     if let Some(above) = folder.parent().filter(|above| !above.as_os_str().is_empty()) {
         let synced = std::fs::File::open(above).and_then(|folder| folder.sync_all());

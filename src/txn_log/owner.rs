@@ -1,7 +1,7 @@
 //! One owner at a time for a folder: a locked file that says who.
 
 use super::LogError;
-use crate::limits::LOG_OWNER_WAIT_MS;
+use crate::limits::OWNER_WAIT_MS;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
@@ -32,7 +32,7 @@ impl Owner {
         let io = |e: std::io::Error| LogError::Poisoned(format!("{}: {e}", path.display()));
         let mut file =
             OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path).map_err(io)?;
-        let patience = Instant::now() + Duration::from_millis(LOG_OWNER_WAIT_MS);
+        let patience = Instant::now() + Duration::from_millis(OWNER_WAIT_MS);
         loop {
             match file.try_lock() {
                 Ok(()) => break,

@@ -24,7 +24,7 @@ use super::head::{Head, Page};
 use super::owner::{Owner, create_durably};
 use super::witness::Witness;
 use super::{LogError, LogRecord, Opened, Snapshot, TransactionLog};
-use crate::limits::{LOG_OWNER_WAIT_MS, SLED_CACHE_BYTES, SLED_UNSYNCED_BYTES, SLED_VALUE_BYTES};
+use crate::limits::{OWNER_WAIT_MS, SLED_CACHE_BYTES, SLED_UNSYNCED_BYTES, SLED_VALUE_BYTES};
 use crate::wal::codec::{self, CodecError};
 use crate::wal::{Epoch, LogPosition};
 use ::sled::{Db, IVec};
@@ -344,7 +344,7 @@ fn poisoned(dir: &Path, error: &dyn std::fmt::Display) -> LogError {
 }
 
 fn open_sled(dir: &Path) -> Result<Db, LogError> {
-    let patience = Instant::now() + Duration::from_millis(LOG_OWNER_WAIT_MS);
+    let patience = Instant::now() + Duration::from_millis(OWNER_WAIT_MS);
     let config = ::sled::Config::new()
         .path(dir)
         .mode(::sled::Mode::LowSpace)

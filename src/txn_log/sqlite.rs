@@ -9,7 +9,7 @@ use super::head::{Head, Page};
 use super::owner::create_durably;
 use super::witness::Witness;
 use super::{LogError, LogRecord, Opened, Snapshot, TransactionLog};
-use crate::limits::{LOG_OWNER_WAIT_MS, SQLITE_ROW_BYTES, SQLITE_WAL_BYTES};
+use crate::limits::{OWNER_WAIT_MS, SQLITE_ROW_BYTES, SQLITE_WAL_BYTES};
 use crate::wal::codec;
 use crate::wal::{Epoch, LogPosition};
 use async_trait::async_trait;
@@ -80,7 +80,7 @@ impl Store {
         }
         let open = || -> rusqlite::Result<Connection> {
             let connection = Connection::open(file)?;
-            connection.busy_timeout(Duration::from_millis(LOG_OWNER_WAIT_MS))?;
+            connection.busy_timeout(Duration::from_millis(OWNER_WAIT_MS))?;
             Ok(connection)
         };
         let witness = Witness::open(file.with_added_extension("witness"))?;

@@ -1,7 +1,7 @@
 //! The client: a [`TransactionLeader`] that lives in another process.
 
 use super::super::leader::{
-    Copied, LeaderError, PullerId, Reported, StandingSlot, StreamOpened, StreamState, TransactionLeader, Wanted,
+    Copied, LeaderError, PullerId, Reported, StandingSlot, StreamOpened, StreamState, Taker, TransactionLeader, Wanted,
 };
 use super::convert::report_bytes;
 use super::error::from_status;
@@ -62,9 +62,11 @@ fn request<T>(message: T) -> Request<T> {
 // Cloning a generated client is cheap, and its calls want it mutable: each call has its own.
 #[async_trait]
 impl TransactionLeader for GrpcLeader {
-    async fn open_stream(&self, name: &str, puller: &str, held: Option<Epoch>) -> Result<StreamOpened, LeaderError> {
-        let (name, puller) = (name.to_owned(), puller.to_owned());
-        let message = pb::OpenStreamRequest { name, puller, held: held.map(|epoch| epoch.0) };
+    async fn open_stream(&self, name: &str, taker: Taker) -> Result<StreamOpened, LeaderError> {
+        let Taker { puller, held, found } = taker;
+        let (name, held) = (name.to_owned(), held.map(|epoch| epoch.0));
+        let (found, unknown) = found.map_or_else(|unknown| (None, Some(unknown)), |found| (found, None));
+        let message = pb::OpenStreamRequest { name, puller, held, found, unknown };
         let opened = self.answer(self.client.clone().open_stream(request(message)).await)?;
         opened.try_into().map_err(|fault| self.unavailable(fault))
     }

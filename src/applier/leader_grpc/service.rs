@@ -1,6 +1,6 @@
 //! The service.
 
-use super::super::leader::{Copied, LeaderError, PullerId, StandingSlot, TransactionLeader};
+use super::super::leader::{Copied, LeaderError, PullerId, StandingSlot, Taker, TransactionLeader};
 use super::convert::report_from;
 use super::error::{malformed, to_status};
 use super::order::ReportOrder;
@@ -46,12 +46,9 @@ impl TransactionService for Service {
         &self,
         request: Request<pb::OpenStreamRequest>,
     ) -> Result<Response<pb::OpenStreamResponse>, Status> {
-        let request = request.into_inner();
-        let opened = self
-            .leader
-            .open_stream(&request.name, &request.puller, request.held.map(Epoch))
-            .await
-            .map_err(to_status)?;
+        let pb::OpenStreamRequest { name, puller, held, found, unknown } = request.into_inner();
+        let taker = Taker { puller, held: held.map(Epoch), found: unknown.map_or(Ok(found), Err) };
+        let opened = self.leader.open_stream(&name, taker).await.map_err(to_status)?;
         self.order.opened(opened.stream, opened.puller, opened.resume.after);
         Ok(Response::new(opened.into()))
     }

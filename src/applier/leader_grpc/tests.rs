@@ -1,7 +1,7 @@
 //! A leader behind the service and its client is the leader itself, its errors included.
 
 use super::super::leader::{
-    Copied, LeaderError, PullerId, Reported, StandingSlot, StreamOpened, StreamState, TransactionLeader, Wanted,
+    Copied, LeaderError, PullerId, Reported, StandingSlot, StreamOpened, StreamState, Taker, TransactionLeader, Wanted,
 };
 use super::convert::{report_bytes, report_from};
 use super::error::from_status;
@@ -90,10 +90,14 @@ fn record() -> pb::TransactionRecord {
     }
 }
 
+fn taker() -> Taker {
+    Taker { puller: "here".into(), held: Some(Epoch(7)), found: Ok(Some("slot \"a\"".into())) }
+}
+
 #[async_trait]
 impl TransactionLeader for Told {
-    async fn open_stream(&self, _: &str, _: &str, held: Option<Epoch>) -> Result<StreamOpened, LeaderError> {
-        assert_eq!(held, Some(Epoch(7)));
+    async fn open_stream(&self, _: &str, taken: Taker) -> Result<StreamOpened, LeaderError> {
+        assert_eq!(taken, taker());
         self.answer(opened())
     }
 
@@ -169,7 +173,7 @@ fn report(number: u64) -> Report {
 async fn everything_comes_through() {
     let told = Arc::new(Told::default());
     let leader = behind_grpc(told.clone()).await;
-    assert_eq!(leader.open_stream("shard-a", "here", Some(Epoch(7))).await, Ok(opened()));
+    assert_eq!(leader.open_stream("shard-a", taker()).await, Ok(opened()));
     let reported = Reported { checkpoint: OpId::new(4, 1), acknowledge: OpId::new(4, 0) };
     assert_eq!(leader.report(report(0)).await, Ok(reported));
     assert_eq!(*told.reports.lock().unwrap(), [report(0)]);
@@ -215,7 +219,7 @@ async fn errors_come_through_as_they_are() {
     for error in errors {
         let told = Told { refuses_with: Some(error.clone()), ..Told::default() };
         let leader = behind_grpc(Arc::new(told)).await;
-        assert_eq!(leader.open_stream("shard-a", "here", Some(Epoch(7))).await, Err(error.clone()));
+        assert_eq!(leader.open_stream("shard-a", taker()).await, Err(error.clone()));
         assert_eq!(leader.report(report(0)).await, Err(error.clone()));
         assert_eq!(leader.transaction_record(TransactionId(5)).await, Err(error));
     }
@@ -234,7 +238,7 @@ async fn a_leader_that_is_gone_is_unavailable() {
 async fn reports_that_overtake_each_other_are_handed_in_in_order() {
     let told = Arc::new(Told::default());
     let leader = behind_grpc(told.clone()).await;
-    leader.open_stream("shard-a", "here", Some(Epoch(7))).await.unwrap();
+    leader.open_stream("shard-a", taker()).await.unwrap();
     let answers = join_all((0..100).rev().map(|number| leader.report(report(number)))).await;
     assert!(answers.iter().all(Result::is_ok));
     assert_eq!(*told.reports.lock().unwrap(), (0..100).map(report).collect::<Vec<_>>());

@@ -139,6 +139,16 @@ impl Source for PostgresSource {
         self.target.name()
     }
 
+    async fn found_slot(&self) -> Result<Option<String>, SourceError> {
+        let Options { publication, slot, .. } = &self.options;
+        let server = self.ask(async |sql| slot::inspect(sql, publication, slot).await).await?;
+        // What else is wrong with it is said when it is to be created or read.
+        Ok(server.slot.filter(|found| found.plugin == "pgoutput").map(|found| match found.active_pid {
+            Some(pid) => format!("slot {slot:?}, in use by process {pid},"),
+            None => format!("slot {slot:?}"),
+        }))
+    }
+
     async fn create_slot(&self) -> Result<NewSlot, SourceError> {
         let Options { publication, slot, slot_lock_timeout, .. } = &self.options;
         let created = slot::create(&self.target, publication, slot, *slot_lock_timeout, &self.unfinished).await?;

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use futures::future::BoxFuture;
 use std::sync::{Arc, Mutex};
 use untorn::applier::leader::{
-    Copied, LeaderError, PullerId, Reported, StandingSlot, StreamOpened, StreamState, TransactionLeader, Wanted,
+    Copied, LeaderError, PullerId, Reported, StandingSlot, StreamOpened, StreamState, Taker, TransactionLeader, Wanted,
 };
 use untorn::applier::leader_grpc::ReportOrder;
 use untorn::coordinator::{PublishedTable, Report};
@@ -66,13 +66,13 @@ impl LeaderClient {
 
 #[async_trait]
 impl TransactionLeader for LeaderClient {
-    async fn open_stream(&self, name: &str, puller: &str, held: Option<Epoch>) -> Answer<StreamOpened> {
-        let (name, puller) = (name.to_owned(), puller.to_owned());
+    async fn open_stream(&self, name: &str, taker: Taker) -> Answer<StreamOpened> {
+        let name = name.to_owned();
         self.call("open a stream", move |leader| {
-            let (name, puller) = (name.clone(), puller.clone());
+            let (name, taker) = (name.clone(), taker.clone());
             Box::pin(async move {
                 let Served { leader, order } = leader;
-                let opened = leader.open_stream(&name, &puller, held).await?;
+                let opened = leader.open_stream(&name, taker).await?;
                 order.opened(opened.stream, opened.puller, opened.resume.after);
                 Ok(opened)
             })

@@ -132,6 +132,13 @@ impl Source for SimPostgres {
         &self.server.name
     }
 
+    async fn found_slot(&self) -> Result<Option<String>, SourceError> {
+        self.life.output().await;
+        let answers = tokio::time::timeout(Duration::from_secs(10), self.server.answers());
+        answers.await.map_err(|_| SourceError::Retry("the server does not answer".into()))?;
+        Ok(self.server.state().slot.then(|| "the slot".to_owned()))
+    }
+
     async fn create_slot(&self) -> Result<NewSlot, SourceError> {
         self.server.answers().await;
         let Some(held) = self.server.create_slot().await else {

@@ -49,6 +49,14 @@ impl Daemon {
         daemon
     }
 
+    /// Another one on the same data folder, with listeners of its own. It is not started.
+    pub fn beside(&self, sections: &str) -> Self {
+        let other = Self::new(sections);
+        let text = format!("data_dir = {:?}\n{sections}{}", self.data(), other.listeners);
+        std::fs::write(other.config(), text).expect("the configuration can be written");
+        other
+    }
+
     /// `untorn tablet` that serves these tablets, started, and where it listens.
     pub fn tablets(names: &[&str]) -> (Self, u16) {
         let (port, metrics) = (free_port(), free_port());
@@ -152,6 +160,22 @@ impl Daemon {
     pub fn terminate(&mut self) -> ExitStatus {
         self.signal("TERM");
         self.process.take().expect("it runs").wait().expect("it ends")
+    }
+
+    /// Its resident memory, in bytes.
+    pub fn resident(&self) -> u64 {
+        let process = self.process.as_ref().expect("it runs");
+        let status = std::fs::read_to_string(format!("/proc/{}/status", process.id())).expect("it has a status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
+        let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
+        kib << 10
+    }
+
+    /// What its data folder takes, in bytes.
+    pub fn on_disk(&self) -> u64 {
+        let output = Command::new("du").arg("-sB1").arg(self.data()).output().expect("du runs");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.split_whitespace().next().and_then(|bytes| bytes.parse().ok()).expect("a number")
     }
 
     /// What the process said so far.
