@@ -126,8 +126,7 @@ impl Driver {
             self.run_output(output);
         }
         for (tablet, (queue, work)) in &mut self.queues {
-            let safe_time = self.coordinator.handed_safe(*tablet).unwrap_or(HybridTime::MIN);
-            queue.hand_over(work, self.coordinator.handed_through(*tablet), safe_time);
+            queue.hand_over(work, self.coordinator.handed_through(*tablet), self.coordinator.handed_safe(*tablet));
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use crate::limits::{
 };
 use crate::planted::{Bug, planted};
 use crate::tablet::{Applied, ApplyBatch, TabletError};
-use crate::wal::{Epoch, HybridTime, LogPosition, TransactionId};
+use crate::wal::{Epoch, LogPosition, TransactionId};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -195,35 +195,36 @@ impl Executor {
 /// What follows `heard`, cut at a position so that one call stays short: about `most` decisions, or one entry's.
 fn batch(owner: Epoch, kept: &VecDeque<Decided>, heard: LogPosition, gathered: &Gathered, most: usize) -> ApplyBatch {
     let from = kept.partition_point(|decided| decided.position <= heard);
-    let (mut to, mut through, mut safe_time) = (kept.len(), gathered.through, gathered.safe_time);
+    let (mut to, mut through, mut safe) = (kept.len(), gathered.through, gathered.safe);
     if let Some(last) = kept.get(from + most) {
         through = last.position;
         to = kept.partition_point(|decided| decided.position <= through);
     }
     if to < kept.len() {
         // It rests on decisions that this batch leaves out: the tablet's own WAL would promise too much.
-        safe_time = HybridTime::MIN;
+        safe = None;
     }
     let work = kept.range(from..to).cloned().collect();
-    ApplyBatch { owner, follows: heard, through, safe_time, one_writer: false, work }
+    ApplyBatch { owner, follows: heard, through, safe, one_writer: false, work }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::coordinator::Work;
+    use crate::coordinator::{ReadPoint, Work};
+    use crate::wal::HybridTime;
 
     #[test]
     fn a_batch_that_is_cut_does_not_tell_a_safe_time_that_it_has_not_reached() {
         let last = APPLY_BATCH_DECISIONS as u64 + 10;
         let decided = |at| Decided { position: LogPosition(at), work: Work::Discard { branches: Vec::new() } };
         let kept: VecDeque<_> = (1..=last).map(decided).collect();
-        let safe_time = HybridTime::from_micros(100);
-        let gathered = Gathered { through: LogPosition(last), safe_time, ..Gathered::default() };
+        let safe = Some(ReadPoint { position: LogPosition(last), time: HybridTime::from_micros(100) });
+        let gathered = Gathered { through: LogPosition(last), safe, ..Gathered::default() };
         let first = batch(Epoch(1), &kept, LogPosition(0), &gathered, APPLY_BATCH_DECISIONS);
-        assert_eq!((first.work.len() as u64, first.safe_time), (first.through.0, HybridTime::MIN));
+        assert_eq!((first.work.len() as u64, first.safe), (first.through.0, None));
         assert!(first.through < gathered.through);
         let rest = batch(Epoch(1), &kept, first.through, &gathered, APPLY_BATCH_DECISIONS);
-        assert_eq!((rest.through, rest.safe_time), (gathered.through, safe_time));
+        assert_eq!((rest.through, rest.safe), (gathered.through, safe));
     }
 }

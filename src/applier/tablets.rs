@@ -1,9 +1,9 @@
 //! The replica tablets as the applier's tasks share them.
 
 use super::ended::Trouble;
-use crate::coordinator::{Decided, TabletMap};
+use crate::coordinator::{Decided, ReadPoint, TabletMap};
 use crate::tablet::{RefusedWrite, TabletError, TabletLeader};
-use crate::wal::{HybridTime, LogPosition, ReplicaTabletId, SourceTabletId};
+use crate::wal::{LogPosition, ReplicaTabletId, SourceTabletId};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Notify, watch};
@@ -126,22 +126,22 @@ pub(super) struct Gathered {
     pub(super) work: VecDeque<Decided>,
     /// Every decision at or below this one that concerns the tablet was handed over.
     pub(super) through: LogPosition,
-    /// The newest safe time at or below `through`.
-    pub(super) safe_time: HybridTime,
+    /// The newest safe point at or below `through`.
+    pub(super) safe: Option<ReadPoint>,
     /// No more will come.
     pub(super) closing: bool,
 }
 
 impl ApplyQueue {
     /// Hands decisions over, all of them up to `through`.
-    pub(super) fn hand_over(&self, work: &mut Vec<Decided>, through: LogPosition, safe_time: HybridTime) {
+    pub(super) fn hand_over(&self, work: &mut Vec<Decided>, through: LogPosition, safe: Option<ReadPoint>) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if work.is_empty() && state.through == through {
             return;
         }
         state.work.extend(work.drain(..));
         state.through = through;
-        state.safe_time = safe_time;
+        state.safe = safe;
         drop(state);
         self.moved.notify_one();
     }

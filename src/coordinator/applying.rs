@@ -103,13 +103,13 @@ impl Coordinator {
         if planted(Bug::AppliedBeforeDurable) { self.state.position } else { self.durable }
     }
 
-    /// A safe time that rests on nothing but decisions that the tablet was handed, the newest that is known here.
+    /// A safe point that rests on nothing but decisions that the tablet was handed, the newest that is known here.
     #[must_use]
-    pub fn handed_safe(&self, tablet: ReplicaTabletId) -> Option<HybridTime> {
+    pub fn handed_safe(&self, tablet: ReplicaTabletId) -> Option<ReadPoint> {
         let through = self.handed_through(tablet);
         let mut known = [self.safe(), self.first_safe].into_iter().flatten();
         // While there is no stream, everything is safe to read; what a tablet is told of it holds for ever.
-        known.find(|safe| safe.position <= through).map(|safe| safe.time).filter(|time| *time < HybridTime::MAX)
+        known.find(|safe| safe.position <= through).filter(|safe| safe.time < HybridTime::MAX)
     }
 
     /// The first replica tablet that is held back, because it takes no decisions.

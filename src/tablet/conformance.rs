@@ -144,7 +144,7 @@ fn decisions(follows: u64, through: u64, work: Vec<Decided>) -> ApplyBatch {
         owner: OWNER,
         follows: LogPosition(follows),
         through: LogPosition(through),
-        safe_time: HybridTime::MIN,
+        safe: None,
         one_writer: false,
         work,
     }
@@ -294,7 +294,7 @@ macro_rules! tablet_conformance {
             shows_a_copy_from_its_turn_on, hides_what_left_and_shows_what_comes_back,
             fills_cells_from_a_copy_on_its_way, fills_a_row_that_moves_while_its_table_is_copied, a_copy_mends_cells_that_were_filled_from_what_was_wrong, adopts_chunks,
             drops_chunks_of_earlier_connections, drops_chunks_that_go_nowhere, fills_unchanged_cells,
-            fills_a_row_from_the_key_it_had, reports_conflicts, reads_wait_for_the_log, reads_long_chains, refuses_malformed_batches, collects_old_versions,
+            fills_a_row_from_the_key_it_had, reports_conflicts, reads_wait_for_the_log, reads_long_chains, reads_the_safe_point_for_as_long_as_it_is_the_newest, refuses_malformed_batches, collects_old_versions,
             forgets_truncations, lets_a_key_have_one_writer, deletes_beside_copies_bring_nothing_back,
             a_copy_keeps_rows_that_moved_here_before_it, a_copy_may_be_whole_before_its_table_is_hidden);
     };

@@ -90,8 +90,9 @@ pub struct ApplyBatch {
     pub follows: LogPosition,
     /// Every decision at or below this one that concerns this tablet is in this batch or an earlier one.
     pub through: LogPosition,
-    /// The newest safe time at or below `through`, for the tablet's own WAL and for collection.
-    pub safe_time: HybridTime,
+    /// The newest safe point at or below `through` that rests on nothing but what the tablet was told, for its own WAL and
+    /// for collection.
+    pub safe: Option<ReadPoint>,
     /// Whether a key has one writer, because no clock orders two. Then a stream that puts a row under a key where another
     /// stream's is, is refused from then on ([`TabletError::WrittenTwice`]), and a delete removes its own stream's row only.
     pub one_writer: bool,

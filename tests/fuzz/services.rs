@@ -276,6 +276,7 @@ fn apply() -> Vec<u8> {
         follows: 0,
         through: 3,
         safe_time: 2 << 20,
+        safe_position: 3,
         work: works.map(|(work, position)| pb::Decided { position, work: Some(work) }).collect(),
         one_writer: false,
     }

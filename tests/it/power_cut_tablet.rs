@@ -105,7 +105,7 @@ fn decisions(follows: u64, through: u64) -> ApplyBatch {
         owner: OWNER,
         follows: LogPosition(follows),
         through: LogPosition(through),
-        safe_time: HybridTime::from_u64(follows),
+        safe: Some(ReadPoint { position: LogPosition(follows), time: HybridTime::from_u64(follows) }),
         one_writer: false,
         work: (follows + 1..=through).map(commit).collect(),
     }

@@ -44,6 +44,30 @@ pub async fn reads_long_chains(rig: Rig) {
     assert_eq!(rig.tablet().read(one).await.unwrap().rows[0].time, HybridTime::from_u64(700));
 }
 
+fn safe(position: u64, time: u64) -> Option<ReadPoint> {
+    Some(ReadPoint { position: LogPosition(position), time: HybridTime::from_u64(time) })
+}
+
+/// The safe point can be read however far the log goes on beyond it, also where it was heard of long after the one before:
+/// a source that is idle brings no other.
+pub async fn reads_the_safe_point_for_as_long_as_it_is_the_newest(rig: Rig) {
+    let mut rig = rig.announced().await;
+    let second = |n: u64| HybridTime::from_micros(n * 1_000_000).to_u64();
+    rig.store(batch(S1, 0, vec![(1, vec![put(1, "a", "1")]), (2, vec![put(2, "a", "2")])])).await;
+    let first = decisions(0, 1, vec![commit(1, second(60), vec![branch(S1, 1)])]);
+    rig.tablet().apply(ApplyBatch { safe: safe(1, second(60)), ..first }).await.unwrap();
+    rig.tablet().sync().await.unwrap();
+    rig.restart();
+    // An hour is missed. It comes in two parts, and what the first part rests on is in the second one.
+    let hour = second(3_660);
+    rig.tablet().apply(decisions(1, 8, vec![commit(2, hour, vec![branch(S1, 2)])])).await.unwrap();
+    for through in [9, 10] {
+        let rest = ApplyBatch { safe: safe(2, hour), ..decisions(through - 1, through, vec![]) };
+        rig.tablet().apply(rest).await.unwrap();
+        assert_eq!(rig.rows(2, hour).await, pairs(&[("a", "2")]), "after {through}");
+    }
+}
+
 /// Versions that no reader can see go; reads below what is kept are refused, after a restart too.
 pub async fn collects_old_versions(rig: Rig) {
     let mut rig = rig.announced().await;
@@ -54,7 +78,7 @@ pub async fn collects_old_versions(rig: Rig) {
         writes.push(if n == 1 { put(index + 2, "gone", "1") } else { delete(index + 2, "gone") });
         rig.store(batch(S1, index, vec![(index + 1, writes)])).await;
         let mut decided = decisions(n - 1, n, vec![commit(n, second(n * 60), vec![branch(S1, index + 1)])]);
-        decided.safe_time = HybridTime::from_u64(second(n * 60));
+        decided.safe = safe(n, second(n * 60));
         rig.tablet().apply(decided).await.unwrap();
     }
     rig.tablet().sync().await.unwrap();
@@ -82,7 +106,7 @@ pub async fn forgets_truncations(rig: Rig) {
     for n in 3..=40 {
         rig.store(batch(S1, n - 1, vec![(n, vec![put(n, "b", &n.to_string())])])).await;
         let mut decided = decisions(n + 3, n + 4, vec![commit(n + 4, second(n * 60), vec![branch(S1, n)])]);
-        decided.safe_time = HybridTime::from_u64(second(n * 60));
+        decided.safe = safe(n + 4, second(n * 60));
         rig.tablet().apply(decided).await.unwrap();
         assert_eq!(rig.rows(n + 4, LATEST).await, pairs(&[("b", &n.to_string()), ("other", "1")]));
     }

@@ -61,7 +61,7 @@ impl<S: Store> State<S> {
         check_positions(&batch)?;
         self.apply_work(&batch).inspect_err(|_| self.wal_rewind())?;
         let written = std::mem::take(&mut self.versions_written);
-        self.collect(written)?;
+        self.collect(batch.safe, written)?;
         Ok(self.applied())
     }
 
@@ -102,7 +102,7 @@ impl<S: Store> State<S> {
                 self.finish(&mut step)?;
             }
         }
-        let safe_time = self.heard.safe_time.max(batch.safe_time);
+        let safe_time = batch.safe.map_or(self.heard.safe_time, |safe| self.heard.safe_time.max(safe.time));
         let heard = AppliedThrough { position: batch.through, safe_time };
         if planted(Bug::HeardBeforeVersions) {
             let mut first = Step::default();

@@ -1,7 +1,8 @@
 //! Dropping versions that no reader can see any more: a sweep through all keys, a little with every apply. Once it has
 //! been through all of them, truncations that no version lies below any more are forgotten.
 //!
-//! The horizon is the safe time of `keep_age` ago, with the log position that had been heard when that was the safe time.
+//! The horizon is the safe point of `keep_age` ago, so that the newest one never lies below it: while a source is idle the log
+//! goes on, and that point stays.
 //! Readers below it are refused from the moment it rises ([`TabletError::TooOld`]), and only then is anything dropped.
 
 use super::apply::Step;
@@ -29,7 +30,7 @@ pub(super) struct Collection {
     cursor: Vec<u8>,
     /// The round that it is in.
     round: Round,
-    /// Safe times, each with the position that had been heard then; rising.
+    /// Safe points that were told; rising.
     points: VecDeque<ReadPoint>,
 }
 
@@ -65,18 +66,19 @@ struct KeyVersions {
 
 impl<S: Store> State<S> {
     /// Raises the horizon if it is time, and sweeps on; `written` versions were written since the last call.
-    pub(super) fn collect(&mut self, written: usize) -> Result<(), TabletError> {
+    pub(super) fn collect(&mut self, safe: Option<ReadPoint>, written: usize) -> Result<(), TabletError> {
         let Some(keep_age) = self.options.keep_age.filter(|_| self.heard.safe_time > HybridTime::MIN) else {
             return Ok(());
         };
         let keep_micros = u64::try_from(keep_age.as_micros()).unwrap_or(u64::MAX);
-        let now = ReadPoint { position: self.heard.position, time: self.heard.safe_time };
+        let now = self.heard.safe_time.micros();
         let points = &mut self.collection.points;
-        if points.back().is_none_or(|last| now.time.micros().saturating_sub(last.time.micros()) > keep_micros / POINTS)
-        {
-            points.push_back(now);
-        }
-        let oldest = HybridTime::from_micros(now.time.micros().saturating_sub(keep_micros));
+        let is_news = |safe: &ReadPoint| {
+            let apart = |last: &ReadPoint| safe.time.micros().saturating_sub(last.time.micros());
+            points.back().is_none_or(|last| apart(last) > keep_micros / POINTS)
+        };
+        points.extend(safe.filter(is_news));
+        let oldest = HybridTime::from_micros(now.saturating_sub(keep_micros));
         let mut horizon = self.shared.kept();
         while let Some(&point) = points.front().filter(|point| point.time <= oldest) {
             horizon = ReadPoint { position: point.position.max(horizon.position), time: point.time.max(horizon.time) };

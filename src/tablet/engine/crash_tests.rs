@@ -162,8 +162,9 @@ async fn decide(tablet: &dyn TabletLeader, follows: LogPosition) -> Result<(), T
     };
     let mut work = vec![commit(1, &[(S1, 1)]), commit(2, &[(S1, 2), (S2, 1)]), commit(3, &[(S1, 3)])];
     work.retain(|decided| decided.position > follows);
-    let (through, safe_time) = (LogPosition(3), HybridTime::from_u64(30));
-    tablet.apply(ApplyBatch { owner: Epoch(1), follows, through, safe_time, one_writer: false, work }).await.map(drop)
+    let through = LogPosition(3);
+    let safe = Some(ReadPoint { position: through, time: HybridTime::from_u64(30) });
+    tablet.apply(ApplyBatch { owner: Epoch(1), follows, through, safe, one_writer: false, work }).await.map(drop)
 }
 
 async fn history(tablet: &dyn TabletLeader) -> Vec<VersionedRow> {
@@ -274,8 +275,8 @@ async fn the_wal_is_kept_for_its_readers() {
         let work = Work::Commit { transaction: TransactionId(n), time, branches, tablets: vec![ReplicaTabletId(1)] };
         let work = vec![Decided { position, work }];
         let follows = LogPosition(n - 1);
-        let (owner, safe_time) = (Epoch(1), HybridTime::MIN);
-        let decided = ApplyBatch { owner, follows, through: position, safe_time, one_writer: false, work };
+        let (owner, safe) = (Epoch(1), None);
+        let decided = ApplyBatch { owner, follows, through: position, safe, one_writer: false, work };
         tablet.apply(decided).await.unwrap();
         upto = wals.read(changes(upto, Some(upto))).await.unwrap().upto;
     }

@@ -126,8 +126,8 @@ async fn apply(
     }
     let decided = |(position, work)| Decided { position: LogPosition(position), work };
     let work = work.into_iter().map(decided).filter(|decided| decided.position > follows).collect();
-    let (owner, safe_time) = (Epoch(1), HybridTime::MIN);
-    tablet.apply(ApplyBatch { owner, follows, through, safe_time, one_writer: true, work }).await.map(|_| ())
+    let owner = Epoch(1);
+    tablet.apply(ApplyBatch { owner, follows, through, safe: None, one_writer: true, work }).await.map(|_| ())
 }
 
 async fn bag(tablet: &dyn TabletLeader, position: LogPosition, time: u64) -> Bag {

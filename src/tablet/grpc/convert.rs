@@ -382,7 +382,8 @@ impl From<ApplyBatch> for pb::ApplyRequest {
             owner: batch.owner.0,
             follows: batch.follows.0,
             through: batch.through.0,
-            safe_time: batch.safe_time.to_u64(),
+            safe_time: batch.safe.map_or(0, |safe| safe.time.to_u64()),
+            safe_position: batch.safe.map_or(0, |safe| safe.position.0),
             work: into_all(batch.work),
             one_writer: batch.one_writer,
         }
@@ -393,11 +394,12 @@ impl TryFrom<pb::ApplyRequest> for ApplyBatch {
     type Error = Malformed;
 
     fn try_from(request: pb::ApplyRequest) -> Result<Self, Malformed> {
+        let safe = |time| ReadPoint { position: LogPosition(request.safe_position), time: HybridTime::from_u64(time) };
         Ok(Self {
             owner: Epoch(request.owner),
             follows: LogPosition(request.follows),
             through: LogPosition(request.through),
-            safe_time: HybridTime::from_u64(request.safe_time),
+            safe: Some(request.safe_time).filter(|time| *time > 0).map(safe),
             one_writer: request.one_writer,
             work: try_all(request.work)?,
         })

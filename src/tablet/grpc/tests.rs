@@ -166,7 +166,9 @@ fn apply() -> impl Strategy<Value = ApplyBatch> {
         owner: Epoch(owner),
         follows: LogPosition(follows),
         through: LogPosition(through),
-        safe_time: HybridTime::from_u64(safe_time),
+        safe: Some(safe_time)
+            .filter(|time| *time > 0)
+            .map(|time| ReadPoint { position: LogPosition(through), time: HybridTime::from_u64(time) }),
         one_writer,
         work,
     })

@@ -87,8 +87,7 @@ use super::{
 };
 use crate::coordinator::{Decided, Work};
 use crate::wal::{
-    Epoch, HybridTime, Key, LogPosition, ReplicaTabletId, Row, SourceTabletId, TableSchema, TransactionId, Write,
-    WriteOp,
+    Epoch, Key, LogPosition, ReplicaTabletId, Row, SourceTabletId, TableSchema, TransactionId, Write, WriteOp,
 };
 use apply::GroupError;
 use async_trait::async_trait;
@@ -253,7 +252,7 @@ impl<S: Store> PostgresTablet<S> {
     }
 
     async fn apply_to(&self, server: &mut Server, batch: ApplyBatch) -> Result<(), TabletError> {
-        let ApplyBatch { through, safe_time, mut work, .. } = batch;
+        let ApplyBatch { through, safe, mut work, .. } = batch;
         let first = !server.progress.started;
         for Decided { work, .. } in &work {
             // Tables are copied before the first cut only.
@@ -266,7 +265,7 @@ impl<S: Store> PostgresTablet<S> {
         work.retain(|decided| !matches!(decided.work, Work::Turn { .. }));
         if first {
             work.splice(0..0, std::mem::take(&mut server.gathered));
-            if safe_time == HybridTime::MIN {
+            if safe.is_none() {
                 server.gathered = work;
                 return Ok(());
             }

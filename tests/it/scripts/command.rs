@@ -146,7 +146,7 @@ fn command(world: &mut World, word: &str, rest: &str) -> Result<(), String> {
             let tablet = world.tablet(rest)?;
             let machine = world.machine();
             let (through, safe) = (machine.handed_through(tablet), machine.handed_safe(tablet));
-            let safe = safe.map_or_else(|| "no safe time".into(), |time| format!("safe {}", time.micros()));
+            let safe = safe.map_or_else(|| "no safe time".into(), |safe| format!("safe {}", safe.time.micros()));
             world.lines.push(format!("{rest} was handed the log through p{}, {safe}", through.0));
         }
         "wanted" => {

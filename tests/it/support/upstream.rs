@@ -305,7 +305,7 @@ async fn session(history: &History, tablet: usize, leader: &GrpcTablet) -> Resul
             owner: EPOCH,
             follows: heard,
             through: LogPosition(last.number),
-            safe_time: last.time,
+            safe: Some(ReadPoint { position: LogPosition(last.number), time: last.time }),
             one_writer: false,
             work: work.collect(),
         };
