@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use tokio::time::sleep;
 
 /// Damaged folders in CI.
-const FOLDERS: u64 = 60;
+const FOLDERS: u64 = 300;
 /// Damages to copies of one folder.
 const OF_ONE: u64 = 20;
 /// How long a daemon may take to come to an end, right or refused: no property, only a bound.

@@ -17,7 +17,7 @@ use tokio::time::sleep;
 /// Crash points in CI: every fifth of the load's calls.
 const CRASHES: u64 = 20;
 /// Failing calls in CI.
-const FAILURES: u64 = 20;
+const FAILURES: u64 = 60;
 /// Points of one folder. A thread makes about a hundred calls for the load: five seeds in a row crash it at every one, and
 /// twenty let each of them fail in each way.
 const OF_ONE: u64 = 20;
