@@ -130,3 +130,39 @@ async fn a_second_daemon_is_refused_and_the_first_goes_on() {
     assert!(moved > 0 && seen > 0);
     assert!(daemon.terminate().success(), "{}", daemon.log());
 }
+
+/// A table without a primary key: its inserts arrive, and the first change of one of its rows stops the stream by name, with
+/// the way on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_a_table_without_a_key_is_named_with_what_to_do() {
+    let (source, replica) = ([Postgres::start().await], Postgres::start().await);
+    let [server] = &source;
+    let table = "CREATE TABLE lines (line text, n int)";
+    server
+        .execute(&format!(
+            "{table}; ALTER TABLE lines REPLICA IDENTITY FULL; INSERT INTO lines VALUES ('a', 1), ('a', 1), ('b', NULL);
+             CREATE TABLE items (id int PRIMARY KEY); CREATE PUBLICATION untorn FOR ALL TABLES"
+        ))
+        .await;
+    replica.execute(&format!("{table}; CREATE TABLE items (id int PRIMARY KEY)")).await;
+    let sections = into(&replica, &source, "");
+    let mut daemon = Daemon::new(&sections);
+    daemon.start();
+    daemon.until_ready().await;
+    server.execute("INSERT INTO lines VALUES ('a', 1), (NULL, NULL)").await;
+    until_equal(&daemon, &replica, &source, &["lines"]).await;
+    server.execute("BEGIN; INSERT INTO items VALUES (1); DELETE FROM lines WHERE line = 'b'; COMMIT").await;
+    until_stream(&daemon, "stopped", "has no primary key").await;
+    let status = daemon.status().expect("a status");
+    let cause = status["streams"][0]["cause"].as_str().expect("a cause");
+    for part in ["table public.lines,", "ADD PRIMARY KEY", "source.exclude"] {
+        assert!(cause.contains(part), "{part} in {cause}");
+    }
+    assert_eq!(replica.execute("SELECT count(*) FROM items").await, ["0"], "not half of that transaction");
+    daemon.kill();
+    daemon.reconfigure(&sections.replace("[source]\n", "[source]\nexclude = [\"public.lines\"]\n"));
+    daemon.start();
+    server.execute("INSERT INTO items VALUES (2); INSERT INTO lines VALUES ('c', 3)").await;
+    until_equal(&daemon, &replica, &source, &["items"]).await;
+    assert!(daemon.terminate().success(), "{}", daemon.log());
+}

@@ -359,18 +359,20 @@ impl<S: Store> PostgresTablet<S> {
         }
         Lost::of(&failure).at(session.label(), session.role())
     }
-}
 
-/// Which of several identical rows goes would have to be looked for among the server's, by values that a delete does not
-/// carry: refused before anything is decided.
-fn refuse_contents(writes: &[Write]) -> Result<(), TabletError> {
-    match writes.iter().find(|write| write.op == WriteOp::Delete && Key::is_content(&write.key.0)) {
-        Some(Write { table, .. }) => Err(TabletError::Refused(format!(
-            "an update or delete of table {table}, which has no primary key, cannot be written to a PostgreSQL replica: give \
-             the table a primary key on its server (ALTER TABLE … ADD PRIMARY KEY …), or exclude it (source.exclude); \
-             an embedded replica takes it"
-        ))),
-        None => Ok(()),
+    /// Which of several identical rows goes would have to be looked for among the server's, by values that a delete does not
+    /// carry: refused before anything is decided.
+    async fn refuse_contents(&self, schemas: &[TableSchema], writes: &[Write]) -> Result<(), TabletError> {
+        let of_content = |write: &&Write| write.op == WriteOp::Delete && Key::is_content(&write.key.0);
+        let Some(Write { table, .. }) = writes.iter().find(of_content) else { return Ok(()) };
+        let learned = self.staging.learned().await?;
+        let known = schemas.iter().chain(&learned).find(|schema| schema.table == *table);
+        let name = known.map_or_else(|| table.to_string(), |schema| schema.name.clone());
+        Err(TabletError::Refused(format!(
+            "an update or delete of table {name}, which has no primary key, cannot be written to a PostgreSQL replica: leave \
+             the table out (source.exclude) and start untorn again; to have it here, give it a primary key on its server \
+             first (ALTER TABLE {name} ADD PRIMARY KEY …) and set the replica up again; an embedded replica takes it as it is"
+        )))
     }
 }
 
@@ -417,12 +419,14 @@ impl<S: Store> TabletLeader for PostgresTablet<S> {
     }
 
     async fn write_provisional(&self, batch: ProvisionalBatch) -> Result<Stored, TabletError> {
-        batch.branches.iter().try_for_each(|branch| refuse_contents(&branch.writes))?;
+        for branch in &batch.branches {
+            self.refuse_contents(&batch.schemas, &branch.writes).await?;
+        }
         self.staging.write_provisional(batch).await
     }
 
     async fn stage_chunk(&self, chunk: ChunkBatch) -> Result<(), TabletError> {
-        refuse_contents(&chunk.writes)?;
+        self.refuse_contents(&chunk.schemas, &chunk.writes).await?;
         self.staging.stage_chunk(chunk).await
     }
 
