@@ -6,6 +6,7 @@
 //! mutants are drawn, by the seed; `--only NUMBER` takes that one.
 
 use super::report::{Options, Report, on_all_cores};
+use super::universe::faults::TABLES;
 use super::universe::{self, Ask, Mode};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -23,6 +24,8 @@ const DRAWN: u64 = 100;
 const SEEDS: u64 = 100;
 /// One seed in so many is one of `liveness`, as the product's own bugs were found there, too.
 const LIVELY: u64 = 8;
+/// One in so many is one of `tables`.
+const OF_TABLES: u64 = 4;
 /// Seconds after which a seed counts as one that does not end; an ordinary one takes less than one.
 const ENDS_WITHIN: u64 = 120;
 /// Bytes of address space that a process with a mutant may take, in KiB.
@@ -157,7 +160,8 @@ pub fn run_one(options: &Options) -> Report {
     for place in 0..SEEDS {
         BEGUN.store(place + 1, Ordering::Relaxed);
         let mode = if place % LIVELY == LIVELY - 1 { Mode::Liveness } else { Mode::Safety };
-        let outcome = universe::run(Ask { mode, ..Ask::seed(options.seed + place) });
+        let with = if place % OF_TABLES == 1 { &TABLES[..] } else { &[] };
+        let outcome = universe::run(Ask { mode, with, ..Ask::seed(options.seed + place) });
         if let Some(broken) = outcome.broken.first() {
             eprintln!("at seed {}: {broken}", place + 1);
             std::process::exit(KILLED);
