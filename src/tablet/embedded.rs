@@ -10,6 +10,7 @@ use crate::limits::{
     STORE_MEMTABLES_BYTES, STORE_UNWRITTEN_BYTES_MAX,
 };
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Slice};
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -241,9 +242,17 @@ fn open_database(folder: &Path) -> Result<Database, StoreFailed> {
             .max_journaling_size(STORE_JOURNAL_BYTES)
             .open()
     };
+    // The store takes some damage of its journal for a mistake of its own, and panics.
+    let open = || {
+        std::panic::catch_unwind(AssertUnwindSafe(open)).map_err(|_| {
+            let what = "the store cannot read its journal: the folder is damaged; bring it back, or set up the replica again \
+                        from a new copy";
+            StoreFailed(what.to_owned())
+        })
+    };
     let patience = Instant::now() + Duration::from_millis(OWNER_WAIT_MS);
     let database = loop {
-        match open() {
+        match open()? {
             // Perhaps by an owner that is going away.
             Err(fjall::Error::Locked) if Instant::now() < patience => std::thread::sleep(LOCK_ASKED_AGAIN_AFTER),
             Err(fjall::Error::Locked) => {
@@ -292,6 +301,26 @@ mod tests {
         let (opened, answer) = std::sync::mpsc::channel();
         std::thread::spawn(move || opened.send(open(&folder, &names, TabletOptions::default()).map(drop)));
         answer.recv_timeout(Duration::from_secs(60)).expect("it starts").unwrap();
+    }
+
+    #[test]
+    fn a_journal_that_the_store_cannot_read_is_refused_by_name() {
+        let home = tempfile::tempdir().unwrap();
+        let folder = home.path().join("tablets");
+        drop(open(&folder, &["r1"], TabletOptions::default()).unwrap());
+        let database = Database::builder(&folder).open().unwrap();
+        let space = database.keyspace("r1.undecided", KeyspaceCreateOptions::default).unwrap();
+        space.insert("needle", "haystack").unwrap();
+        database.persist(PersistMode::SyncData).unwrap();
+        drop((space, database));
+        // Its length stands before it twice: as it is, and as it is on disk.
+        let journal = folder.join("0.jnl");
+        let mut bytes = std::fs::read(&journal).unwrap();
+        let found = bytes.windows(14).position(|found| found == b"needlehaystack").unwrap();
+        bytes[found - 4] ^= 1;
+        std::fs::write(&journal, bytes).unwrap();
+        let refused = open(&folder, &["r1"], TabletOptions::default()).err().unwrap().to_string();
+        assert!(refused.contains(&folder.display().to_string()) && refused.contains("damaged"), "{refused}");
     }
 
     #[test]
