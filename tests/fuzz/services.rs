@@ -382,7 +382,8 @@ pub fn cdc_calls() -> Vec<Vec<u8>> {
 }
 
 fn open_stream(name: &str) -> Vec<u8> {
-    leader_pb::OpenStreamRequest { name: name.into(), puller: "fuzz".into(), held: None }.encode_to_vec()
+    let (name, puller) = (name.into(), "fuzz".into());
+    leader_pb::OpenStreamRequest { name, puller, held: None, found: None, unknown: None }.encode_to_vec()
 }
 
 /// A report's part of a call: its bytes without the envelope.
