@@ -57,12 +57,9 @@ impl Point {
     #[must_use]
     pub fn sql(self, rows: u64) -> [String; 2] {
         let (transactions, each) = (self.transactions(rows), self.rows_each(rows));
-        let update = "UPDATE race SET n = n + 1, changed = changed + interval '1 s' WHERE id";
+        let update = UPDATE;
         let body = match self {
-            // A formula of the loop's variable, not `random()`: a volatile condition is asked of every row of the table.
-            Self::Small => {
-                format!("{update} = 1 + t * 7919 % {ROWS_BEFORE}; {update} = 1 + (t * 6113 + 31) % {ROWS_BEFORE};")
-            }
+            Self::Small => two_updates(),
             Self::Hot => format!("{update} = 1 + t % 10; {update} = 1 + (t + 5) % 10;"),
             Self::Rows => {
                 format!(
@@ -86,9 +83,30 @@ impl Point {
     }
 }
 
+const UPDATE: &str = "UPDATE race SET n = n + 1, changed = changed + interval '1 s' WHERE id";
+
+/// The updates of transaction `t`: by a formula and not `random()`, because a volatile condition is asked of every row of
+/// the table.
+fn two_updates() -> String {
+    format!("{UPDATE} = 1 + t * 7919 % {ROWS_BEFORE}; {UPDATE} = 1 + (t * 6113 + 31) % {ROWS_BEFORE};")
+}
+
+/// The SQL that commits so many transactions of [`Point::Small`] a second, for so long.
+#[must_use]
+pub fn paced(transactions_per_second: u64, seconds: u64) -> String {
+    let transactions = transactions_per_second * seconds;
+    format!(
+        "DO $$ DECLARE t int8; begun timestamptz := clock_timestamp(); BEGIN \
+         FOR t IN 1..{transactions} LOOP {body} COMMIT; \
+         PERFORM pg_sleep(t::float8 / {transactions_per_second} - extract(epoch FROM clock_timestamp() - begun)); \
+         END LOOP; END $$",
+        body = two_updates()
+    )
+}
+
 /// The tables that both sides have, with the rows from before.
 pub const TABLES: &str = "CREATE TABLE race (id int8 PRIMARY KEY, n int8, body text, changed timestamptz);
-    CREATE TABLE over (id int PRIMARY KEY)";
+    CREATE TABLE over (id int PRIMARY KEY); CREATE TABLE probe (id serial PRIMARY KEY)";
 
 /// The rows from before.
 #[must_use]

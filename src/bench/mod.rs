@@ -9,6 +9,7 @@ pub mod backlog;
 pub mod daemon;
 pub mod embedded;
 pub mod history;
+pub mod latency;
 pub mod process;
 pub mod race;
 pub mod report;
@@ -84,6 +85,9 @@ pub struct RaceArgs {
     /// Rows that change in each history
     #[arg(long, value_name = "N", default_value_t = 200_000, value_parser = clap::value_parser!(u64).range(1_000..))]
     pub rows: u64,
+    /// How long each competitor is then watched, after `small`, under half of the load that it drained; 0: not at all
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(..=3600))]
+    pub latency_seconds: u64,
     /// Where initdb and postgres are
     #[arg(long, value_name = "DIR", default_value = "/usr/lib/postgresql/15/bin")]
     pub pg_bin: PathBuf,

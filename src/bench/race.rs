@@ -7,8 +7,9 @@
 use super::RaceArgs;
 use super::daemon::{Daemon, write_config};
 use super::history::{Point, TABLES, rows_before};
+use super::latency;
 use super::process::{cpu_seconds, memory_bytes};
-use super::report::{Drain, table};
+use super::report::{Drain, Latency, latency_table, table};
 use super::server::{Folder, PUBLISHER, Server, Session};
 use crate::admin::Format;
 use std::io::{self, Write};
@@ -47,9 +48,9 @@ const COMPETITORS: [Competitor; 4] = [
 pub async fn race(args: &RaceArgs, out: &mut (impl Write + Send)) -> io::Result<()> {
     let name = format!("untorn-race-{}", std::process::id());
     let folder = Folder(args.dir.clone().unwrap_or_else(std::env::temp_dir).join(name));
-    let mut all = Vec::new();
+    let (mut all, mut latencies) = (Vec::new(), Vec::new());
     for &point in &args.points {
-        let drains = run_point(args, point, &folder.0.join(point.name())).await?;
+        let (drains, watched) = run_point(args, point, &folder.0.join(point.name())).await?;
         for drain in &drains {
             match args.format {
                 Format::Json => writeln!(out, "{}", serde_json::to_string(drain)?)?,
@@ -57,10 +58,14 @@ pub async fn race(args: &RaceArgs, out: &mut (impl Write + Send)) -> io::Result<
             }
             out.flush()?;
         }
+        for latency in watched.iter().filter(|_| args.format == Format::Json) {
+            writeln!(out, "{}", serde_json::to_string(latency)?)?;
+        }
         all.extend(drains);
+        latencies.extend(watched);
     }
     if args.format == Format::Text {
-        write!(out, "{}", table(&all))?;
+        write!(out, "{}{}", table(&all), latency_table(&latencies))?;
     }
     out.flush()?;
     match all.iter().find(|drain| !drain.equal) {
@@ -69,7 +74,7 @@ pub async fn race(args: &RaceArgs, out: &mut (impl Write + Send)) -> io::Result<
     }
 }
 
-async fn run_point(args: &RaceArgs, point: Point, folder: &Path) -> io::Result<Vec<Drain>> {
+async fn run_point(args: &RaceArgs, point: Point, folder: &Path) -> io::Result<(Vec<Drain>, Vec<Latency>)> {
     let source = Server::start(&args.pg_bin, &folder.join("source"), &PUBLISHER).await?;
     let replica =
         Server::start(&args.pg_bin, &folder.join("replica"), &["autovacuum=off", "max_wal_size=16GB"]).await?;
@@ -95,7 +100,18 @@ async fn run_point(args: &RaceArgs, point: Point, folder: &Path) -> io::Result<V
         drain.times_native = native.map(|native| drain.rows_per_second / native.rows_per_second);
         drains.push(drain);
     }
-    Ok(drains)
+    let mut latencies = Vec::new();
+    for (competitor, drain) in COMPETITORS.into_iter().zip(&drains) {
+        if point == Point::Small && args.latency_seconds > 0 {
+            let half = (drain.transactions_per_second / 2.0).max(1.0) as u64;
+            let at_replica = replica.connect(competitor.database).await?;
+            let daemon = start(competitor, &at_replica, folder).await?;
+            let watched = latency::measure(competitor.name, &source, &at_replica, half, args.latency_seconds).await?;
+            stop(competitor, daemon, &at_replica, &source).await?;
+            latencies.push(watched);
+        }
+    }
+    Ok((drains, latencies))
 }
 
 /// Makes a competitor's database and slot.
@@ -136,14 +152,9 @@ async fn drain(
     let at_replica = replica.connect(competitor.database).await?;
     let cpu_before = cpu_seconds(replica.pid());
     let begun = Instant::now();
-    let mut daemon = None;
-    let applying = if competitor.untorn {
-        daemon = Some(Daemon::start(competitor.database, folder)?);
-        "SELECT backend FROM untorn.progress"
-    } else {
-        at_replica.run(&format!("ALTER SUBSCRIPTION {} ENABLE", competitor.database)).await?;
-        "SELECT pid FROM pg_stat_subscription"
-    };
+    let daemon = start(competitor, &at_replica, folder).await?;
+    let applying =
+        if competitor.untorn { "SELECT backend FROM untorn.progress" } else { "SELECT pid FROM pg_stat_subscription" };
     let mut peak = 0;
     let daemon_pid = daemon.as_ref().map(|daemon| daemon.pid());
     while count(&at_replica, "over").await? == 0 {
@@ -157,23 +168,7 @@ async fn drain(
     let seconds = begun.elapsed().as_secs_f64();
     let daemon_cpu = daemon_pid.map_or(0.0, cpu_seconds);
     let cpu = cpu_seconds(replica.pid()) - cpu_before + daemon_cpu;
-    match &mut daemon {
-        Some(daemon) => daemon.stop()?,
-        None => {
-            let disable = format!("ALTER SUBSCRIPTION {} DISABLE", competitor.database);
-            at_replica.run(&disable).await?;
-            at_replica.run(&format!("ALTER SUBSCRIPTION {} SET (slot_name = NONE)", competitor.database)).await?;
-            at_replica.run(&format!("DROP SUBSCRIPTION {}", competitor.database)).await?;
-        }
-    }
-    let at_source = source.connect("postgres").await?;
-    let slot = competitor.database;
-    until(async || {
-        let free = format!("SELECT NOT active FROM pg_replication_slots WHERE slot_name = '{slot}'");
-        Ok(at_source.run(&free).await?.as_deref() == Some("t"))
-    })
-    .await?;
-    at_source.run(&format!("SELECT pg_drop_replication_slot('{slot}')")).await?;
+    stop(competitor, daemon, &at_replica, source).await?;
     let (transactions, rows) =
         (point.transactions(args.rows), point.transactions(args.rows) * point.rows_each(args.rows));
     Ok(Drain {
@@ -189,6 +184,34 @@ async fn drain(
         equal: false,
         times_native: None,
     })
+}
+
+/// Starts a competitor; the daemon, if it is untorn.
+async fn start(competitor: Competitor, at_replica: &Session, folder: &Path) -> io::Result<Option<Daemon>> {
+    if competitor.untorn {
+        return Daemon::start(competitor.database, folder).map(Some);
+    }
+    at_replica.run(&format!("ALTER SUBSCRIPTION {} ENABLE", competitor.database)).await?;
+    Ok(None)
+}
+
+/// Stops it again, and waits until the source has heard of it.
+async fn stop(
+    Competitor { database, .. }: Competitor,
+    daemon: Option<Daemon>,
+    at_replica: &Session,
+    source: &Server,
+) -> io::Result<()> {
+    match daemon {
+        Some(mut daemon) => daemon.stop()?,
+        None => at_replica.run(&format!("ALTER SUBSCRIPTION {database} DISABLE")).await.map(|_| ())?,
+    }
+    let at_source = source.connect("postgres").await?;
+    until(async || {
+        let free = format!("SELECT NOT active FROM pg_replication_slots WHERE slot_name = '{database}'");
+        Ok(at_source.run(&free).await?.as_deref() == Some("t"))
+    })
+    .await
 }
 
 /// The count and the hash of the rows, in no order.

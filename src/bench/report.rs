@@ -30,6 +30,45 @@ pub struct Drain {
     pub times_native: Option<f64>,
 }
 
+/// How long commits at the source took to be visible at the replica.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct Latency {
+    /// `latency`.
+    pub point: &'static str,
+    /// Who.
+    pub competitor: &'static str,
+    /// The load: half of what this competitor drained.
+    pub rows_per_second: u64,
+    /// Commits that were watched.
+    pub commits: u64,
+    /// Milliseconds from the answer to a commit until it was seen: the median.
+    pub p50_ms: f64,
+    /// The 99th percentile.
+    pub p99_ms: f64,
+    /// The longest.
+    pub max_ms: f64,
+}
+
+/// A table of latencies; empty without any.
+#[must_use]
+pub fn latency_table(latencies: &[Latency]) -> String {
+    let mut out = String::new();
+    if !latencies.is_empty() {
+        out = format!(
+            "\n{:<8} {:<14} {:>10} {:>12} {:>9} {:>9} {:>9}\n",
+            "point", "competitor", "commits", "rows/s", "p50 ms", "p99 ms", "max ms"
+        );
+    }
+    for Latency { point, competitor, rows_per_second, commits, p50_ms, p99_ms, max_ms } in latencies {
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            out,
+            "{point:<8} {competitor:<14} {commits:>10} {rows_per_second:>12} {p50_ms:>9.1} {p99_ms:>9.1} {max_ms:>9.1}"
+        );
+    }
+    out
+}
+
 /// A table of drains.
 #[must_use]
 pub fn table(drains: &[Drain]) -> String {

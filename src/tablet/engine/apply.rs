@@ -148,11 +148,15 @@ impl<S: Store> State<S> {
 
     /// Deletes a branch's records and the chunks that they name.
     pub(super) fn forget(&mut self, step: &mut Step, id: BranchId, records: u32) -> Result<(), TabletError> {
+        let branch = self.branches.get(&id);
+        let (adopts, rolled_back) = branch.map_or((true, false), |branch| (branch.adopts, branch.rolled_back));
         for number in 0..records {
             let key = keys::provisional(id, number);
-            let value = self.store.get(Space::Undecided, &key)?.ok_or_else(missing)?;
-            if let ProvisionalRecord::Adopted { connection, xid, chunks } =
-                decode("a provisional record", value.as_ref())?
+            // Only a record that adopts chunks says what else goes: where there is none, nothing need be read.
+            let value = if adopts { Some(self.store.get(Space::Undecided, &key)?.ok_or_else(missing)?) } else { None };
+            if let Some(value) = value
+                && let ProvisionalRecord::Adopted { connection, xid, chunks } =
+                    decode("a provisional record", value.as_ref())?
             {
                 for chunk in chunks {
                     step.batch.delete(Space::Undecided, keys::chunk(id.stream, connection, xid, chunk));
@@ -161,7 +165,7 @@ impl<S: Store> State<S> {
             }
             step.batch.delete(Space::Undecided, key);
         }
-        if self.branches.get(&id).is_some_and(|branch| branch.rolled_back) {
+        if rolled_back {
             step.batch.delete(Space::Undecided, keys::rolled_back(id));
         }
         step.finished.push(id);

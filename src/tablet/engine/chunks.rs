@@ -120,6 +120,7 @@ impl Staging {
     ) -> Result<(), TabletError> {
         self.take((stream, connection, xid));
         self.adopted.insert((stream, connection, xid));
+        branch.adopts = true;
         for &number in chunks {
             let value = read_chunk(store, &keys::chunk(stream, connection, xid, number))?;
             branch.absorb(&summary(value.as_ref())?.1);
@@ -199,6 +200,7 @@ impl Staging {
         }
         if !chunks.is_empty() {
             self.adopted.insert((stream, connection, xid));
+            branch.adopts = true;
         }
         (!chunks.is_empty()).then_some(ProvisionalRecord::Adopted { connection, xid, chunks })
     }

@@ -88,6 +88,8 @@ pub(super) struct Branch {
     /// Whether what a write does depends on earlier ones: it fills cells from another key, or removes one of several
     /// identical rows.
     pub(super) looks_back: bool,
+    /// Whether one of its provisional records adopts chunks.
+    pub(super) adopts: bool,
     /// Whether the source has rolled it back.
     pub(super) rolled_back: bool,
 }
