@@ -63,11 +63,11 @@ impl Point {
             Self::Hot => format!("{update} = 1 + t % 10; {update} = 1 + (t + 5) % 10;"),
             Self::Rows => {
                 format!(
-                    "{update} IN (SELECT 1 + (t * 7919 + s * 31) % {ROWS_BEFORE} FROM generate_series(1, {each}) s);"
+                    "{update} IN (SELECT 1 + (t::int8 * 7919 + s * 31) % {ROWS_BEFORE} FROM generate_series(1, {each}) s);"
                 )
             }
             Self::Inserts | Self::Single => format!(
-                "INSERT INTO race SELECT {ROWS_BEFORE} + t * {each} + s, s, md5(s::text), now() \
+                "INSERT INTO race SELECT {ROWS_BEFORE} + t::int8 * {each} + s, s, md5(s::text), now() \
                  FROM generate_series(1, {each}) s;"
             ),
             Self::Wide => format!(
@@ -76,7 +76,7 @@ impl Point {
             ),
         };
         let history = format!(
-            "DO $$ DECLARE t int8; BEGIN \
+            "DO $$ BEGIN \
              FOR t IN 1..{transactions} LOOP {body} COMMIT; END LOOP; END $$"
         );
         [history, "INSERT INTO over VALUES (1)".to_owned()]
@@ -88,7 +88,7 @@ const UPDATE: &str = "UPDATE race SET n = n + 1, changed = changed + interval '1
 /// The updates of transaction `t`: by a formula and not `random()`, because a volatile condition is asked of every row of
 /// the table.
 fn two_updates() -> String {
-    format!("{UPDATE} = 1 + t * 7919 % {ROWS_BEFORE}; {UPDATE} = 1 + (t * 6113 + 31) % {ROWS_BEFORE};")
+    format!("{UPDATE} = 1 + t::int8 * 7919 % {ROWS_BEFORE}; {UPDATE} = 1 + (t::int8 * 6113 + 31) % {ROWS_BEFORE};")
 }
 
 /// The SQL that commits so many transactions of [`Point::Small`] a second, for so long.
@@ -96,7 +96,7 @@ fn two_updates() -> String {
 pub fn paced(transactions_per_second: u64, seconds: u64) -> String {
     let transactions = transactions_per_second * seconds;
     format!(
-        "DO $$ DECLARE t int8; begun timestamptz := clock_timestamp(); BEGIN \
+        "DO $$ DECLARE begun timestamptz := clock_timestamp(); BEGIN \
          FOR t IN 1..{transactions} LOOP {body} COMMIT; \
          PERFORM pg_sleep(t::float8 / {transactions_per_second} - extract(epoch FROM clock_timestamp() - begun)); \
          END LOOP; END $$",
