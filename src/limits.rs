@@ -165,6 +165,12 @@ pub const APPLY_WINDOW: usize = 1 << 16;
 pub const TRANSACTIONS_HELD: usize = 1 << 20;
 /// Decisions in one batch for a replica tablet: bounds how long one call keeps a tablet from others.
 pub const APPLY_BATCH_DECISIONS: usize = 4096;
+/// Decisions before a replica tablet that takes them beyond which streams pull slowly: two calls' worth, so that the next
+/// one is there when one ends.
+pub const DECISIONS_AHEAD: usize = 2 * APPLY_BATCH_DECISIONS;
+/// Bytes a second that a stream pulls then. Not nothing: what is being applied may wait for a lock on the replica, and the
+/// source keeps its WAL meanwhile.
+pub const AHEAD_BYTES_PER_SECOND: u64 = 8 << 20;
 /// Transactions that become one transaction of a PostgreSQL replica's, at most (more where one entry of the log decides
 /// more): enough that its commit costs little for each, few enough that a reader is not far behind.
 pub const REPLICA_GROUP_DECISIONS: usize = 2048;

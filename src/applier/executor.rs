@@ -74,6 +74,7 @@ impl Executor {
         let mut search = LogPosition(0);
         loop {
             let gathered = self.queue.take_into(kept);
+            self.queue.hears(kept.len() - kept.partition_point(|decided| decided.position <= heard));
             if gathered.through > heard {
                 let most = if heard < search { 0 } else { APPLY_BATCH_DECISIONS };
                 let batch =

@@ -4,6 +4,7 @@
 //! [`Applier::start`] composes it: the task that owns the transaction leader's machine, the thread that owns the log, an
 //! executor for each replica tablet, a poller for each stream. All of them belong to the [`Applier`] and end with it.
 
+mod ahead;
 mod copier;
 mod driver;
 mod ended;
@@ -44,6 +45,7 @@ use crate::coordinator::{Release, Settings};
 use crate::limits::{APPLIER_DRAIN_MS, LEADER_INPUTS};
 use crate::source::Source;
 use crate::txn_log::TransactionLog;
+use ahead::Ahead;
 use copier::Copier;
 use driver::Driver;
 use executor::Executor;
@@ -153,6 +155,7 @@ impl Applier {
         };
         let (draining, drain) = watch::channel(false);
         let budget = Arc::new(SharedBudget::new(memory_budget, streams.len()));
+        let ahead = Ahead::of(led.as_ref().map_or(&[], |led| &led.queues));
         let mut pollers = JoinSet::new();
         let pulled = |side: &StreamSide| pull.as_ref().is_none_or(|pull| pull.contains(&side.name));
         for (index, side) in streams.iter().enumerate().filter(|(_, side)| pulled(side)) {
@@ -162,6 +165,7 @@ impl Applier {
                 leader: Arc::clone(&leader),
                 tablets: tablets.clone(),
                 budget: Arc::clone(&budget),
+                ahead: Arc::clone(&ahead),
                 draining: drain.clone(),
                 puller: owner.clone(),
                 clock: host.clock.clone(),

@@ -1,5 +1,6 @@
 //! One stream's task: creates its slot, opens it and pulls it, again and again.
 
+use super::ahead::Ahead;
 use super::ended::{Ended, Trouble};
 use super::host::Clock;
 use super::leader::{LeaderError, PullerId, StandingSlot, StreamOpened, StreamState, Taker, TransactionLeader};
@@ -31,6 +32,7 @@ pub(super) struct Poller {
     pub(super) leader: Arc<dyn TransactionLeader>,
     pub(super) tablets: Tablets,
     pub(super) budget: Arc<SharedBudget>,
+    pub(super) ahead: Arc<Ahead>,
     pub(super) draining: watch::Receiver<bool>,
     /// This process, for people.
     pub(super) puller: String,

@@ -4,8 +4,8 @@ use super::ended::Trouble;
 use super::leader::{LeaderError, Reported, StreamOpened, StreamState};
 use super::poller::{Poller, SessionEnd, asked_to_drain};
 use super::tablets::Tablet;
-use crate::flow::{Assembled, Assembler, RoutedChunk, Window};
-use crate::limits::{BATCH_BYTES, REPORT_IDLE_MS, REPORTS_IN_FLIGHT, STALL_SHOWS_AFTER_MS};
+use crate::flow::{Assembled, Assembler, Pace, RoutedChunk, Window};
+use crate::limits::{AHEAD_BYTES_PER_SECOND, BATCH_BYTES, REPORT_IDLE_MS, REPORTS_IN_FLIGHT, STALL_SHOWS_AFTER_MS};
 use crate::metrics::{STREAM, STREAM_BATCHES, STREAM_BYTES, STREAM_RECORDS};
 use crate::planted::{Bug, planted};
 use crate::source::{Stream, StreamEvent};
@@ -58,7 +58,7 @@ impl Pull<'_> {
     /// One loop, no task of its own for any part of it: while one run is being stored, the next gathers, and the reports
     /// of those before are on their way to the log.
     pub(super) async fn run(mut self) -> Result<SessionEnd, Trouble> {
-        let Poller { side, budget, leader, draining, index, .. } = self.poller;
+        let Poller { side, budget, ahead, leader, draining, index, .. } = self.poller;
         let mut draining = draining.clone();
         let mut window = Window::new(self.opened.resume.after, REPORTS_IN_FLIGHT);
         let mut held = Held { poller: self.poller, bytes: 0 };
@@ -74,6 +74,8 @@ impl Pull<'_> {
         let mut idle_at = after_ms(REPORT_IDLE_MS);
         side.pulled(true);
         let mut paused_for = None;
+        let (began, mut pace) = (Instant::now(), Pace::new(Some(AHEAD_BYTES_PER_SECOND)));
+        let mut paced_until = began;
         loop {
             if let Some(error) = side.take_end() {
                 return Err(error.into());
@@ -108,8 +110,10 @@ impl Pull<'_> {
                 return Ok(SessionEnd::Drained);
             }
             let freed = budget.freed();
-            let may_pull =
-                !drain && !is_staging && !paused && self.assembler.bytes() < BATCH_BYTES && budget.may_pull(*index);
+            let slowly = ahead.is_far() && Instant::now() < paced_until;
+            let may_pull = !(drain || is_staging || paused || slowly)
+                && self.assembler.bytes() < BATCH_BYTES
+                && budget.may_pull(*index);
             tokio::select! {
                 biased;
                 Some(stored) = &mut storing => {
@@ -157,6 +161,7 @@ impl Pull<'_> {
                         StreamEvent::Batch(batch) => {
                             self.count(batch.records.len(), batch.bytes);
                             held.take(batch.bytes);
+                            paced_until = Instant::now() + pace.take(batch.bytes, began.elapsed());
                             window.received(batch.upto);
                             self.assembler.push(batch).map_err(Trouble::Stop)?;
                             let came_again = self.assembler.take_came_again();
@@ -167,6 +172,7 @@ impl Pull<'_> {
                         }
                         StreamEvent::Chunk(chunk) => {
                             self.count(chunk.writes.len(), chunk.bytes);
+                            paced_until = Instant::now() + pace.take(chunk.bytes, began.elapsed());
                             let chunk = self.assembler.chunk(chunk).map_err(Trouble::Stop)?;
                             is_staging = true;
                             if chunk.fill.is_some() {
@@ -182,6 +188,8 @@ impl Pull<'_> {
                     }
                 }
                 () = freed, if !may_pull => {}
+                () = ahead.nearer(), if slowly => {}
+                () = sleep_until(paced_until), if slowly => {}
                 () = side.woken() => {}
                 () = asked_to_drain(&mut draining), if !drain => {}
                 () = sleep_until(stalled_at.unwrap_or_else(Instant::now)), if stalled_at.is_some() && !stall_shown => {

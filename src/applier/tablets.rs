@@ -104,6 +104,8 @@ pub(super) struct ApplyQueue {
     /// A transaction that the tablet refuses, from the call that met it to the executor's next word.
     refused: Mutex<Option<RefusedWrite>>,
     again: Notify,
+    /// Decisions that were handed over, and that the tablet has not heard.
+    unheard: watch::Sender<usize>,
 }
 
 /// Why a replica tablet does not take decisions.
@@ -139,6 +141,7 @@ impl ApplyQueue {
         if work.is_empty() && state.through == through {
             return;
         }
+        self.unheard.send_modify(|unheard| *unheard += work.len());
         state.work.extend(work.drain(..));
         state.through = through;
         state.safe = safe;
@@ -157,6 +160,23 @@ impl ApplyQueue {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         kept.append(&mut state.work);
         Gathered { work: VecDeque::new(), ..*state }
+    }
+
+    /// The tablet has not heard so many of the decisions that were taken.
+    pub(super) fn hears(&self, left: usize) {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        self.unheard.send_replace(left + state.work.len());
+    }
+
+    /// Decisions that the tablet has not heard, where it takes any.
+    pub(super) fn unheard(&self) -> usize {
+        if self.held.borrow().is_some() { 0 } else { *self.unheard.borrow() }
+    }
+
+    /// Waits until no more than so many are left that the tablet has not heard.
+    pub(super) async fn hears_down_to(&self, left: usize) {
+        // The sender lives as long as this.
+        self.unheard.subscribe().wait_for(|unheard| *unheard <= left).await.ok();
     }
 
     /// Waits until something was handed over.
