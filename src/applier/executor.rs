@@ -85,7 +85,9 @@ impl Executor {
                         backoff.reset();
                         heard = applied.heard;
                         let done = if planted(Bug::DroppedWhenHeard) { applied.heard } else { applied.applied };
-                        self.applied(done, kept).await?;
+                        if self.applied(done, kept).await? {
+                            synced = Instant::now();
+                        }
                         if self.refused.take_if(|refused| *refused <= applied.heard).is_some() {
                             self.inputs.applied(self.tablet.id, applied).await;
                         }
@@ -151,16 +153,17 @@ impl Executor {
         Ok(announced.heard)
     }
 
-    /// The tablet has durably applied the log up to here: what lies below need not be kept.
-    async fn applied(&mut self, applied: LogPosition, kept: &mut VecDeque<Decided>) -> Result<(), Trouble> {
+    /// The tablet has durably applied the log up to here: what lies below need not be kept. Whether that is news.
+    async fn applied(&mut self, applied: LogPosition, kept: &mut VecDeque<Decided>) -> Result<bool, Trouble> {
         self.check(applied)?;
         let done = kept.partition_point(|decided| decided.position <= applied);
         kept.drain(..done);
-        if applied > self.applied {
+        let news = applied > self.applied;
+        if news {
             self.applied = applied;
             self.inputs.applied(self.tablet.id, Applied { heard: applied, applied }).await;
         }
-        Ok(())
+        Ok(news)
     }
 
     fn check(&self, held: LogPosition) -> Result<(), Trouble> {

@@ -18,6 +18,7 @@ use crate::tablet::TabletError;
 use crate::tablet::engine::Cursor;
 use crate::tablet::store::Store;
 use crate::wal::{LogPosition, TableId};
+use futures::future::OptionFuture;
 use std::sync::Arc;
 
 /// A run that is prepared, and where the next one begins.
@@ -63,9 +64,9 @@ impl From<Refusal> for GroupError {
     }
 }
 
-/// How many of the decisions from `from` on make a group: all of one position stay together, for they are one cut.
-pub(super) fn group_end(work: &[Decided], from: usize) -> usize {
-    match work.get(from + REPLICA_GROUP_DECISIONS) {
+/// Where about `most` of the decisions from `from` on end: all of one position stay together, for they are one cut.
+pub(super) fn group_end(work: &[Decided], from: usize, most: usize) -> usize {
+    match work.get(from + most) {
         None => work.len(),
         Some(first_left_out) => {
             let whole = work.partition_point(|decided| decided.position < first_left_out.position);
@@ -173,16 +174,20 @@ impl<S: Store> PostgresTablet<S> {
         Ok(())
     }
 
-    /// Applies decisions `from` up to `end` as one transaction of the server's, which moves it on to `to`.
+    /// Applies a group as one transaction of the server's, which moves it on to `to`. `ready` is its first run, if that is
+    /// prepared already. Answers the first run of the group after it, which was prepared while the server worked.
     pub(super) async fn group(
         &self,
         session: &mut Sessions,
-        work: &Arc<[Decided]>,
-        (from, end): (usize, usize),
+        Group { work, from, end, then }: Group<'_>,
+        ready: Option<Run>,
         step: Step,
         puts: Puts,
-    ) -> Result<(), GroupError> {
-        let mut run = self.prepared(session, work, Cursor::at(from), end, PutBy::default()).await?;
+    ) -> Result<Option<Run>, GroupError> {
+        let mut run = match ready {
+            Some(run) => run,
+            None => self.prepared(session, work, Cursor::at(from), end, PutBy::default()).await?,
+        };
         let Step { owner, from: progress, to, load, skipped } = step;
         if !session.begin(&owner, progress, to).await? {
             session.roll_back().await?;
@@ -191,11 +196,17 @@ impl<S: Store> PostgresTablet<S> {
         if load {
             self.load(session).await?;
         }
-        loop {
+        let ahead = loop {
             let Run { changes, next, put_by } = run;
             if next.decision >= end {
-                session.change(changes, puts).await?;
-                break;
+                let then = then.map(|then| self.prepare(work, Cursor::at(end), then, PutBy::default(), None));
+                let (changed, ahead) = tokio::join!(session.change(changes, puts), OptionFuture::from(then));
+                changed?;
+                break match ahead {
+                    Some(Ok(Prepared::Run(run))) => Some(run),
+                    // What it needs, or what is wrong with it, is found when its turn comes.
+                    Some(Ok(Prepared::Unknown(_)) | Err(_)) | None => None,
+                };
             }
             let again = put_by.clone();
             let (changed, prepared) =
@@ -208,13 +219,14 @@ impl<S: Store> PostgresTablet<S> {
                     self.prepared(session, work, next, end, again).await?
                 }
             };
-        }
+        };
         for (position, transaction, cause) in skipped {
             let position = i64::try_from(position.0).unwrap_or(i64::MAX);
             let note = "INSERT INTO untorn.skipped (position, transaction, cause) VALUES ($1, $2, $3)";
             session.first().execute(note, &[&position, &transaction, &cause]).await?;
         }
-        session.commit(&owner, to).await
+        session.commit(&owner, to).await?;
+        Ok(ahead)
     }
 
     /// Applies decisions in groups; what was applied before a failure stays so. `first` is the first cut: one group, with
@@ -227,36 +239,48 @@ impl<S: Store> PostgresTablet<S> {
         through: LogPosition,
         first: bool,
     ) -> Result<(), GroupError> {
-        let mut from = 0;
+        let end_of = |from| if first { work.len() } else { group_end(work, from, REPLICA_GROUP_DECISIONS) };
+        let (mut from, mut ready) = (0, None);
         loop {
-            let end = if first { work.len() } else { group_end(work, from) };
+            let end = end_of(from);
             let to = if end == work.len() {
                 through
             } else {
                 work.get(end.saturating_sub(1)).map_or(through, |decided| decided.position)
             };
-            let range = (from, end);
-            let mut done = self.group(session, work, range, Step::of(server, to, first)?, Puts::Merge).await;
+            let group = Group { work, from, end, then: (end < work.len()).then(|| end_of(end)) };
+            let mut done = self.group(session, group, ready, Step::of(server, to, first)?, Puts::Merge).await;
             if let Err(GroupError::Server(refusal)) = &done
                 && is_unique(&refusal.failure)
             {
                 session.roll_back().await?;
                 self.forget_shapes();
-                done = self.group(session, work, range, Step::of(server, to, first)?, Puts::Replace).await;
+                done = self.group(session, group, None, Step::of(server, to, first)?, Puts::Replace).await;
             }
-            done?;
+            ready = done?;
             server.progress = Progress { started: true, position: to };
             server.unwritten = !self.options.synchronous_commit;
             if server.skipped.iter().any(|(position, ..)| *position <= to) {
                 (server.skip, server.skipped) = (None, Vec::new());
             }
-            self.was_applied(server, work.get(from..end).unwrap_or_default());
+            server.unforgotten.push(work.get(from..end).unwrap_or_default());
             from = end;
             if from >= work.len() {
                 return Ok(());
             }
         }
     }
+}
+
+/// Decisions that become one transaction of the server's.
+#[derive(Clone, Copy)]
+pub(super) struct Group<'a> {
+    pub(super) work: &'a Arc<[Decided]>,
+    pub(super) from: usize,
+    /// The first that is not of it.
+    pub(super) end: usize,
+    /// Where the group after it ends, if there is one.
+    pub(super) then: Option<usize>,
 }
 
 /// What a group is part of.

@@ -1,7 +1,7 @@
 //! Finding the row that a server refuses: the refused decisions once more, one transaction and then one key at a time, each
 //! under a savepoint, and nothing of it committed.
 
-use super::apply::{GroupError, Prepared, Step, is_refusal};
+use super::apply::{Group, GroupError, Prepared, Step, is_refusal};
 use super::changes::Changes;
 use super::error::Lost;
 use super::net::PutBy;
@@ -44,13 +44,14 @@ impl<S: Store> PostgresTablet<S> {
         let before = work.partition_point(|decided| work.get(number).is_some_and(|at| decided.position < at.position));
         if before > from && server.progress.started {
             let to = work[before - 1].position;
+            let group = Group { work, from, end: before, then: None };
             let rolled_back = session.roll_back().await.is_ok();
             if let (true, Ok(step)) = (rolled_back, Step::of(server, to, false))
-                && self.group(session, work, (from, before), step, Puts::Replace).await.is_ok()
+                && self.group(session, group, None, step, Puts::Replace).await.is_ok()
             {
                 server.progress.position = to;
                 server.unwritten = !self.options.synchronous_commit;
-                self.was_applied(server, work.get(from..before).unwrap_or_default());
+                server.unforgotten.push(work.get(from..before).unwrap_or_default());
             }
         }
         server.refused = Some(Refused { number, work: Arc::clone(work) });

@@ -70,6 +70,7 @@ pub mod statements;
 
 mod apply;
 mod check;
+mod forget;
 mod inserts;
 mod load;
 mod read;
@@ -86,12 +87,14 @@ use super::{
     ReadRequest, Releases, Stored, StreamMark, TabletError, TabletLeader, TabletStats,
 };
 use crate::coordinator::{Decided, Work};
+use crate::limits::APPLY_BATCH_DECISIONS;
 use crate::wal::{
     Epoch, Key, LogPosition, ReplicaTabletId, Row, SourceTabletId, TableSchema, TransactionId, Write, WriteOp,
 };
 use apply::GroupError;
 use async_trait::async_trait;
 use error::Lost;
+use forget::{Durable, Unforgotten};
 use servers::Servers;
 use session::{Owner, Progress};
 use sessions::Sessions;
@@ -99,6 +102,9 @@ use shape::{Shape, Shapes};
 use skip::Refused;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::watch;
+
+/// Decisions whose records are deleted beside one call: more than a call brings, so that what waits becomes less.
+const FORGOTTEN_AT_ONCE: usize = 2 * APPLY_BATCH_DECISIONS;
 
 /// How a server is written to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -139,7 +145,9 @@ struct Server {
     /// Decided before the first cut.
     gathered: Vec<Decided>,
     /// Applied at the server, and staged here until that is durable there.
-    unforgotten: Vec<Decided>,
+    unforgotten: Unforgotten,
+    /// How far the staging part said that it has forgotten durably.
+    forgotten: LogPosition,
     /// Something was committed since the last barrier, and commits do not wait for the disk. The first cut may hold copied
     /// rows and no decision.
     unwritten: bool,
@@ -157,6 +165,11 @@ impl Server {
     fn owner(&self) -> Result<Owner, TabletError> {
         let unknown = || TabletError::Indeterminate("its owner has not announced itself yet".into());
         self.owner.clone().ok_or_else(unknown)
+    }
+
+    /// What it has applied so far is durable there.
+    fn is_durable(&mut self) {
+        self.unforgotten.is_durable(Durable { through: self.heard, progress: self.progress.position });
     }
 
     fn admit(&self, owner: Epoch) -> Result<(), TabletError> {
@@ -239,16 +252,13 @@ impl<S: Store> PostgresTablet<S> {
         Ok(session)
     }
 
-    /// The server has committed these.
-    fn was_applied(&self, server: &mut Server, work: &[Decided]) {
-        server.unforgotten.extend_from_slice(work);
-    }
-
-    /// Deletes what is staged of decisions that the server has durably.
-    async fn forget(&self, server: &mut Server, through: LogPosition) -> Result<Applied, TabletError> {
-        let work = std::mem::take(&mut server.unforgotten);
-        let applied = server.progress.position;
-        self.staging.applied_elsewhere(server.owner()?.epoch, through, applied, work).await
+    /// Deletes some of what is staged of decisions that the server has durably.
+    fn forget<'a>(
+        &'a self,
+        server: &mut Server,
+    ) -> Result<impl Future<Output = Result<Applied, TabletError>> + use<'a, S>, TabletError> {
+        let (work, Durable { through, progress }) = server.unforgotten.take(FORGOTTEN_AT_ONCE);
+        Ok(self.staging.applied_elsewhere(server.owner()?.epoch, through, progress, work))
     }
 
     async fn apply_to(&self, server: &mut Server, batch: ApplyBatch) -> Result<(), TabletError> {
@@ -272,7 +282,7 @@ impl<S: Store> PostgresTablet<S> {
         }
         let known = work.partition_point(|decided| decided.position <= server.progress.position);
         let known: Vec<Decided> = work.drain(..known).collect();
-        self.was_applied(server, &known);
+        server.unforgotten.push(&known);
         if work.is_empty() && !first {
             return Ok(());
         }
@@ -281,11 +291,21 @@ impl<S: Store> PostgresTablet<S> {
         // What was committed while an answer was lost.
         let known = work.partition_point(|decided| decided.position <= server.progress.position);
         let known: Vec<Decided> = work.drain(..known).collect();
-        self.was_applied(server, &known);
+        server.unforgotten.push(&known);
         let work: Arc<[Decided]> = work.into();
-        let done = self.groups(server, &mut session, &work, through, first && !server.progress.started).await;
+        let forgotten = self.forget(server)?;
+        let first = first && !server.progress.started;
+        let (done, forgotten) = tokio::join!(self.groups(server, &mut session, &work, through, first), forgotten);
+        server.forgotten = forgotten?.applied;
         match done {
             Ok(()) => {
+                if !self.options.synchronous_commit {
+                    let asked = session.first().wal().await;
+                    let (flushed, written) =
+                        asked.map_err(|failure| Lost::of(&failure).at(session.label(), session.role()))?;
+                    server.unforgotten.durable_at(written, Durable { through, progress: server.progress.position });
+                    server.unforgotten.flushed(flushed);
+                }
                 server.session = Some(session);
                 Ok(())
             }
@@ -403,7 +423,9 @@ impl<S: Store> TabletLeader for PostgresTablet<S> {
                 told
             )));
         }
-        (server.gathered, server.unforgotten) = (Vec::new(), Vec::new());
+        server.gathered.clear();
+        server.unforgotten.clear();
+        server.forgotten = announced.applied;
         server.heard = announced.heard;
         self.heard.send_replace(server.shows());
         Ok(announced)
@@ -455,12 +477,10 @@ impl<S: Store> TabletLeader for PostgresTablet<S> {
         applied?;
         (server.heard, server.refused) = (through, None);
         self.heard.send_replace(server.shows());
-        if !server.progress.started || !self.options.synchronous_commit {
-            let applied = self.staging.applied().await?;
-            return Ok(Applied { heard: through, applied });
+        if server.progress.started && self.options.synchronous_commit {
+            server.is_durable();
         }
-        let Applied { applied, .. } = self.forget(&mut server, through).await?;
-        Ok(Applied { heard: through, applied })
+        Ok(Applied { heard: through, applied: server.forgotten })
     }
 
     async fn read(&self, _request: ReadRequest) -> Result<ReadPage, TabletError> {
@@ -477,13 +497,14 @@ impl<S: Store> TabletLeader for PostgresTablet<S> {
                 passed.map_err(|failure| Lost::of(&failure).at(session.label(), session.role()))?;
                 (server.session, server.unwritten) = (Some(session), false);
             }
-            self.forget(&mut server, heard).await?;
+            server.is_durable();
+            self.forget(&mut server)?.await?;
             if !server.copy_dropped {
                 server.copy_dropped = !self.staging.drop_copied().await?;
             }
         }
-        let Applied { applied, .. } = self.staging.sync().await?;
-        Ok(Applied { heard, applied })
+        server.forgotten = self.staging.sync().await?.applied;
+        Ok(Applied { heard, applied: server.forgotten })
     }
 
     async fn stats(&self) -> Result<TabletStats, TabletError> {

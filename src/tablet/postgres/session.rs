@@ -161,6 +161,18 @@ impl Session {
         self.sql.text(barrier).await.map(|_| ())
     }
 
+    /// How far the server's WAL is on disk, and how far it is written: what is committed by now is durable once it is on
+    /// disk so far.
+    ///
+    /// # Errors
+    /// What the server said.
+    pub async fn wal(&mut self) -> Result<(u64, u64), Failure> {
+        let asked = "SELECT (pg_catalog.pg_current_wal_flush_lsn() - '0/0'::pg_lsn)::int8,
+                            (pg_catalog.pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::int8";
+        let rows = self.query(asked, &[]).await?;
+        Ok(rows.first().map_or((0, u64::MAX), |row| (unsigned(row.get(0)), unsigned(row.get(1)))))
+    }
+
     /// Rolls back what is open, if anything is.
     ///
     /// # Errors
