@@ -34,7 +34,10 @@ impl Coordinator {
             self.say(now, Item::Table { table, name: name.to_owned(), version, columns: columns.clone() });
         }
         let promise = self.promise(TableSchema { table, name: name.to_owned(), version, columns });
-        match spoken.filter(|_| self.takes_copies()) {
+        // The last word of a stream that has left may come late: nobody would make the copy that it asks for.
+        let heard =
+            |(stream, _): &(SourceTabletId, u32)| self.takes_copies() && self.state.taking_part(*stream).is_ok();
+        match spoken.filter(heard) {
             Some((stream, relation)) if self.spoken_of(now, stream, name, table, (relation, version)) => {
                 self.promise(promise.value)
             }

@@ -70,6 +70,7 @@ fn rows(seen: &Snapshot, history: &History, visible: &BTreeSet<Number>, parts: &
         return None;
     }
     let there: BTreeSet<_> = history.rows_after(visible).map(|(key, _)| key).filter(|key| parts.shows(key)).collect();
-    let more = seen.rows.keys().find(|key| !there.contains(key));
-    Some(format!("model: {more:?} is gone there"))
+    let more: Vec<_> = seen.rows.keys().filter(|key| !there.contains(key)).collect();
+    let first = &more[..more.len().min(6)];
+    Some(format!("model: {first:?} and in all {} are gone there, or not shown: {parts:?}", more.len()))
 }

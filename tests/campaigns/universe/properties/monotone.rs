@@ -44,6 +44,8 @@ impl LogWatch {
 
     fn turned(&mut self, world: &World, stream: SourceTabletId, table: &str, (time, shown): (HybridTime, bool)) {
         let Some((name, _, _)) = self.streams.get(&stream) else { return };
+        let (last, what) = (self.last, if shown { "shown" } else { "hidden" });
+        world.event((last, time, shown), || format!("{table} of {stream} {name} is {what} from {last} and {time} on"));
         let turns = self.turns.entry((name.clone(), table.to_owned())).or_default();
         match (turns.last().is_some_and(|(_, _, shown)| *shown), shown) {
             (true, true) => world.reached("a table copied again is shown"),
