@@ -257,7 +257,9 @@ impl State {
         if branch.unacknowledged {
             return;
         }
+        // One that has left acknowledges nothing any more; its branch may still turn out to be of another use of the id.
         if let Some(record) = self.streams.get_mut(stream.0 as usize)
+            && !record.left
             && at > record.acknowledged
         {
             branch.unacknowledged = true;
