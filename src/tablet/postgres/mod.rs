@@ -21,8 +21,11 @@
 //! 4. **Applied** ([`statements`]). One statement a table and kind, over arrays sorted by key: deletes, upserts, and
 //!    updates of rows whose large values were not sent; a run of rows that are all new goes by COPY. `session_replication_role = replica` keeps triggers and foreign keys
 //!    from acting twice. Where a unique index refuses a run, it is done again by deleting all of its keys first: values may
-//!    have moved between rows. The next run is prepared while the server works.
-//! 5. **Forgotten.** Once the server's commit is durable, the staged records are deleted.
+//!    have moved between rows. The next run is prepared while the server works, and the first one
+//!    of the next group.
+//! 5. **Forgotten** (`forget`). Once the server's commit is durable, the staged records are deleted, beside its next work.
+//!    Where commits do not wait for the disk, they are durable once the server has flushed its WAL beyond them, which it does
+//!    by itself; only a server that has nothing else to do is asked to.
 //!
 //! # Recovery
 //!
