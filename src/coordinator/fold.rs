@@ -435,6 +435,9 @@ impl State {
 
     fn fold_decision(&mut self, id: TransactionId, outcome: Outcome) {
         let (position, release) = (self.position, self.release);
+        if matches!(outcome, Outcome::Commit(_)) {
+            self.part_from_streams_on_their_way_in(id);
+        }
         let Some(found) = self.transactions.get_mut(id).filter(|t| t.decision.is_none()) else { return };
         found.decision = Some(Decision { outcome, position });
         let time = found.commit.as_ref().map(|c| c.time);

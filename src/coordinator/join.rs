@@ -9,8 +9,10 @@
 //!    later use: whoever prepares everything before it commits anything cannot have made it. Every COMMIT PREPARED is asked,
 //!    because the one that is heard first may be the later use's.
 //! 3. A branch that is rolled back leaves its transaction. If the others roll back too, each has ended and been
-//!    discarded; if one commits, the one that was rolled back was of another use.
+//!    discarded; if one commits, the one that was rolled back was of another use. So a decision that nobody's end was waited
+//!    for, because its stream is still on its way in, takes no branch of that stream which has not ended.
 
+use super::joining::Joining;
 use super::state::State;
 use super::stream::Place;
 use super::transaction::{Branch, Transaction};
@@ -104,6 +106,30 @@ impl State {
             if let Some(found) = self.transactions.get_mut(next) {
                 (found.commit, found.starts) = (Some(commit), starts);
             }
+        }
+    }
+
+    /// The transaction is about to be committed, and nobody waited for a stream that is on its way in: whatever that one has
+    /// prepared under the id and not ended may be of another use, and is told apart by how it ends (rule 3). If it is
+    /// committed, it counts by itself; nobody sees anything of the stream before all of that is decided.
+    pub(super) fn part_from_streams_on_their_way_in(&mut self, id: TransactionId) {
+        let Some(found) = self.transactions.get(id).filter(|t| t.decision.is_none()) else { return };
+        let is_on_its_way_in = |stream: SourceTabletId| {
+            let joining = self.stream(stream).and_then(|record| record.joining.as_ref());
+            matches!(joining, Some(Joining::Copying | Joining::Counted))
+        };
+        let parts = |branch: &&Branch| !branch.ended && !branch.bystander && is_on_its_way_in(branch.stream);
+        let apart: Vec<Branch> = found.branches.iter().filter(parts).cloned().collect();
+        if apart.is_empty() {
+            return;
+        }
+        let source = found.source.clone();
+        if let Some(found) = self.transactions.get_mut(id) {
+            found.branches.retain(|branch| !apart.iter().any(|other| other.id() == branch.id()));
+        }
+        let next = self.new_use(&source, Some(id));
+        for branch in apart {
+            self.move_branch(branch, id, next);
         }
     }
 
