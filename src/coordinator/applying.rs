@@ -37,6 +37,14 @@ struct Window {
     refusal: Option<Refusal>,
 }
 
+impl Window {
+    /// Whether the tablet has said that it has this durably. It may have said so before it was handed out, to a new leader:
+    /// then nobody would say it again, and the window would stay taken.
+    fn has_applied(&self, position: LogPosition) -> bool {
+        self.applied >= position
+    }
+}
+
 /// A tablet's no to a decision.
 #[derive(Clone, Debug)]
 struct Refusal {
@@ -153,7 +161,7 @@ impl Coordinator {
         for (_, piece) in self.state.work_at(position) {
             for tablet in self.state.concerned(piece) {
                 let handed = self.handed.tablets.entry(tablet).or_default();
-                if handed.back.is_some() {
+                if handed.back.is_some() || handed.has_applied(position) {
                     continue;
                 }
                 if let Some(work) = self.state.asks(position, piece, tablet) {
@@ -184,6 +192,9 @@ impl Coordinator {
                     break;
                 }
                 reached = *position;
+                if handed.has_applied(*position) {
+                    continue;
+                }
                 if let Some(work) = self.state.asks(*position, piece, tablet) {
                     handed.outstanding.push_back(*position);
                     let decided = Decided { position: *position, work };

@@ -30,7 +30,7 @@ use faults::Kind;
 use history::RowKey;
 use leader::LeaderClient;
 use network::Network;
-use plan::Plan;
+use plan::{Plan, Windows};
 use postgres::SimPostgres;
 use process::Life;
 use properties::monotone::LogWatch;
@@ -188,7 +188,7 @@ fn server_of(key: &RowKey, servers: usize) -> usize {
 impl Universe {
     fn new(ask: &Ask) -> Arc<Self> {
         let world = World::new(ask);
-        let mut plan = world.chance(Plan::draw);
+        let mut plan = world.chance(|chance| Plan::draw(chance, Windows::draw(ask.seed)));
         plan.release = ask.release.unwrap_or(plan.release);
         if world.is_active(Kind::LostAbort) {
             // Only the leader's own process is asked about transactions that died without a word.
@@ -365,7 +365,12 @@ impl Universe {
                 life: Arc::clone(&life),
                 delay_ms: self.plan.log_delay_ms,
             };
-            let settings = Settings { release: self.plan.release, ..Settings::default() };
+            let settings = Settings {
+                release: self.plan.release,
+                apply_window: self.plan.windows.apply,
+                transactions_held: self.plan.windows.transactions,
+                ..Settings::default()
+            };
             let leadership = Leadership::Here { log: Box::new(log), settings };
             let pull = (self.plan.pullers > 0).then(Vec::new);
             let components = self.components(&life, leadership, pull);

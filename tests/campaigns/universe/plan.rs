@@ -3,6 +3,7 @@
 use super::chance::Chance;
 use std::time::Duration;
 use untorn::coordinator::Release;
+use untorn::limits::{APPLY_WINDOW, TRANSACTIONS_HELD};
 use untorn::tablet::engine::TabletOptions;
 
 /// How a universe is built.
@@ -32,11 +33,34 @@ pub struct Plan {
     pub log_delay_ms: u64,
     /// How tablets keep versions.
     pub tablet_options: TabletOptions,
+    /// The leader's windows.
+    pub windows: Windows,
+}
+
+/// How much the leader takes on at once. Drawn apart from everything else, so that a seed that found something before there
+/// were these is still the same run but for them.
+#[derive(Clone, Copy, Debug)]
+pub struct Windows {
+    /// Decisions on their way to one replica tablet.
+    pub apply: usize,
+    /// Transactions held beyond which streams pause.
+    pub transactions: usize,
+}
+
+impl Windows {
+    /// Draws them: often so small that tablets are held back and streams pause.
+    pub fn draw(seed: u64) -> Self {
+        let mut chance = Chance::of(seed ^ 0x77_696e_646f_7773);
+        let mut window = |product: usize, least: u64, most: u64| {
+            if chance.happens(0.5) { product } else { chance.skewed(least, most) as usize }
+        };
+        Self { apply: window(APPLY_WINDOW, 1, 100), transactions: window(TRANSACTIONS_HELD, 1, 1_000) }
+    }
 }
 
 impl Plan {
     /// Draws one.
-    pub fn draw(chance: &mut Chance) -> Self {
+    pub fn draw(chance: &mut Chance, windows: Windows) -> Self {
         let release = *chance.pick(&[Release::CommonClock, Release::Ordered, Release::Ordered, Release::Atomic]);
         let embedded = chance.happens(0.4);
         // Many small universes meet more than a few large ones; the largest are long enough for what takes its time.
@@ -60,6 +84,7 @@ impl Plan {
             snapshot_after_bytes: chance.skewed(2_000, 8 << 20) as usize,
             log_delay_ms: chance.skewed(1, 50),
             tablet_options: TabletOptions { keep_age, keep_versions: chance.between(1, 3) as usize, wal: false },
+            windows,
         }
     }
 }

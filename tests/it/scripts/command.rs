@@ -13,6 +13,7 @@
 //! slot a 0   fence a=5 b=6 [prepared b:T] [before a=4 b=5]   gone b T at 9
 //! round a=5 b=6 | round failed | round nothing asked after p4 a=5 b=6
 //! applied r0 | applied all    everything that was handed to it is durably applied there
+//! has r0 5                    it says so, up to entry 5, and no tick comes to put it into the log
 //! refuses r0 4 CAUSE          it says no to the decisions of entry 4
 //! wanted a                    what the poller of a is told
 //! ack a                       everything taken is acknowledged to the source
@@ -134,6 +135,11 @@ fn command(world: &mut World, word: &str, rest: &str) -> Result<(), String> {
                 world.machine().handle_applied(tablet, Applied { heard: through, applied: through });
             }
             world.machine().handle_tick(now);
+        }
+        "has" => {
+            let (tablet, position) = rest.split_once(' ').ok_or("has TABLET POSITION")?;
+            let (tablet, through) = (world.tablet(tablet)?, LogPosition(number(position)?));
+            world.machine().handle_applied(tablet, Applied { heard: through, applied: through });
         }
         "refuses" => {
             let [tablet, position, cause] = rest.splitn(3, ' ').collect::<Vec<_>>()[..] else {
