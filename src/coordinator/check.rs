@@ -6,7 +6,7 @@ use super::fact::{Fact, InvolvedStream, Involvement, Report};
 use super::output::Refused;
 use super::state::State;
 use super::stream::StreamRecord;
-use super::transaction::Transaction;
+use super::transaction::{Carried, Transaction};
 use crate::planted::{Bug, planted};
 use crate::wal::{HybridTime, OpId, SourceTabletId, SourceTransactionId};
 use rustc_hash::FxHashMap;
@@ -27,13 +27,6 @@ struct SaidBranch {
     applying: bool,
     committed: bool,
     rolled_back: bool,
-}
-
-/// What a stream has carried of a transaction.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Carried {
-    pub(super) records: u64,
-    pub(super) complete: bool,
 }
 
 impl State {
@@ -67,16 +60,23 @@ impl State {
         }
         let mut said = Said::default();
         for fact in &report.facts {
-            self.check_fact(report.stream, fact, &mut said).map_err(Refused::Damage)?;
+            self.check_fact(report, fact, &mut said).map_err(Refused::Damage)?;
         }
         Ok(stream)
     }
 
-    fn check_fact<'r>(&self, stream: SourceTabletId, fact: &'r Fact, said: &mut Said<'r>) -> Result<(), String> {
+    fn check_fact<'r>(&self, report: &Report, fact: &'r Fact, said: &mut Said<'r>) -> Result<(), String> {
+        let &Report { stream, follows, .. } = report;
         match fact {
             Fact::Branch { transaction, opened, records, applying, .. } => {
                 let expected = applying.as_ref().and_then(|applying| applying.records);
-                self.check_branch(stream, (transaction, *opened), *records, (applying.is_some(), expected), said)
+                self.check_branch(
+                    (stream, follows),
+                    (transaction, *opened),
+                    *records,
+                    (applying.is_some(), expected),
+                    said,
+                )
             }
             Fact::Commit { transaction, branch: Some(opened), .. } => {
                 self.check_branch_commit(stream, transaction, *opened, said)
@@ -109,7 +109,7 @@ impl State {
 
     fn check_branch<'r>(
         &self,
-        stream: SourceTabletId,
+        (stream, follows): (SourceTabletId, OpId),
         (transaction, opened): (&'r SourceTransactionId, OpId),
         records: u64,
         (applying, expected): (bool, Option<u64>),
@@ -127,8 +127,10 @@ impl State {
         before.records += records;
         before.applying |= applying;
         let here = Carried { records: held.records + before.records, complete: held.complete || before.applying };
-        if known.is_none() && here.records == 0 && self.release == Release::CommonClock {
-            // It repeats what was forgotten, or its writes were lost; then its Commit record waits for them (see the fold).
+        let began_earlier = opened <= follows || here.records == 0;
+        if began_earlier && held.is_nothing() && self.release == Release::CommonClock {
+            // Writes of it that were taken earlier are forgotten with it, because it was aborted or is repeated; or they were
+            // lost. Its Applying record counts for nothing then, and a Commit record waits for them (see the fold).
             return Ok(());
         }
         if let Some(expected) = expected.filter(|expected| *expected != here.records) {
@@ -291,7 +293,7 @@ impl State {
     /// What the stream has carried of the transaction; without a common clock, of this branch.
     fn held(&self, transaction: &Transaction, stream: SourceTabletId, opened: OpId) -> Carried {
         match self.release {
-            Release::CommonClock => carried_by(transaction, stream),
+            Release::CommonClock => transaction.carried_by(stream),
             Release::Ordered | Release::Atomic => transaction
                 .branch(stream, opened)
                 .map_or(Carried::default(), |b| Carried { records: b.records, complete: b.applying }),
@@ -337,7 +339,7 @@ impl State {
     ) -> Carried {
         let mut carried = match here {
             Some((stream, carried)) if stream == tablet => carried,
-            _ => transaction.map_or(Carried::default(), |transaction| carried_by(transaction, tablet)),
+            _ => transaction.map_or(Carried::default(), |transaction| transaction.carried_by(tablet)),
         };
         let children = self.stream(tablet).map_or(&[][..], |record| &record.children);
         let mut all = !children.is_empty();
@@ -371,12 +373,4 @@ impl State {
         }
         Ok(())
     }
-}
-
-fn carried_by(transaction: &Transaction, stream: SourceTabletId) -> Carried {
-    let parts = transaction.branches.iter().filter(|b| b.stream == stream && !b.bystander);
-    parts.fold(Carried::default(), |sum, branch| Carried {
-        records: sum.records + branch.records,
-        complete: sum.complete || branch.applying,
-    })
 }

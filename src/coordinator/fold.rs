@@ -249,8 +249,10 @@ impl State {
         let stream = report.stream;
         let common_clock = self.release == Release::CommonClock;
         let prepared_at = applying.map_or(HybridTime::MIN, |a| a.prepared_at);
-        let counted = applying.and_then(|a| a.records).is_some_and(|records| records > 0);
-        if common_clock && counted && records == 0 && self.transactions.find(source).is_none() {
+        let known = self.transactions.find(source).and_then(|id| self.transactions.get(id));
+        let taken = records + known.map_or(0, |t| t.carried_by(stream).records);
+        let is_short = common_clock && applying.and_then(|a| a.records).is_some_and(|all| all != taken);
+        if is_short && records == 0 && known.is_none() {
             // An Applying record whose writes were not taken is no report. It repeats one of a transaction that was
             // forgotten (C2); if it does not, the transaction waits for this stream, and is never shown in part.
             return;
@@ -276,6 +278,8 @@ impl State {
             }
         }
         let Some(branch) = found.branch_mut(stream, opened) else { return };
+        let at = applying.map_or(report.upto, |a| a.at);
+        let applying = applying.filter(|_| !is_short);
         let first_applying = applying.is_some() && !branch.applying;
         branch.records += records;
         for tablet in tablets {
@@ -292,8 +296,7 @@ impl State {
         if let Some(label) = applying.and_then(|a| a.label.as_deref()) {
             branch.extra.get_or_insert_default().label = Some(label.into());
         }
-        let (name, at) = (branch.id(), applying.map_or(report.upto, |a| a.at));
-        let held = branch.tablets.clone();
+        let (name, held) = (branch.id(), branch.tablets.clone());
         match decision.map(|d| d.outcome) {
             None if release == Release::Atomic => {
                 self.by_branch.insert(name, id);

@@ -119,7 +119,29 @@ pub struct Transaction {
     pub starts: bool,
 }
 
+/// What a stream has carried of a transaction.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Carried {
+    pub(super) records: u64,
+    pub(super) complete: bool,
+}
+
+impl Carried {
+    pub(super) fn is_nothing(self) -> bool {
+        self.records == 0 && !self.complete
+    }
+}
+
 impl Transaction {
+    /// What a stream has carried of it.
+    pub(super) fn carried_by(&self, stream: SourceTabletId) -> Carried {
+        let parts = self.branches.iter().filter(|b| b.stream == stream && !b.bystander);
+        parts.fold(Carried::default(), |sum, branch| Carried {
+            records: sum.records + branch.records,
+            complete: sum.complete || branch.applying,
+        })
+    }
+
     pub(super) fn new(id: TransactionId, source: SourceTransactionId, since: HybridTime) -> Self {
         Self {
             id,

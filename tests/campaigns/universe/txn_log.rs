@@ -7,6 +7,7 @@ use super::world::World;
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::sync::{Arc, Mutex};
+use untorn::coordinator::Entry;
 use untorn::txn_log::{LogError, LogRecord, MemoryLog, Opened, Snapshot, TransactionLog};
 use untorn::wal::{Epoch, LogPosition};
 
@@ -29,7 +30,10 @@ impl SimLog {
     async fn land(&mut self, at: LogPosition, epoch: Epoch, entry: Bytes) -> Result<LogPosition, LogError> {
         let landed = self.engine.append(at, epoch, entry.clone()).await;
         if landed.is_ok() {
-            self.world.event((at, epoch, &entry[..]), || format!("the log takes {at} of {epoch}"));
+            self.world.event((at, epoch, &entry[..]), || {
+                let items = Entry::decode(&entry).map(|entry| entry.items);
+                format!("the log takes {at} of {epoch}: {:?}", items.unwrap_or_default())
+            });
             self.watch.lock().unwrap().landed(&self.world, at, epoch, &entry);
         }
         landed
