@@ -287,13 +287,6 @@ async fn lead(
     let (epoch, log_id) = (opened.epoch, opened.log_id);
     coordinator.handle_opened(now(), epoch, owner, &tablets.cut()).map_err(StartError::Configuration)?;
     let names: Vec<&str> = streams.iter().map(|side| side.name.as_str()).collect();
-    let new = names.iter().find(|name| coordinator.state().stream_named(name).is_none_or(|stream| stream.left));
-    if let Some(late) = new.filter(|_| release != Release::CommonClock && !coordinator.takes_copies()) {
-        return Err(StartError::Configuration(format!(
-            "source tablet {late:?} is new to this log, whose replica is a PostgreSQL server that is read already: its copy \
-             would be seen while it runs, and parts of transactions with it"
-        )));
-    }
     // Without any, pollers elsewhere name the streams, or there are none.
     if !names.is_empty() {
         for gone in coordinator.handle_configured(host.clock.now(), &names) {

@@ -175,8 +175,8 @@ fn settings(config: &DaemonConfig) -> Settings {
         SourceConfig::Postgres(source) => u64::try_from(source.clock_skew.as_micros()).unwrap_or(u64::MAX),
         _ => 0,
     };
-    let copies_while_read = !matches!(config.replica, ReplicaConfig::Postgres(_));
-    Settings { release: config.release(), clock_skew_micros, copies_while_read, ..Settings::default() }
+    let read_directly = matches!(config.replica, ReplicaConfig::Postgres(_));
+    Settings { release: config.release(), clock_skew_micros, read_directly, ..Settings::default() }
 }
 
 fn log_engine(log: &LogConfig) -> Result<Box<dyn TransactionLog>, Failure> {

@@ -10,10 +10,18 @@ use crate::planted::{Bug, planted};
 use crate::wal::{Column, Epoch, HybridTime, OpId, SourceTabletId, TableId, TableSchema};
 
 impl Coordinator {
-    /// Whether tables are copied: not where the streams carry everything, nor beside readers whom nothing can be kept from.
-    #[must_use]
-    pub fn takes_copies(&self) -> bool {
-        self.state.release != Release::CommonClock && (self.settings.copies_while_read || self.state.safe.is_none())
+    /// Whether tables are copied: not where the streams carry everything.
+    fn takes_copies(&self) -> bool {
+        self.state.release != Release::CommonClock
+    }
+
+    /// Whether a copy can take the place of what is shown of a stream's part of a table. Where people read the replica by
+    /// themselves, only if no other stream has a part of it: nobody can tell them apart there.
+    fn may_be_replaced(&self, stream: SourceTabletId, table: &str) -> bool {
+        let others = || self.state.streams.iter().filter(|other| !other.left && other.stream != stream);
+        let is_shared = || others().any(|other| self.state.table_copy(other.stream, table).is_some());
+        let shown = || self.state.table_copy(stream, table).is_some_and(|copy| copy.shown.is_some());
+        !self.settings.read_directly || self.state.safe.is_none() || !shown() || !is_shared()
     }
 
     /// A table's shape. `spoken` is the stream that is about to send changes of it, and the relation that it names: a table
@@ -68,6 +76,7 @@ impl Coordinator {
             Some((0, _)) => false,
             Some((known, as_version)) => known != relation || keys(as_version) != keys(version),
         };
+        let tells_apart_otherwise = tells_apart_otherwise && self.may_be_replaced(stream, name);
         if tells_apart_otherwise {
             // The next look at the publication says how far the stream must come first.
             self.ask_for_copy(now, stream, name, OpId::MAX, true);
@@ -142,7 +151,7 @@ impl Coordinator {
                 (other || undated || copy.published.needs_copy_as(&table.columns), other)
             });
             let described = known.is_none_or(|copy| copy.published != *table);
-            if asks {
+            if asks && self.may_be_replaced(stream, &table.name) {
                 self.ask_for_copy(now, stream, &table.name, flushed, hides);
             }
             if described {
@@ -222,16 +231,16 @@ impl Coordinator {
         if self.state.release == Release::CommonClock {
             return Err("this source has a common clock and no copies: its streams carry everything".into());
         }
-        if !self.takes_copies() {
-            return Err(
-                "the replica is a PostgreSQL server, which takes copies only before its first reader: stop untorn, \
-                 empty the replica's tables and the data folder, and start again"
-                    .into(),
-            );
-        }
         let live = self.state.streams.iter().filter(|s| !s.left && stream.is_none_or(|name| name == s.name));
         let stopped = |s: &&StreamRecord| stream.is_some() && table.is_none() && self.stopped.contains_key(&s.stream);
         if let Some(anew) = live.clone().find(stopped).map(|record| record.stream) {
+            if self.settings.read_directly && self.state.safe.is_some() {
+                return Err(format!(
+                    "the replica is a PostgreSQL server, whose readers would see parts of transactions while source tablet {:?} \
+                     joins anew: stop untorn, empty the replica's tables and the data folder, and start again",
+                    self.state.stream_name(anew)
+                ));
+            }
             let copies = self.state.stream(anew).map_or(&[][..], |record| &record.copies);
             let name = self.state.stream_name(anew).to_owned();
             let tables = copies.iter().map(|copy| (name.clone(), copy.table.clone())).collect();
@@ -247,6 +256,13 @@ impl Coordinator {
                 Some(table) => format!("no table {table}{} is replicated", stream.map_or_else(String::new, at)),
                 None => format!("there is no source tablet {:?}, or it has no tables", stream.unwrap_or_default()),
             });
+        }
+        if let Some((_, name, table)) = asked.iter().find(|(stream, _, table)| !self.may_be_replaced(*stream, table)) {
+            return Err(format!(
+                "the replica is a PostgreSQL server, and table {table} comes from several source tablets: which of its rows \
+                 are those of {name:?} is not known there, so that a copy could not take their place; untorn verify names the \
+                 rows that differ"
+            ));
         }
         for (stream, _, table) in &asked {
             // One that waits or runs began after this was asked, or will: it is asked for anew all the same, because rows

@@ -29,8 +29,9 @@ pub struct Settings {
     pub apply_window: usize,
     /// Transactions held beyond which streams that run ahead are to pause.
     pub transactions_held: usize,
-    /// Whether replica tablets take copies of tables once readers are served. A PostgreSQL server as the replica does not.
-    pub copies_while_read: bool,
+    /// Whether people read the replica by themselves, and everything that is there: a PostgreSQL server. Then a stream's part
+    /// of a table is hidden from nobody, and told from other streams' parts by nobody.
+    pub read_directly: bool,
 }
 
 impl Default for Settings {
@@ -41,7 +42,7 @@ impl Default for Settings {
             gate: true,
             apply_window: APPLY_WINDOW,
             transactions_held: TRANSACTIONS_HELD,
-            copies_while_read: true,
+            read_directly: false,
         }
     }
 }

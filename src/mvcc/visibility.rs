@@ -123,6 +123,24 @@ impl Truncations {
         }
     }
 
+    /// Every turn, by table and stream, oldest first.
+    pub fn turns(&self) -> impl Iterator<Item = (TableId, SourceTabletId, TurnAt)> + '_ {
+        self.turns.iter().flat_map(|(&(table, stream), turns)| turns.iter().map(move |turn| (table, stream, *turn)))
+    }
+
+    /// Whether what is seen of the table changed after this time, at or below this place in the log.
+    #[must_use]
+    pub fn turned_since(
+        &self,
+        table: TableId,
+        stream: SourceTabletId,
+        time: HybridTime,
+        through: LogPosition,
+    ) -> bool {
+        let turns = self.turns.get(&(table, stream)).map_or(&[][..], Vec::as_slice);
+        turns.iter().any(|turn| turn.position <= through && time < turn.time)
+    }
+
     /// The last turn that a reader sees.
     fn turn_at(&self, table: TableId, stream: SourceTabletId, at: ReadPoint) -> Option<&TurnAt> {
         let turns = self.turns.get(&(table, stream))?;

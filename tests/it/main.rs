@@ -29,6 +29,7 @@ mod power_cut_tablet;
 mod processes;
 mod pullers;
 mod quick_start;
+mod replica_copies;
 mod replica_life;
 mod replica_options;
 mod replica_postgres;

@@ -102,8 +102,10 @@ pub async fn until_equal(daemon: &Daemon, replica: &Postgres, servers: &[Postgre
             if held == wanted {
                 break;
             }
+            let differs = held.iter().zip(&wanted).find(|(held, wanted)| held != wanted);
             let (held, wanted) = (held.len(), wanted.len());
-            assert!(Instant::now() < deadline, "{table}: {held} rows here, {wanted} there\n{}", daemon.log());
+            let what = || format!("{table}: {held} rows here, {wanted} there, {differs:.200?}\n{}", daemon.log());
+            assert!(Instant::now() < deadline, "{}", what());
             sleep(Duration::from_millis(100)).await;
         }
     }

@@ -100,6 +100,11 @@ impl Assembler {
 
     /// What is to be asked before a chunk can be staged whose first write changed its key and not all of its cells.
     fn fill_request(&self, chunk: &mut StagedChunk) -> Result<Option<(ReplicaTabletId, FillRequest)>, String> {
+        if self.tablets.len() == 1 {
+            // The row does not leave its tablet, which fills it when it is applied. A PostgreSQL server as the replica keeps
+            // no earlier rows where they could be asked for.
+            return Ok(None);
+        }
         let rolled_back = std::mem::take(&mut chunk.rolled_back);
         let schemas = chunk.schemas.clone();
         let Some(Write { table, op: WriteOp::Put { row, fill_from }, .. }) = chunk.writes.first_mut() else {

@@ -42,9 +42,20 @@ pub(super) struct Applying {
     /// Whether a key has one writer.
     one_writer: bool,
     /// Set when a write fills cells from another key, or removes one of several identical rows.
-    filling: Option<Filling>,
+    pub(super) filling: Option<Filling>,
     /// How many removals were owed so far.
     pub(super) owed: u32,
+}
+
+impl Applying {
+    pub(super) fn new(
+        (transaction, time, position): (TransactionId, HybridTime, LogPosition),
+        branches: &[BranchId],
+        one_writer: bool,
+    ) -> Self {
+        let several_streams = branches.iter().any(|branch| Some(branch.stream) != branches.first().map(|b| b.stream));
+        Self { transaction, time, position, filling: None, owed: 0, one_writer, several_streams }
+    }
 }
 
 fn missing() -> TabletError {
@@ -76,17 +87,7 @@ impl<S: Store> State<S> {
                     self.finish(&mut step)?;
                 }
                 Work::Commit { transaction, time, branches, tablets } => {
-                    let applying = Applying {
-                        transaction: *transaction,
-                        time: *time,
-                        position: *position,
-                        filling: None,
-                        owed: 0,
-                        one_writer: batch.one_writer,
-                        several_streams: branches
-                            .iter()
-                            .any(|branch| Some(branch.stream) != branches.first().map(|b| b.stream)),
-                    };
+                    let applying = Applying::new((*transaction, *time, *position), branches, batch.one_writer);
                     self.commit(&mut step, applying, branches, tablets)?;
                 }
                 Work::Discard { .. } if planted(Bug::AbortedStays) => {}
@@ -189,26 +190,7 @@ impl<S: Store> State<S> {
             applying.filling = Some(Filling::default());
             self.undo_part(step, applying.time, &here)?;
         }
-        for (place, (id, branch)) in here.iter().enumerate() {
-            // What a truncation of the same transaction and stream empties: up to it in this branch, all before it.
-            let later = here.iter().skip(place + 1).filter(|(other, _)| other.stream == id.stream);
-            let emptied_later: Vec<TableId> =
-                later.flat_map(|(_, branch)| branch.truncations.iter().map(|(table, _)| *table)).collect();
-            let mut number = 0;
-            self.each_write(*id, branch.records, &mut |state, write| {
-                let emptied = emptied_later.contains(&write.table)
-                    || branch.truncations.iter().any(|&(table, before)| table == write.table && number < before);
-                number += 1;
-                if emptied {
-                    return Ok(());
-                }
-                state.apply_write(step, &mut applying, *id, write)?;
-                if step.batch.bytes >= APPLY_BYTES {
-                    state.finish_part(step, &applying, *id)?;
-                }
-                Ok(())
-            })?;
-        }
+        self.each_kept_write(step, &mut applying, &here, &|_, _| true)?;
         if planted(Bug::RecordsDeletedFirst) {
             let versions = std::mem::take(step);
             for (id, branch) in &here {
@@ -227,6 +209,37 @@ impl<S: Store> State<S> {
         }
         if self.options.wal {
             self.wal_commit(step, applying.transaction, applying.time, tablets)?;
+        }
+        Ok(())
+    }
+
+    /// Applies every write of a transaction that is `wanted`, but for those which a truncation after them takes back.
+    pub(super) fn each_kept_write(
+        &mut self,
+        step: &mut Step,
+        applying: &mut Applying,
+        here: &[(BranchId, Branch)],
+        wanted: &dyn Fn(&Self, (TableId, SourceTabletId)) -> bool,
+    ) -> Result<(), TabletError> {
+        for (place, (id, branch)) in here.iter().enumerate() {
+            // What a truncation of the same transaction and stream empties: up to it in this branch, all before it.
+            let later = here.iter().skip(place + 1).filter(|(other, _)| other.stream == id.stream);
+            let emptied_later: Vec<TableId> =
+                later.flat_map(|(_, branch)| branch.truncations.iter().map(|(table, _)| *table)).collect();
+            let mut number = 0;
+            self.each_write(*id, branch.records, &mut |state, write| {
+                let emptied = emptied_later.contains(&write.table)
+                    || branch.truncations.iter().any(|&(table, before)| table == write.table && number < before);
+                number += 1;
+                if emptied || !wanted(state, (write.table, id.stream)) {
+                    return Ok(());
+                }
+                state.apply_write(step, applying, *id, write)?;
+                if step.batch.bytes >= APPLY_BYTES {
+                    state.finish_part(step, applying, *id)?;
+                }
+                Ok(())
+            })?;
         }
         Ok(())
     }
@@ -369,11 +382,28 @@ impl<S: Store> State<S> {
         time: HybridTime,
         branches: &[(BranchId, Branch)],
     ) -> Result<(), TabletError> {
+        let mut partly = Vec::new();
         for (id, branch) in branches {
-            if self.store.get(Space::Undecided, &keys::partly_applied(*id))?.is_none() {
-                continue;
+            if self.store.get(Space::Undecided, &keys::partly_applied(*id))?.is_some() {
+                partly.push((*id, branch.clone()));
             }
+        }
+        self.undo_writes(step, time, &partly, &|_, _| true)
+    }
+
+    /// Takes back every version of these branches of what is `wanted`.
+    pub(super) fn undo_writes(
+        &mut self,
+        step: &mut Step,
+        time: HybridTime,
+        branches: &[(BranchId, Branch)],
+        wanted: &dyn Fn(&Self, (TableId, SourceTabletId)) -> bool,
+    ) -> Result<(), TabletError> {
+        for (id, branch) in branches {
             self.each_write(*id, branch.records, &mut |state, write| {
+                if !wanted(state, (write.table, id.stream)) {
+                    return Ok(());
+                }
                 if write.op == StoredOp::Delete && Key::is_content(write.key.0) {
                     state.undo_removals(step, time, id.stream, write)?;
                 } else if !matches!(write.op, StoredOp::Truncate) {

@@ -78,9 +78,9 @@ impl<S: Store> State<S> {
     ) -> Result<(), TabletError> {
         let (time, base) = match turn {
             Turn::Begun { base } => {
-                // The last row may have come before this.
+                // The last row may have come before this; and what is told again after a crash may be over.
                 let known = self.copying.get(&(table, stream)).is_some_and(|copying| copying.base >= base);
-                if known {
+                if known || self.shared.truncations().is_past(table, stream, base) {
                     return Ok(());
                 }
                 self.forget_owed_of(step, table, stream)?;

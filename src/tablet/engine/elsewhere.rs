@@ -127,14 +127,6 @@ impl<S: Store> Engine<S> {
         self.call(Answered::Now, kept).await
     }
 
-    /// Deletes some of the copied rows, which have gone elsewhere; whether there may be more.
-    ///
-    /// # Errors
-    /// [`TabletError::Poisoned`].
-    pub async fn drop_copied(&self) -> Result<bool, TabletError> {
-        self.call(Answered::Now, State::drop_copied).await
-    }
-
     /// Readers of the copied rows see this from now on: whoever reads them here asks for no place or time.
     ///
     /// # Errors
@@ -269,20 +261,6 @@ impl<'a, V: Read> Walk<'a, V> {
 }
 
 impl<S: Store> State<S> {
-    fn drop_copied(&mut self) -> Result<bool, TabletError> {
-        let (from, below) = Kind::Version.all();
-        let mut step = Step::default();
-        for entry in self.store.scan(Space::Versions, &from, &below) {
-            step.batch.delete(Space::Versions, entry?.0.as_ref().to_vec());
-            if step.batch.bytes >= APPLY_BYTES {
-                break;
-            }
-        }
-        let more = !step.batch.changes.is_empty();
-        self.finish(&mut step)?;
-        Ok(more)
-    }
-
     fn applied_elsewhere(
         &mut self,
         owner: Epoch,

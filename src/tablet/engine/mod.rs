@@ -19,6 +19,7 @@ mod earlier;
 mod elsewhere;
 mod fill;
 mod one_writer;
+mod overlay;
 mod provisional;
 mod read;
 mod removal;

@@ -4,6 +4,7 @@
 //! storage's thread.
 
 use super::changes::Changes;
+use super::copies::PartShown;
 use super::error::Lost;
 use super::net::{Net, NetError, PutBy};
 use super::session::{Owner, Progress};
@@ -101,10 +102,11 @@ impl<S: Store> PostgresTablet<S> {
     ) -> Result<Prepared, TabletError> {
         let shapes = Arc::clone(&self.shapes());
         let of = Arc::clone(work);
+        let hidden = self.hidden();
         let prepare = move |staged: &[crate::tablet::engine::StagedWrites<'_>]| {
             let mut put_by = put_by;
             let several = |decision: usize| of.get(decision).is_some_and(several_streams);
-            let changes = Net::of(staged, &shapes, several, &mut put_by).and_then(|net| {
+            let changes = Net::of(staged, &shapes, (several, &hidden), &mut put_by).and_then(|net| {
                 let unknown = net.unknown(&shapes)?;
                 if unknown.is_empty() { Changes::of(&net, &shapes, only) } else { Err(NetError::Unknown(unknown)) }
             });
@@ -188,7 +190,7 @@ impl<S: Store> PostgresTablet<S> {
             Some(run) => run,
             None => self.prepared(session, work, Cursor::at(from), end, PutBy::default()).await?,
         };
-        let Step { owner, from: progress, to, load, skipped } = step;
+        let Step { owner, from: progress, to, load, parts, skipped } = step;
         if !session.begin(&owner, progress, to).await? {
             session.roll_back().await?;
             return Err(GroupError::Elsewhere);
@@ -220,6 +222,9 @@ impl<S: Store> PostgresTablet<S> {
                 }
             };
         };
+        for part in parts {
+            self.show(session, part).await?;
+        }
         for (position, transaction, cause) in skipped {
             let position = i64::try_from(position.0).unwrap_or(i64::MAX);
             let note = "INSERT INTO untorn.skipped (position, transaction, cause) VALUES ($1, $2, $3)";
@@ -229,46 +234,79 @@ impl<S: Store> PostgresTablet<S> {
         Ok(ahead)
     }
 
-    /// Applies decisions in groups; what was applied before a failure stays so. `first` is the first cut: one group, with
-    /// the copied rows.
+    /// Applies decisions in groups; what was applied before a failure stays so.
     pub(super) async fn groups(
         &self,
         server: &mut Server,
         session: &mut Sessions,
-        work: &Arc<[Decided]>,
-        through: LogPosition,
-        first: bool,
+        batch: Batch<'_>,
     ) -> Result<(), GroupError> {
-        let end_of = |from| if first { work.len() } else { group_end(work, from, REPLICA_GROUP_DECISIONS) };
+        let Batch { work, mut parts, through, first } = batch;
         let (mut from, mut ready) = (0, None);
         loop {
-            let end = end_of(from);
-            let to = if end == work.len() {
-                through
-            } else {
-                work.get(end.saturating_sub(1)).map_or(through, |decided| decided.position)
+            let end = batch.group_end(from, parts);
+            // What is seen of a part changes with the last group before it.
+            let at = parts.first().map(|part| part.position);
+            let at = at.filter(|at| work.get(end).is_none_or(|next| next.position > *at));
+            let shown = at.map_or(0, |at| parts.partition_point(|part| part.position <= at));
+            let (now, later) = parts.split_at(shown);
+            let to = match at {
+                _ if end == work.len() && later.is_empty() => through,
+                Some(at) => at,
+                None => work.get(end.saturating_sub(1)).map_or(through, |decided| decided.position),
             };
-            let group = Group { work, from, end, then: (end < work.len()).then(|| end_of(end)) };
-            let mut done = self.group(session, group, ready, Step::of(server, to, first)?, Puts::Merge).await;
+            // What is hidden after a part is not known before.
+            let then = (end < work.len() && now.is_empty()).then(|| batch.group_end(end, later));
+            let group = Group { work, from, end, then };
+            let mut done = self.group(session, group, ready, Step::of(server, to, first, now)?, Puts::Merge).await;
             if let Err(GroupError::Server(refusal)) = &done
                 && is_unique(&refusal.failure)
             {
                 session.roll_back().await?;
                 self.forget_shapes();
-                done = self.group(session, group, None, Step::of(server, to, first)?, Puts::Replace).await;
+                done = self.group(session, group, None, Step::of(server, to, first, now)?, Puts::Replace).await;
             }
             ready = done?;
             server.progress = Progress { started: true, position: to };
             server.unwritten = !self.options.synchronous_commit;
+            if !now.is_empty() {
+                self.find_hidden(to);
+                // The rows that went there are not needed here any more.
+                server.copied = Some(Vec::new());
+            }
             if server.skipped.iter().any(|(position, ..)| *position <= to) {
                 (server.skip, server.skipped) = (None, Vec::new());
             }
             server.unforgotten.push(work.get(from..end).unwrap_or_default());
-            from = end;
-            if from >= work.len() {
+            (from, parts) = (end, later);
+            if from >= work.len() && parts.is_empty() {
                 return Ok(());
             }
         }
+    }
+}
+
+/// Decisions that are to be applied.
+#[derive(Clone, Copy)]
+pub(super) struct Batch<'a> {
+    pub(super) work: &'a Arc<[Decided]>,
+    /// What is seen otherwise from a place among them on.
+    pub(super) parts: &'a [PartShown],
+    /// How far it brings the server.
+    pub(super) through: LogPosition,
+    /// The first cut: one group, with the copied rows.
+    pub(super) first: bool,
+}
+
+impl Batch<'_> {
+    /// Where the group from here on ends: not beyond the next of these parts.
+    fn group_end(&self, from: usize, parts: &[PartShown]) -> usize {
+        if self.first {
+            return self.work.len();
+        }
+        let end = group_end(self.work, from, REPLICA_GROUP_DECISIONS);
+        let before = |part: &PartShown| self.work.partition_point(|decided| decided.position <= part.position);
+        parts.first().map_or(end, |part| end.min(before(part)))
     }
 }
 
@@ -292,14 +330,21 @@ pub(super) struct Step {
     pub(super) to: LogPosition,
     /// Whether the copied rows go with it.
     pub(super) load: bool,
+    /// What is seen otherwise with it.
+    pub(super) parts: Vec<PartShown>,
     /// Skips to be noted, as in [`Server`].
     pub(super) skipped: Vec<(LogPosition, String, String)>,
 }
 
 impl Step {
-    pub(super) fn of(server: &Server, to: LogPosition, load: bool) -> Result<Self, TabletError> {
+    pub(super) fn of(
+        server: &Server,
+        to: LogPosition,
+        load: bool,
+        parts: &[PartShown],
+    ) -> Result<Self, TabletError> {
         let skipped = server.skipped.iter().filter(|(position, ..)| *position <= to).cloned().collect();
-        Ok(Self { owner: server.owner()?, from: server.progress, to, load, skipped })
+        Ok(Self { owner: server.owner()?, from: server.progress, to, load, parts: parts.to_vec(), skipped })
     }
 }
 

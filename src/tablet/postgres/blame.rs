@@ -46,7 +46,7 @@ impl<S: Store> PostgresTablet<S> {
             let to = work[before - 1].position;
             let group = Group { work, from, end: before, then: None };
             let rolled_back = session.roll_back().await.is_ok();
-            if let (true, Ok(step)) = (rolled_back, Step::of(server, to, false))
+            if let (true, Ok(step)) = (rolled_back, Step::of(server, to, false, &[]))
                 && self.group(session, group, None, step, Puts::Replace).await.is_ok()
             {
                 server.progress.position = to;

@@ -4,13 +4,15 @@
 use super::PostgresTablet;
 use super::apply::GroupError;
 use super::net::newest;
+use super::session::Session;
 use super::sessions::Sessions;
+use super::shape::Shape;
 use super::statements::Refusal;
 use crate::coordinator::ReadPoint;
 use crate::limits::PAGE_BYTES;
 use crate::tablet::store::Store;
 use crate::tablet::{ReadRequest, TabletError, TabletLeader, VersionedRow};
-use crate::wal::{Cell, HybridTime, LogPosition, TableId};
+use crate::wal::{Cell, HybridTime, LogPosition, Row, TableId};
 use bytes::Bytes;
 use std::collections::BTreeSet;
 
@@ -60,28 +62,44 @@ impl<S: Store> PostgresTablet<S> {
         let Some(shape) = shapes.get(&(table, version)).or_else(|| newest(&shapes, table)) else { return Ok(()) };
         let session = session.at(&shape.schema.name)?;
         if !std::mem::replace(begun, true) {
-            let any = session.sql.query(&format!("SELECT FROM {} LIMIT 1", shape.quoted), &[]).await?;
-            if !any.is_empty() {
-                return Err(GroupError::Tablet(TabletError::Refused(format!(
-                    "{}: table {} holds rows already, and the initial copy brings all of them; run there:\nTRUNCATE {};",
-                    session.label(),
-                    shape.quoted,
-                    shape.quoted
-                ))));
-            }
+            session.refuse_rows(shape).await?;
         }
         let streams = rows.iter().map(|row| row.stream).collect();
         session.write_by(shape, &streams, false).await?;
+        let rows = rows.iter().filter_map(|row| row.row.as_ref()).filter(|row| row.schema_version == version);
+        Ok(session.copy_rows(shape, rows).await?)
+    }
+}
+
+impl Session {
+    /// Refuses a copy into a table that holds rows which nobody copied.
+    pub(super) async fn refuse_rows(&mut self, shape: &Shape) -> Result<(), GroupError> {
+        let any = self.sql.query(&format!("SELECT FROM {} LIMIT 1", shape.quoted), &[]).await?;
+        if any.is_empty() {
+            return Ok(());
+        }
+        Err(GroupError::Tablet(TabletError::Refused(format!(
+            "{}: table {} holds rows already, and the initial copy brings all of them; run there:\nTRUNCATE {};",
+            self.label(),
+            shape.quoted,
+            shape.quoted
+        ))))
+    }
+
+    /// Brings rows of one shape by COPY.
+    pub(super) async fn copy_rows<'a>(
+        &mut self,
+        shape: &Shape,
+        rows: impl Iterator<Item = &'a Row>,
+    ) -> Result<(), Refusal> {
         let names: Vec<&str> = shape.columns.iter().map(|(name, _)| name.as_str()).collect();
         let statement = format!("COPY {} ({}) FROM STDIN", shape.quoted, names.join(", "));
         let refused = |failure| Refusal { failure, statement: statement.clone() };
-        let mut copy = session.sql.copy_in(&statement).await.map_err(refused)?;
+        let mut copy = self.sql.copy_in(&statement).await.map_err(refused)?;
         let mut text = Vec::with_capacity(PAGE_BYTES);
-        for row in rows.iter().filter_map(|row| row.row.as_ref()).filter(|row| row.schema_version == version) {
-            line(&row.cells, &mut text);
-        }
-        session.sql.send_copied(&mut copy, Bytes::from(text)).await.map_err(refused)?;
-        session.sql.finish_copy(&mut copy).await.map_err(refused)?;
+        rows.for_each(|row| line(&row.cells, &mut text));
+        self.sql.send_copied(&mut copy, Bytes::from(text)).await.map_err(refused)?;
+        self.sql.finish_copy(&mut copy).await.map_err(refused)?;
         Ok(())
     }
 }

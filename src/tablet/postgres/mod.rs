@@ -23,7 +23,9 @@
 //!    from acting twice. Where a unique index refuses a run, it is done again by deleting all of its keys first: values may
 //!    have moved between rows. The next run is prepared while the server works, and the first one
 //!    of the next group.
-//! 5. **Forgotten** (`forget`). Once the server's commit is durable, the staged records are deleted, beside its next work.
+//! 5. **Copies** (`copies`) of tables that are added, or copied again, while people read: staged beside what they see, and put in
+//!    their place with the group that ends at that moment.
+//! 6. **Forgotten** (`forget`). Once the server's commit is durable, the staged records are deleted, beside its next work.
 //!    Where commits do not wait for the disk, they are durable once the server has flushed its WAL beyond them, which it does
 //!    by itself; only a server that has nothing else to do is asked to.
 //!
@@ -73,6 +75,7 @@ pub mod statements;
 
 mod apply;
 mod check;
+mod copies;
 mod forget;
 mod inserts;
 mod load;
@@ -94,8 +97,9 @@ use crate::limits::APPLY_BATCH_DECISIONS;
 use crate::wal::{
     Epoch, Key, LogPosition, ReplicaTabletId, Row, SourceTabletId, TableSchema, TransactionId, Write, WriteOp,
 };
-use apply::GroupError;
+use apply::{Batch, GroupError};
 use async_trait::async_trait;
+use copies::Parts;
 use error::Lost;
 use forget::{Durable, Unforgotten};
 use servers::Servers;
@@ -131,13 +135,14 @@ pub struct PostgresTablet<S: Store> {
     releases: Mutex<Option<Arc<dyn Releases>>>,
     options: Options,
     shapes: Mutex<Shapes>,
+    /// Parts of tables that the server does not show.
+    hidden: Mutex<Arc<Parts>>,
     server: tokio::sync::Mutex<Server>,
     /// Set after every call that moved it: what readers of the server see at least.
     heard: watch::Sender<LogPosition>,
 }
 
 /// What is known of the server. One call at a time has it.
-#[derive(Default)]
 struct Server {
     owner: Option<Owner>,
     /// `None` before the first, and after one was lost.
@@ -154,14 +159,39 @@ struct Server {
     /// Something was committed since the last barrier, and commits do not wait for the disk. The first cut may hold copied
     /// rows and no decision.
     unwritten: bool,
-    /// What was staged of the initial copies is gone.
-    copy_dropped: bool,
+    /// A copy is on its way.
+    copying: bool,
+    /// Which parts of tables it shows is known.
+    parts_known: bool,
+    /// Where the search for staged rows of copies that the server has goes on; `None` once all are gone.
+    copied: Option<Vec<u8>>,
     /// The transaction that the server refuses.
     refused: Option<Refused>,
     /// The refused transaction that somebody said to skip.
     skip: Option<TransactionId>,
     /// Skipped and not yet noted at the server: position, transaction, cause.
     skipped: Vec<(LogPosition, String, String)>,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            owner: None,
+            session: None,
+            progress: Progress::default(),
+            heard: LogPosition::default(),
+            gathered: Vec::new(),
+            unforgotten: Unforgotten::default(),
+            forgotten: LogPosition::default(),
+            unwritten: false,
+            copying: false,
+            parts_known: false,
+            copied: Some(Vec::new()),
+            refused: None,
+            skip: None,
+            skipped: Vec::new(),
+        }
+    }
 }
 
 impl Server {
@@ -197,6 +227,7 @@ impl<S: Store> PostgresTablet<S> {
             releases: Mutex::default(),
             options: Options { synchronous_commit, ..options },
             shapes: Mutex::default(),
+            hidden: Mutex::default(),
             server: tokio::sync::Mutex::default(),
             heard: watch::Sender::default(),
         }
@@ -267,13 +298,17 @@ impl<S: Store> PostgresTablet<S> {
     async fn apply_to(&self, server: &mut Server, batch: ApplyBatch) -> Result<(), TabletError> {
         let ApplyBatch { through, safe, mut work, .. } = batch;
         let first = !server.progress.started;
-        for Decided { work, .. } in &work {
-            // Tables are copied before the first cut only.
-            if let Work::Turn { stream, table, turn } = work
-                && first
-            {
-                self.staging.turned(*table, *stream, *turn).await?;
+        let mut parts = Vec::new();
+        if first {
+            for Decided { work, .. } in &work {
+                if let Work::Turn { stream, table, turn } = work {
+                    // Nobody reads yet: what is shown by the first cut was always shown.
+                    self.staging.turned(*table, *stream, *turn).await?;
+                }
             }
+        } else {
+            self.overlay(server, &work).await?;
+            parts = copies::parts_shown(&work);
         }
         work.retain(|decided| !matches!(decided.work, Work::Turn { .. }));
         if first {
@@ -282,11 +317,14 @@ impl<S: Store> PostgresTablet<S> {
                 server.gathered = work;
                 return Ok(());
             }
+            server.copying = self.staging.is_copying().await?;
+            self.overlay(server, &work).await?;
         }
         let known = work.partition_point(|decided| decided.position <= server.progress.position);
         let known: Vec<Decided> = work.drain(..known).collect();
         server.unforgotten.push(&known);
-        if work.is_empty() && !first {
+        parts.retain(|part| part.position > server.progress.position);
+        if work.is_empty() && parts.is_empty() && !first {
             return Ok(());
         }
         self.pass_over(server, &mut work);
@@ -295,10 +333,16 @@ impl<S: Store> PostgresTablet<S> {
         let known = work.partition_point(|decided| decided.position <= server.progress.position);
         let known: Vec<Decided> = work.drain(..known).collect();
         server.unforgotten.push(&known);
+        let told = parts.len();
+        parts.retain(|part| part.position > server.progress.position);
+        if !std::mem::replace(&mut server.parts_known, true) || parts.len() < told {
+            self.find_hidden(server.progress.position);
+            server.copied = Some(Vec::new());
+        }
         let work: Arc<[Decided]> = work.into();
         let forgotten = self.forget(server)?;
         let first = first && !server.progress.started;
-        let (done, forgotten) = tokio::join!(self.groups(server, &mut session, &work, through, first), forgotten);
+        let (done, forgotten) = tokio::join!(self.groups(server, &mut session, Batch { work: &work, parts: &parts, through, first }), forgotten);
         server.forgotten = forgotten?.applied;
         match done {
             Ok(()) => {
@@ -312,7 +356,13 @@ impl<S: Store> PostgresTablet<S> {
                 server.session = Some(session);
                 Ok(())
             }
-            Err(error) => Err(self.failed(server, session, &work, error).await),
+            Err(error) => {
+                // What comes after a copy is looked at once that is shown.
+                let next = parts.iter().find(|part| part.position > server.progress.position);
+                let end = next.map_or(work.len(), |part| work.partition_point(|d| d.position <= part.position));
+                let work = if end < work.len() { work[..end].into() } else { work };
+                Err(self.failed(server, session, &work, error).await)
+            }
         }
     }
 
@@ -430,6 +480,7 @@ impl<S: Store> TabletLeader for PostgresTablet<S> {
         server.unforgotten.clear();
         server.forgotten = announced.applied;
         server.heard = announced.heard;
+        server.copying = self.staging.is_copying().await?;
         self.heard.send_replace(server.shows());
         Ok(announced)
     }
@@ -502,8 +553,8 @@ impl<S: Store> TabletLeader for PostgresTablet<S> {
             }
             server.is_durable();
             self.forget(&mut server)?.await?;
-            if !server.copy_dropped {
-                server.copy_dropped = !self.staging.drop_copied().await?;
+            if let Some(from) = server.copied.take() {
+                server.copied = self.staging.drop_copied(server.progress.position, from).await?;
             }
         }
         server.forgotten = self.staging.sync().await?.applied;

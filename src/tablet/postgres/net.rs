@@ -140,14 +140,14 @@ impl<'a> Effect<'a> {
 
 impl<'a> Net<'a> {
     /// The net effect of staged writes, in order. `several` says of a decision whether its transaction has several
-    /// streams.
+    /// streams. Writes to parts of tables that are hidden count for nothing.
     ///
     /// # Errors
     /// See [`NetError`].
     pub fn of(
         staged: &[StagedWrites<'a>],
         shapes: &Shapes,
-        several: impl Fn(usize) -> bool,
+        (several, hidden): (impl Fn(usize) -> bool, &BTreeSet<(TableId, SourceTabletId)>),
         put_by: &mut PutBy,
     ) -> Result<Self, NetError> {
         let mut net = Self::default();
@@ -157,6 +157,9 @@ impl<'a> Net<'a> {
                 *put_by = PutBy { decision: *decision, keys: FxHashMap::default() };
             }
             for write in writes {
+                if hidden.contains(&(write.table, *stream)) {
+                    continue;
+                }
                 let table = net.tables.entry(write.table).or_default();
                 let key = write.key.0;
                 if !table.streams.contains(stream) {
@@ -312,7 +315,7 @@ mod tests {
             })
             .collect();
         let shapes = shapes();
-        let net = Net::of(&staged, &shapes, |_| several, &mut PutBy::default()).unwrap();
+        let net = Net::of(&staged, &shapes, (|_| several, &BTreeSet::new()), &mut PutBy::default()).unwrap();
         Changes::of(&net, &shapes, None).unwrap();
         let table = &net.tables[&TABLE];
         let mut told: Vec<String> = table

@@ -218,6 +218,26 @@ impl Session {
         Ok(self.writers_of(table) > 0)
     }
 
+    /// The streams that have written to a table.
+    ///
+    /// # Errors
+    /// What the server said.
+    pub async fn all_writers_of(&mut self, table: TableId) -> Result<Vec<SourceTabletId>, Failure> {
+        self.is_writer(table, SourceTabletId(u32::MAX)).await?;
+        let all = (table, SourceTabletId(0))..=(table, SourceTabletId(u32::MAX));
+        Ok(self.writers.iter().flat_map(|writers| writers.range(all.clone())).map(|(_, stream)| *stream).collect())
+    }
+
+    /// Nothing of what was written to a table is there any more, with the transaction that is open.
+    ///
+    /// # Errors
+    /// What the server said.
+    pub async fn forget_writers_of(&mut self, table: TableId) -> Result<(), Failure> {
+        self.execute("DELETE FROM untorn.writers WHERE table_id = $1", &[&i64::from(table.0)]).await?;
+        self.writers.iter_mut().for_each(|writers| writers.retain(|(of, _)| *of != table));
+        Ok(())
+    }
+
     /// How many streams write to a table, as far as was asked.
     #[must_use]
     pub fn writers_of(&self, table: TableId) -> usize {
