@@ -78,8 +78,7 @@ impl Coordinator {
         let mut streams = BTreeSet::new();
         for (_, piece) in self.state.work_at(position) {
             if transaction.is_none_or(|refused| piece.transaction() == Some(refused)) {
-                streams
-                    .extend(self.state.asks(position, piece, tablet).iter().flat_map(Work::branches).map(|b| b.stream));
+                streams.extend(self.state.asks(position, piece, tablet).iter().flat_map(Work::streams));
             }
         }
         self.handed.tablets.entry(tablet).or_default().refusal = Some(Refusal { position, streams, cause });

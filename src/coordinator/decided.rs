@@ -42,6 +42,15 @@ impl Work {
             Self::Turn { .. } => &[],
         }
     }
+
+    /// The streams that carried what it is about.
+    pub(super) fn streams(&self) -> impl Iterator<Item = SourceTabletId> + '_ {
+        let turned = match self {
+            Self::Turn { stream, .. } => Some(*stream),
+            Self::Commit { .. } | Self::Discard { .. } => None,
+        };
+        self.branches().iter().map(|branch| branch.stream).chain(turned)
+    }
 }
 
 /// A change of what readers see of one stream's part of a table.

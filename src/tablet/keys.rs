@@ -46,6 +46,8 @@ pub enum Kind {
     Chunk = 17,
     /// Another stream's delete under a key of which a copy on its way may bring a row, by table, copied stream, time and row.
     Beside = 18,
+    /// A copy whose rows are all here before its beginning was heard, by table and stream.
+    Arrived = 19,
     /// A version, by table, key, time descending, stream.
     Version = 32,
     /// An entry of the tablet's own WAL, by index.
@@ -134,6 +136,12 @@ pub fn turn(table: TableId, stream: SourceTabletId, position: LogPosition) -> Ve
 #[must_use]
 pub fn copying(table: TableId, stream: SourceTabletId) -> Vec<u8> {
     part(Kind::Copying, table, stream, 0)
+}
+
+/// See [`Kind::Arrived`].
+#[must_use]
+pub fn arrived(table: TableId, stream: SourceTabletId) -> Vec<u8> {
+    part(Kind::Arrived, table, stream, 0)
 }
 
 /// See [`Kind::Unfilled`].
@@ -425,6 +433,7 @@ mod tests {
         let (table, stream) = (TableId(1), SourceTabletId(2));
         assert_eq!(turn(table, stream, LogPosition(6)), [12, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 6]);
         assert_eq!(copying(table, stream), [13, 0, 0, 0, 1, 0, 0, 0, 2]);
+        assert_eq!(arrived(table, stream), [19, 0, 0, 0, 1, 0, 0, 0, 2]);
         let expected = [14, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 5, b'k', 0, 1];
         assert_eq!(unfilled(table, stream, HybridTime::from_u64(5), b"k\0\x01"), expected);
         let beside_key = beside(table, stream, HybridTime::from_u64(5), b"k\0\x01");

@@ -39,21 +39,34 @@ impl<S: Store> State<S> {
 
     /// Every row of a copy is here.
     fn complete(&mut self, table: TableId, stream: SourceTabletId, base: HybridTime) -> Result<(), TabletError> {
-        if self.copying.get(&(table, stream)).is_some_and(|copying| copying.base > base) {
-            // Another attempt has begun since.
-            return Ok(());
-        }
-        if self.shared.truncations().is_past(table, stream, base) {
-            // It came late: what readers see of the table has changed since it began.
+        let heard = self.copying.get(&(table, stream)).map(|copying| copying.base);
+        // Another attempt has begun since; or it came late, and what readers see of the table has changed since it began.
+        if heard.is_some_and(|heard| heard > base) || self.shared.truncations().is_past(table, stream, base) {
             return Ok(());
         }
         let mut step = Step::default();
-        // Before it counts as complete: what a crash interrupts goes on with the copy.
-        self.settle_owed(&mut step, table, stream)?;
-        self.keep_copying(&mut step, table, stream, Copying { base, complete: true })?;
-        self.fill_notes(&mut step, table, stream)?;
-        self.settle_beside(&mut step, table, stream)?;
+        if heard == Some(base) {
+            self.settle(&mut step, (table, stream), base)?;
+        } else if self.arrived.get(&(table, stream)).is_none_or(|arrived| *arrived < base) {
+            // Decisions that are still to be heard from before it began are of the copy before.
+            step.batch.put(Space::Undecided, keys::arrived(table, stream), encode(&base)?);
+            self.arrived.insert((table, stream), base);
+        }
         self.finish(&mut step)
+    }
+
+    /// Settles what has waited for the rows of a copy that are all here.
+    fn settle(
+        &mut self,
+        step: &mut Step,
+        (table, stream): (TableId, SourceTabletId),
+        base: HybridTime,
+    ) -> Result<(), TabletError> {
+        // Before it counts as complete: what a crash interrupts goes on with the copy.
+        self.settle_owed(step, table, stream)?;
+        self.keep_copying(step, table, stream, Copying { base, complete: true })?;
+        self.fill_notes(step, table, stream)?;
+        self.settle_beside(step, table, stream)
     }
 
     fn keep_copying(
@@ -78,13 +91,21 @@ impl<S: Store> State<S> {
     ) -> Result<(), TabletError> {
         let (time, base) = match turn {
             Turn::Begun { base } => {
-                // The last row may have come before this; and what is told again after a crash may be over.
                 let known = self.copying.get(&(table, stream)).is_some_and(|copying| copying.base >= base);
+                // What is told again after a crash may be over.
                 if known || self.shared.truncations().is_past(table, stream, base) {
                     return Ok(());
                 }
                 self.forget_owed_of(step, table, stream)?;
                 self.forget_beside(step, table, stream)?;
+                let arrived = self.arrived.get(&(table, stream)).copied();
+                if arrived.is_some_and(|arrived| arrived <= base) {
+                    self.arrived.remove(&(table, stream));
+                    step.batch.delete(Space::Undecided, keys::arrived(table, stream));
+                }
+                if arrived == Some(base) {
+                    return self.settle(step, (table, stream), base);
+                }
                 return self.keep_copying(step, table, stream, Copying { base, complete: false });
             }
             Turn::Shown { base, time } => (time, Some(base)),

@@ -149,6 +149,9 @@ pub(super) struct State<S> {
     pub(super) staging: Staging,
     /// Copies on their way.
     pub(super) copying: BTreeMap<(TableId, SourceTabletId), Copying>,
+    /// The bases of copies whose rows are all here, and whose beginnings were not heard yet. What is heard until then may
+    /// still belong to the copy before.
+    pub(super) arrived: BTreeMap<(TableId, SourceTabletId), HybridTime>,
     /// Built when the first batch asks for conflicts, or the first row is to be filled.
     pub(super) conflicts: Option<Conflicts>,
     pub(super) collection: Collection,
@@ -202,6 +205,7 @@ impl<S: Store> State<S> {
             held: Held::default(),
             staging: Staging::default(),
             copying: BTreeMap::new(),
+            arrived: BTreeMap::new(),
             conflicts: None,
             collection: Collection::default(),
             writers: Writers::default(),
@@ -247,12 +251,18 @@ impl<S: Store> State<S> {
             let StoredTurn { time, base } = decode("a turn", value.as_ref())?;
             self.shared.turn(table, stream, TurnAt { position, time, base });
         }
+        let part = |key: &[u8]| {
+            let mut parts = Parts(&key[1..]);
+            let mut read = || Some((TableId(parts.u32()?), SourceTabletId(parts.u32()?)));
+            read().ok_or_else(|| damaged("copy"))
+        };
         for entry in scan(Kind::Copying) {
             let (key, value) = entry?;
-            let mut parts = Parts(&key.as_ref()[1..]);
-            let mut read = || Some((TableId(parts.u32()?), SourceTabletId(parts.u32()?)));
-            let part = read().ok_or_else(|| damaged("copy"))?;
-            self.copying.insert(part, decode("a copy on its way", value.as_ref())?);
+            self.copying.insert(part(key.as_ref())?, decode("a copy on its way", value.as_ref())?);
+        }
+        for entry in scan(Kind::Arrived) {
+            let (key, value) = entry?;
+            self.arrived.insert(part(key.as_ref())?, decode("a copy that has arrived", value.as_ref())?);
         }
         self.staging = Staging::recover(&store)?;
         for entry in scan(Kind::Provisional) {
