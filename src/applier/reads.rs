@@ -86,7 +86,7 @@ impl Reader {
     /// # Errors
     /// See [`NotReady`].
     pub fn at(&self, time: HybridTime) -> Result<ReadPoint, NotReady> {
-        if self.tablets.named().iter().any(|tablet| !tablet.leader.keeps_versions()) {
+        if !self.keeps_versions() {
             return Err(NotReady::OneMoment);
         }
         let safe = self.safe()?;
@@ -94,6 +94,12 @@ impl Reader {
             return Err(NotReady::AboveSafeTime { asked: time, safe: safe.time });
         }
         Ok(ReadPoint { time, ..safe })
+    }
+
+    /// Whether the replica keeps versions, so that any read point can be read; else only what it shows now.
+    #[must_use]
+    pub fn keeps_versions(&self) -> bool {
+        self.tablets.named().iter().all(|tablet| tablet.leader.keeps_versions())
     }
 
     /// How far readers may read, as it moves.
@@ -167,6 +173,29 @@ impl Reader {
         Ok((page.rows, page.more_after.is_none()))
     }
 
+    /// The rows of these keys at a moment at or after a read point, of a replica that keeps no versions.
+    ///
+    /// # Errors
+    /// See [`TabletError`].
+    pub async fn now(
+        &self,
+        table: &TableSchema,
+        keys: &[Key],
+        at: ReadPoint,
+    ) -> Result<Vec<VersionedRow>, TabletError> {
+        let mut rows = Vec::new();
+        for tablet in 0..self.tablet_count() {
+            let mut moment = self.mapped(tablet)?.leader.freeze(table.clone(), at.position, Some(keys)).await?;
+            loop {
+                match moment.next().await? {
+                    page if page.is_empty() => break,
+                    page => rows.extend(page),
+                }
+            }
+        }
+        Ok(rows)
+    }
+
     /// All rows of a table at one read point, tablet by tablet, a page at a time.
     #[must_use]
     pub fn scan(&self, table: TableId, at: ReadPoint, history: bool) -> TableScan {
@@ -234,7 +263,7 @@ impl TableScan {
                     schemas.iter().filter(|schema| schema.table == self.table).max_by_key(|schema| schema.version);
                 let unknown = || TabletError::Refused(format!("table {} is not known", self.table));
                 let schema = newest.ok_or_else(unknown)?.clone();
-                self.frozen.insert(tablet.leader.freeze(schema, self.at.position).await?)
+                self.frozen.insert(tablet.leader.freeze(schema, self.at.position, None).await?)
             }
         };
         frozen.next().await.map(Some)

@@ -130,13 +130,7 @@ impl Truncations {
 
     /// Whether what is seen of the table changed after this time, at or below this place in the log.
     #[must_use]
-    pub fn turned_since(
-        &self,
-        table: TableId,
-        stream: SourceTabletId,
-        time: HybridTime,
-        through: LogPosition,
-    ) -> bool {
+    pub fn turned_since(&self, table: TableId, stream: SourceTabletId, time: HybridTime, through: LogPosition) -> bool {
         let turns = self.turns.get(&(table, stream)).map_or(&[][..], Vec::as_slice);
         turns.iter().any(|turn| turn.position <= through && time < turn.time)
     }

@@ -10,6 +10,8 @@ pub use connect::Target;
 pub use error::Failure;
 pub use sql::Sql;
 
+use crate::wal::Key;
+
 /// What `untorn check --connect` found on a server.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Finding {
@@ -32,4 +34,21 @@ pub fn quote(identifier: &str) -> String {
 pub fn literal(text: &str) -> String {
     let escape = if text.contains('\\') { "E" } else { "" };
     format!("{escape}'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
+}
+
+/// A condition that holds for the rows with these keys, in these quoted columns. The values are literals of no type yet,
+/// which take the columns'.
+#[must_use]
+pub fn one_of(columns: &[String], keys: &[Key]) -> String {
+    let row = |key: &Key| {
+        let texts = key.columns()?;
+        let values: Vec<String> = texts.iter().map(|text| literal(&String::from_utf8_lossy(text))).collect();
+        (values.len() == columns.len()).then(|| format!("({})", values.join(", ")))
+    };
+    let rows: Vec<String> = keys.iter().filter_map(row).collect();
+    match (columns.is_empty(), rows.is_empty()) {
+        (_, true) => "false".to_owned(),
+        (true, _) => "true".to_owned(),
+        _ => format!("({}) IN ({})", columns.join(", "), rows.join(", ")),
+    }
 }

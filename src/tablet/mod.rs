@@ -339,8 +339,14 @@ pub trait TabletLeader: Send + Sync {
         true
     }
 
-    /// Holds one moment of a table at or after a log position, of a tablet that keeps no versions.
-    async fn freeze(&self, table: TableSchema, at: LogPosition) -> Result<Box<dyn Frozen>, TabletError> {
+    /// Holds one moment of a table at or after a log position, of a tablet that keeps no versions: all of its rows, or those
+    /// of some keys.
+    async fn freeze(
+        &self,
+        table: TableSchema,
+        at: LogPosition,
+        _keys: Option<&[Key]>,
+    ) -> Result<Box<dyn Frozen>, TabletError> {
         Err(TabletError::Refused(format!(
             "table {} at {at}: it keeps versions, which are read page by page",
             table.name

@@ -3,7 +3,7 @@
 
 use crate::postgres_e2e::{ACCOUNTS, BALANCE, Tellers, bank};
 use crate::replica_postgres::{Auditor, empty_bank, into, until_equal};
-use crate::support::daemon::Daemon;
+use crate::support::daemon::{Daemon, json_lines};
 use crate::support::postgres::{Postgres, execute};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -84,7 +84,9 @@ async fn copies_take_their_place_at_one_moment_while_people_read() {
              ALTER PUBLICATION untorn ADD TABLE notes",
         )
         .await;
-    let body = |round: usize| format!("UPDATE notes SET body = 'round {round} ' || id WHERE id > 100 AND id % 3 = {}", round % 3);
+    let body = |round: usize| {
+        format!("UPDATE notes SET body = 'round {round} ' || id WHERE id > 100 AND id % 3 = {}", round % 3)
+    };
     for round in 0..20 {
         // Their large values are not sent: they are taken from the copied rows.
         old[0].execute(&body(round)).await;
@@ -101,6 +103,13 @@ async fn copies_take_their_place_at_one_moment_while_people_read() {
              INSERT INTO notes VALUES (-1, 'nobody wrote this', NULL)",
         )
         .await;
+    let verified = daemon.ask(&["verify", "--table", "public.notes", "--format", "json"]);
+    let report = &json_lines(&verified)[0]["tables"][0];
+    let found = report["differences"].as_array().unwrap().iter();
+    let mut found: Vec<String> = found.map(|one| format!("{} {}", one["kind"], one["key"])).collect();
+    found.sort_unstable();
+    let all = [r#""changed" [["id","5"]]"#, r#""extra" [["id","-1"]]"#, r#""missing" [["id","7"]]"#];
+    assert!(!verified.status.success() && found == all, "{verified:?}");
     let whole = Watcher::start(&replica, "SELECT count(*) FROM notes", |count| count == "4000").await;
     for round in 0..3 {
         let asked = daemon.ask(&["recopy", "--table", "public.notes"]);

@@ -82,6 +82,23 @@ impl Table {
     /// Reads the replica's rows only, at a read point or a newer one.
     pub(super) async fn replica(&self, mut at: ReadPoint, take: &Mutex<impl Take>) -> Result<(), VerifyError> {
         let Some(shapes) = self.shapes() else { return Ok(()) };
+        let given = |rows: Vec<VersionedRow>| {
+            let count = rows.len() as u64;
+            let mut take = take.lock().unwrap_or_else(PoisonError::into_inner);
+            for row in rows {
+                if let Some((key, digest)) = self.replicated(&shapes, row) {
+                    take.row(Side::Replica, key, digest);
+                }
+            }
+            take.page(Side::Replica, count);
+        };
+        if !self.world.reader.keeps_versions() {
+            let mut scan = self.world.reader.scan(shapes.newest.table, at, false);
+            while let Some(rows) = scan.next().await? {
+                given(rows);
+            }
+            return Ok(());
+        }
         for tablet in 0..self.world.reader.tablet_count() {
             let mut after: Option<Key> = None;
             loop {
@@ -96,16 +113,7 @@ impl Table {
                     }
                     page => page?,
                 };
-                let count = page.rows.len() as u64;
-                {
-                    let mut take = take.lock().unwrap_or_else(PoisonError::into_inner);
-                    for row in page.rows {
-                        if let Some((key, digest)) = self.replicated(&shapes, row) {
-                            take.row(Side::Replica, key, digest);
-                        }
-                    }
-                    take.page(Side::Replica, count);
-                }
+                given(page.rows);
                 after = page.more_after;
                 if after.is_none() {
                     break;

@@ -10,7 +10,7 @@ use crate::coordinator::ReadPoint;
 use crate::limits::{VERIFY_DIFFERENCES_MAX, VERIFY_KEYS, VERIFY_SLICE_ROWS};
 use crate::source::SourceError;
 use crate::tablet::{TabletError, VersionedRow};
-use crate::wal::Key;
+use crate::wal::{HybridTime, Key, LogPosition, SourceTabletId};
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
@@ -25,8 +25,12 @@ use tokio_stream::wrappers::ReceiverStream;
 const EVENTS: usize = 64;
 /// How often progress is said.
 const SAID_EVERY: Duration = Duration::from_millis(500);
-/// Times that a row is looked at before it counts as unsettled. A difference counts when it is seen twice in a row.
+/// Times that a row is looked at before it counts as unsettled.
 const ROUNDS: usize = 5;
+/// A difference counts when it is seen so often in a row.
+const SEEN: usize = 2;
+/// As [`SEEN`], where the replica keeps no history: a row that was written to and fro between two looks seems to stand still.
+const SEEN_WITHOUT_HISTORY: usize = 4;
 /// Histories that are read at once.
 const HISTORIES: usize = 16;
 
@@ -231,6 +235,25 @@ struct Window {
     after: ReadPoint,
     quiet: bool,
     shapes: Option<Shapes>,
+    /// The rows at both, where the replica keeps no history between.
+    moments: Option<[HashMap<Key, VersionedRow>; 2]>,
+}
+
+/// What a row's history comes to of which two moments are known, newest first: what it was at the first stands for all that
+/// *before* shows.
+fn between(key: &Key, [first, last]: &[HashMap<Key, VersionedRow>; 2], before: ReadPoint) -> Vec<VersionedRow> {
+    let at = |moment: &HashMap<Key, VersionedRow>, position: LogPosition| {
+        let gone = || VersionedRow {
+            key: key.clone(),
+            row: None,
+            time: HybridTime::MIN,
+            position,
+            stream: SourceTabletId::default(),
+        };
+        VersionedRow { position, ..moment.get(key).cloned().unwrap_or_else(gone) }
+    };
+    let (first, last) = (at(first, before.position), at(last, before.position.next()));
+    if first.row == last.row { vec![first] } else { vec![last, first] }
 }
 
 /// A row as its server shows it.
@@ -262,7 +285,8 @@ impl Table {
     ) -> Result<(), VerifyError> {
         candidates.sort_unstable();
         for keys in candidates.chunks(VERIFY_KEYS) {
-            let mut open: Vec<(Key, Option<Judgement>)> = keys.iter().map(|key| (key.clone(), None)).collect();
+            let needed = if self.world.reader.keeps_versions() { SEEN } else { SEEN_WITHOUT_HISTORY };
+            let mut open: Vec<(Key, usize)> = keys.iter().map(|key| (key.clone(), 0)).collect();
             for round in 1..=ROUNDS {
                 if open.is_empty() {
                     break;
@@ -272,10 +296,10 @@ impl Table {
                 let keys: Vec<Key> = open.iter().map(|(key, _)| key.clone()).collect();
                 let judged = self.look(&keys).await?;
                 let mut next = Vec::new();
-                for ((key, before), (judgement, difference)) in open.into_iter().zip(judged) {
+                for ((key, seen), (judgement, difference)) in open.into_iter().zip(judged) {
                     match judgement {
                         Judgement::Same => {}
-                        Judgement::Different(_) if matches!(before, Some(Judgement::Different(_))) => {
+                        Judgement::Different(_) if seen + 1 >= needed => {
                             verdict.differing += 1;
                             if verdict.differing > VERIFY_DIFFERENCES_MAX as u64 {
                                 verdict.more = true;
@@ -288,7 +312,8 @@ impl Table {
                         Judgement::Unsettled | Judgement::Different(_) if round == ROUNDS => {
                             verdict.unsettled.push(self.why_unsettled(&difference).await?);
                         }
-                        judgement => next.push((key, Some(judgement))),
+                        Judgement::Different(_) => next.push((key, seen + 1)),
+                        Judgement::Moving | Judgement::Unsettled => next.push((key, 0)),
                     }
                 }
                 open = next;
@@ -304,21 +329,34 @@ impl Table {
     /// Judges these rows, each as its server shows it now; with what would be told of it.
     async fn look(&self, keys: &[Key]) -> Result<Vec<(Judgement, Difference)>, VerifyError> {
         let before = self.world.safe()?;
+        let first = self.moment(keys, before).await?;
         let quiet = self.world.quiet().await?;
         let mut shown = self.shown(keys).await?;
         let after = self.world.caught_up().await?;
-        let window = Window { before, after, quiet, shapes: self.shapes() };
+        let moments = first.zip(self.moment(keys, after).await?).map(|(first, last)| [first, last]);
+        let window = Window { before, after, quiet, shapes: self.shapes(), moments };
         let of = |key: &Key| (key.clone(), shown.remove(key).unwrap_or_default());
         let rows: Vec<_> = keys.iter().map(of).collect();
         let judged: Vec<_> = rows.into_iter().map(|(key, shown)| self.judge(&window, key, shown)).collect();
         stream::iter(judged).buffered(HISTORIES).try_collect().await
     }
 
+    /// These rows as the replica shows them now, where it keeps no versions.
+    async fn moment(&self, keys: &[Key], at: ReadPoint) -> Result<Option<HashMap<Key, VersionedRow>>, VerifyError> {
+        if self.world.reader.keeps_versions() {
+            return Ok(None);
+        }
+        let Some(shapes) = self.shapes() else { return Ok(Some(HashMap::new())) };
+        let rows = self.world.reader.now(&shapes.newest, keys, at).await?;
+        Ok(Some(rows.into_iter().map(|row| (row.key.clone(), row)).collect()))
+    }
+
     async fn judge(&self, window: &Window, key: Key, shown: Shown) -> Result<(Judgement, Difference), VerifyError> {
-        let Window { before, after, quiet, shapes } = window;
-        let (history, complete) = match shapes {
-            Some(shapes) => self.world.reader.history(shapes.newest.table, &key, *after).await?,
-            None => (Vec::new(), true),
+        let Window { before, after, quiet, shapes, moments } = window;
+        let (history, complete) = match (shapes, moments) {
+            (_, Some(moments)) => (between(&key, moments, *before), true),
+            (Some(shapes), None) => self.world.reader.history(shapes.newest.table, &key, *after).await?,
+            (None, None) => (Vec::new(), true),
         };
         let newest = history.first().and_then(|version| version.row.as_ref()).zip(shapes.as_ref());
         let newest = newest

@@ -20,6 +20,9 @@
 //! in the window is that one wrong value, which is not what the server shows. If somebody does write it, an older value
 //! of the window may equal the server's by chance; such a row is looked at again, and by then a write has mended it or
 //! the window holds the wrong value alone.
+//!
+//! A PostgreSQL server as the replica keeps no history: it is read at the two moments instead, and what a row was between them
+//! is not known. A row that differs from its server and was the same at both is looked at more often before it is told.
 
 use crate::wal::SourceTabletId;
 

@@ -3,7 +3,7 @@
 use super::copy::Reader;
 use super::relation::{self, Published};
 use super::{Failure, PostgresSource};
-use crate::postgres::{Sql, literal, quote};
+use crate::postgres::{Sql, one_of, quote};
 use crate::source::{Catalog, CopyReader, SourceError};
 use crate::wal::{Column, Key, TableId, TableSchema};
 use async_trait::async_trait;
@@ -59,7 +59,9 @@ impl PostgresSource {
             return Ok(None);
         };
         if let Some(keys) = keys {
-            let only = only(&found, keys);
+            let columns = found.relation.columns.iter().filter(|column| column.key);
+            let columns: Vec<String> = columns.map(|column| quote(&column.name)).collect();
+            let only = one_of(&columns, keys);
             found.filter = Some(found.filter.map_or(only.clone(), |filter| format!("({filter}) AND {only}")));
         }
         let catalog = self.renaming(Arc::new(AsTheServerSays));
@@ -73,22 +75,5 @@ impl PostgresSource {
         let text = self.ask(async |sql| sql.text(question).await).await?.unwrap_or_default();
         let numbers = text.split_once(' ').and_then(|(oldest, next)| oldest.parse().ok().zip(next.parse().ok()));
         numbers.ok_or_else(|| SourceError::Stop(format!("{}: {text:?} is no snapshot", self.target.label())))
-    }
-}
-
-/// A condition that holds for the rows with these keys. The values are literals of no type yet, which take the columns'.
-fn only(table: &Published, keys: &[Key]) -> String {
-    let columns = table.relation.columns.iter().filter(|column| column.key);
-    let columns: Vec<String> = columns.map(|column| quote(&column.name)).collect();
-    let row = |key: &Key| {
-        let texts = key.columns()?;
-        let values: Vec<String> = texts.iter().map(|text| literal(&String::from_utf8_lossy(text))).collect();
-        (values.len() == columns.len()).then(|| format!("({})", values.join(", ")))
-    };
-    let rows: Vec<String> = keys.iter().filter_map(row).collect();
-    match (columns.is_empty(), rows.is_empty()) {
-        (_, true) => "false".to_owned(),
-        (true, _) => "true".to_owned(),
-        _ => format!("({}) IN ({})", columns.join(", "), rows.join(", ")),
     }
 }

@@ -108,6 +108,8 @@ impl<S: Store> State<S> {
             None => self.shown_now(write.table, write.key.0)?,
         };
         let others = there.filter(|(other, _)| *other != stream);
+        // What is decided late of a stream that has left, say, changes nothing about what is there.
+        let is_seen = !self.shared.truncations().is_hidden(write.table, stream);
         if deletes && planted(Bug::DeleteBeatsWrite) {
             return Ok(Verdict::Counts);
         }
@@ -123,7 +125,9 @@ impl<S: Store> State<S> {
                 // Within one transaction a write beats another stream's delete.
                 Some(_) => Verdict::Counts,
                 None => {
-                    step.unwritten.insert(id, None);
+                    if is_seen {
+                        step.unwritten.insert(id, None);
+                    }
                     Verdict::Counts
                 }
             });
@@ -136,7 +140,9 @@ impl<S: Store> State<S> {
             step.batch.put(Space::Undecided, keys::twice(write.table, write.key.0), encode(&twice)?);
             self.writers.twice.insert(id.clone(), twice);
         }
-        step.unwritten.insert(id, Some((stream, applying.time)));
+        if is_seen {
+            step.unwritten.insert(id, Some((stream, applying.time)));
+        }
         Ok(Verdict::Counts)
     }
 

@@ -337,12 +337,7 @@ pub(super) struct Step {
 }
 
 impl Step {
-    pub(super) fn of(
-        server: &Server,
-        to: LogPosition,
-        load: bool,
-        parts: &[PartShown],
-    ) -> Result<Self, TabletError> {
+    pub(super) fn of(server: &Server, to: LogPosition, load: bool, parts: &[PartShown]) -> Result<Self, TabletError> {
         let skipped = server.skipped.iter().filter(|(position, ..)| *position <= to).cloned().collect();
         Ok(Self { owner: server.owner()?, from: server.progress, to, load, parts: parts.to_vec(), skipped })
     }

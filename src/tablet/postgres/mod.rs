@@ -342,7 +342,10 @@ impl<S: Store> PostgresTablet<S> {
         let work: Arc<[Decided]> = work.into();
         let forgotten = self.forget(server)?;
         let first = first && !server.progress.started;
-        let (done, forgotten) = tokio::join!(self.groups(server, &mut session, Batch { work: &work, parts: &parts, through, first }), forgotten);
+        let (done, forgotten) = tokio::join!(
+            self.groups(server, &mut session, Batch { work: &work, parts: &parts, through, first }),
+            forgotten
+        );
         server.forgotten = forgotten?.applied;
         match done {
             Ok(()) => {
@@ -582,7 +585,12 @@ impl<S: Store> TabletLeader for PostgresTablet<S> {
         *self.heard.borrow() > LogPosition::default()
     }
 
-    async fn freeze(&self, table: TableSchema, at: LogPosition) -> Result<Box<dyn Frozen>, TabletError> {
-        self.frozen(table, at).await
+    async fn freeze(
+        &self,
+        table: TableSchema,
+        at: LogPosition,
+        keys: Option<&[Key]>,
+    ) -> Result<Box<dyn Frozen>, TabletError> {
+        self.frozen(table, at, keys).await
     }
 }

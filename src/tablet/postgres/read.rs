@@ -4,7 +4,7 @@ use super::error::Lost;
 use super::shape::quoted;
 use super::{PostgresTablet, Server};
 use crate::limits::READ_WAIT_MS;
-use crate::postgres::{Failure, Sql, quote};
+use crate::postgres::{Failure, Sql, one_of, quote};
 use crate::tablet::store::Store;
 use crate::tablet::{Frozen, TabletError, VersionedRow};
 use crate::wal::{Cell, HybridTime, Key, LogPosition, Row, SourceTabletId, TableSchema};
@@ -25,7 +25,12 @@ struct Moment {
 
 impl<S: Store> PostgresTablet<S> {
     /// Freezes a table once the server is at a log position.
-    pub(super) async fn frozen(&self, schema: TableSchema, at: LogPosition) -> Result<Box<dyn Frozen>, TabletError> {
+    pub(super) async fn frozen(
+        &self,
+        schema: TableSchema,
+        at: LogPosition,
+        keys: Option<&[Key]>,
+    ) -> Result<Box<dyn Frozen>, TabletError> {
         let mut heard = self.heard.subscribe();
         let waited = tokio::time::timeout(Duration::from_millis(READ_WAIT_MS), heard.wait_for(|heard| *heard >= at));
         let position = match waited.await {
@@ -43,15 +48,11 @@ impl<S: Store> PostgresTablet<S> {
         let begun = async {
             let mut sql = target.sql().await?;
             let columns: Vec<String> = schema.columns.iter().map(|column| quote(&column.name)).collect();
-            let key: Vec<&str> = schema
-                .columns
-                .iter()
-                .zip(&columns)
-                .filter(|(column, _)| column.key)
-                .map(|(_, quoted)| quoted.as_str())
-                .collect();
+            let key = schema.columns.iter().zip(&columns).filter(|(column, _)| column.key);
+            let key: Vec<String> = key.map(|(_, quoted)| quoted.clone()).collect();
             let order = if key.is_empty() { String::new() } else { format!(" ORDER BY {}", key.join(", ")) };
-            let select = format!("SELECT {} FROM {}{order}", columns.join(", "), quoted(&schema.name));
+            let only = keys.map_or_else(String::new, |keys| format!(" WHERE {}", one_of(&key, keys)));
+            let select = format!("SELECT {} FROM {}{only}{order}", columns.join(", "), quoted(&schema.name));
             sql.text(&format!(
                 "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; DECLARE rows NO SCROLL CURSOR FOR {select}"
             ))
