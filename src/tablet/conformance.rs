@@ -296,7 +296,8 @@ macro_rules! tablet_conformance {
             drops_chunks_of_earlier_connections, drops_chunks_that_go_nowhere, fills_unchanged_cells,
             fills_a_row_from_the_key_it_had, reports_conflicts, reads_wait_for_the_log, reads_long_chains, reads_the_safe_point_for_as_long_as_it_is_the_newest, refuses_malformed_batches, collects_old_versions,
             forgets_truncations, lets_a_key_have_one_writer, deletes_beside_copies_bring_nothing_back,
-            a_copy_keeps_rows_that_moved_here_before_it, a_copy_may_be_whole_before_its_table_is_hidden);
+            a_copy_keeps_rows_that_moved_here_before_it, a_copy_may_be_whole_before_its_table_is_hidden,
+            the_next_copy_may_be_whole_before_its_beginning_is_heard, what_is_hidden_takes_no_key);
     };
     ($open:expr; $($rule:ident),*) => {
         $(#[tokio::test]

@@ -210,3 +210,37 @@ pub async fn a_copy_may_be_whole_before_its_table_is_hidden(rig: Rig) {
     rig.turn(S1, 5, Turn::Shown { base: base(3), time: base(41) }).await;
     assert_eq!(rig.rows(5, LATEST).await, pairs(&[("moved", "1"), ("stays", "1")]));
 }
+
+/// A tablet that lags may have every row of the next copy before it hears that it begins. What it hears until then belongs to
+/// the copy before, and readers of either see it right.
+pub async fn the_next_copy_may_be_whole_before_its_beginning_is_heard(rig: Rig) {
+    let mut rig = rig.announced().await;
+    let base = HybridTime::from_u64;
+    rig.turn(S1, 1, Turn::Hidden { time: base(10) }).await;
+    rig.turn(S1, 2, Turn::Begun { base: base(20) }).await;
+    rig.copy(S1, 20, true, &[("a", "first"), ("b", "first")]).await;
+    rig.copy(S1, 40, true, &[("a", "second"), ("b", "second")]).await;
+    rig.tablet().sync().await.unwrap();
+    rig.restart();
+    rig.transaction(S1, 3, 21, 0, vec![unchanged(1, "a", None)]).await;
+    rig.turn(S1, 4, Turn::Shown { base: base(20), time: base(30) }).await;
+    assert_eq!(rig.rows(4, LATEST).await, pairs(&[("a", "first"), ("b", "first")]));
+    rig.turn(S1, 5, Turn::Begun { base: base(40) }).await;
+    rig.transaction(S1, 6, 41, 1, vec![unchanged(2, "b", None)]).await;
+    rig.turn(S1, 7, Turn::Shown { base: base(40), time: base(50) }).await;
+    assert_eq!(rig.rows(7, LATEST).await, pairs(&[("a", "second"), ("b", "second")]));
+    assert_eq!(rig.rows(4, LATEST).await, pairs(&[("a", "first"), ("b", "first")]));
+}
+
+/// What is decided late of a stream whose part is hidden takes no key from another stream, in the same step either.
+pub async fn what_is_hidden_takes_no_key(rig: Rig) {
+    let rig = rig.announced().await;
+    rig.transaction(S1, 1, 10, 0, vec![put(1, "a", "left")]).await;
+    rig.turn(S1, 2, Turn::Hidden { time: HybridTime::from_u64(20) }).await;
+    rig.store(batch(S1, 1, vec![(2, vec![put(2, "a", "late")])])).await;
+    rig.store(batch(S2, 0, vec![(1, vec![put(1, "a", "other")])])).await;
+    let decided = vec![commit(3, 30, vec![branch(S1, 2)]), commit(4, 40, vec![branch(S2, 1)])];
+    rig.tablet().apply(ApplyBatch { one_writer: true, ..decisions(2, 4, decided) }).await.unwrap();
+    rig.store(batch(S2, 1, vec![(2, vec![put(2, "a", "goes on")])])).await;
+    assert_eq!(rig.rows(4, LATEST).await, pairs(&[("a", "other")]));
+}
