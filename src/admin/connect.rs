@@ -120,12 +120,14 @@ impl Asked {
         let url = format!("http://{}", listen.address);
         let status = async { AdminClient::connect(&url).await?.status().await };
         let Ok(Ok(status)) = timeout(ANSWER, status).await else { return };
+        let stay = matches!(config.replica, ReplicaConfig::Postgres(_));
+        let rows = if stay { "stay as they are" } else { "are not seen from then on" };
         for gone in status.streams.iter().filter(|stream| names.iter().all(|name| *name != stream.name)) {
             self.warnings.push(
                 "source.tablets",
                 format!(
                     "the daemon at {url} has source tablet {:?}, which is not named here: at its next start that leaves, its rows \
-                     are not seen from then on, and what it had prepared is discarded; its slot stays on its server",
+                     {rows}, and what it had prepared is discarded; its slot stays on its server",
                     gone.name
                 ),
                 format!("leave the entry in, or run `untorn source drop --tablet {}` before you take it out", gone.name),

@@ -289,11 +289,12 @@ async fn lead(
     let names: Vec<&str> = streams.iter().map(|side| side.name.as_str()).collect();
     // Without any, pollers elsewhere name the streams, or there are none.
     if !names.is_empty() {
+        let rows = if coordinator.is_read_directly() { "stay as they are" } else { "are not seen from here on" };
         for gone in coordinator.handle_configured(host.clock.now(), &names) {
             warn!(
                 stream = gone,
-                "the configuration does not name this source tablet any more: its rows are not seen from here on, and what it had \
-                 prepared is discarded. Its slot stays on its server and keeps WAL there until somebody drops it (pg_drop_replication_slot)"
+                "the configuration does not name this source tablet any more: its rows {rows}, and what it had prepared is \
+                 discarded. Its slot stays on its server and keeps WAL there until somebody drops it (pg_drop_replication_slot)"
             );
         }
     }

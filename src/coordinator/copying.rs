@@ -15,6 +15,12 @@ impl Coordinator {
         self.state.release != Release::CommonClock
     }
 
+    /// Whether people read the replica by themselves, so that the rows of a stream that leaves stay where they are.
+    #[must_use]
+    pub fn is_read_directly(&self) -> bool {
+        self.settings.read_directly
+    }
+
     /// Whether a copy can take the place of what is shown of a stream's part of a table. Where people read the replica by
     /// themselves, only if no other stream has a part of it: nobody can tell them apart there.
     fn may_be_replaced(&self, stream: SourceTabletId, table: &str) -> bool {
